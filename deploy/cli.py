@@ -1,0 +1,32 @@
+"""The command line: `fedhypevae COMMAND`. Commands live in `deploy/commands/`, one module each.
+
+A command module imports nothing heavy at its top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from common.errors import FedHypeVAEError
+
+app = typer.Typer(
+    name="fedhypevae",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Publish one synthetic, differentially private set of labelled embeddings, together.",
+)
+
+
+def main() -> None:
+    """Run the command line; errors of the project become one line and their exit code."""
+    try:
+        app()
+    except FedHypeVAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

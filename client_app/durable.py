@@ -1,0 +1,75 @@
+"""Files that survive a kill at any instant: whole or not there, and on the disk before anybody goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync_path(path: Path) -> None:
+    """Put a file's content, or a directory's names (a rename is lost in a power cut without it), on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file's content as one step: temporary file, fsync, rename, fsync of the directory.
+
+    Args:
+        path: the file; its directory is made if missing.
+        content: all of it, in bytes.
+
+    Raises:
+        OSError: the disk refused; the old content is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_path(path.parent)
+
+
+@contextmanager
+def lock_file(path: Path, *, timeout_s: float = 20.0) -> Iterator[None]:
+    """Hold an exclusive lock that the system drops when the process dies.
+
+    Args:
+        path: the lock's file; made if missing, never removed (removing it would let two hold it).
+        timeout_s: seconds to wait for another holder.
+
+    Raises:
+        TimeoutError: another process still holds it.
+        OSError: the file can't be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(
+                        f"{path} is still held by another process after {timeout_s:g} s: wait for it, or end "
+                        "it"
+                    ) from None
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)

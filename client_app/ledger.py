@@ -1,0 +1,450 @@
+"""The site's privacy ledger: what was ever released about its patients, charged before the data is read.
+
+One ledger per cohort, for its whole life: over runs, processes and restarts, whatever the data set becomes. A
+data set that grew, or lost a patient who withdrew, keeps its ledger; the data's fingerprint is only written
+down.
+
+A run goes: `declare_run` (once: checks the whole plan, the expensive part), then for each round `reserve`
+(charged, on the disk, before the data is read), the computation, the payload onto the disk, `commit` (with
+the payload's digest), and only then is the payload sent. Killed anywhere in between, the reservation stays
+charged.
+
+A round that comes again:
+- committed: `reserve` charges nothing and gives the digest back. Only those very bytes may be sent again; a
+  second computation would be a second release.
+- reserved only: it is charged anew, and the earlier attempt (an orphan process may still be at it) can't
+  commit any more. Within the declared plan that needs no new check, so the last rounds of the plan may be
+  refused instead; where the site's limits leave room, the plan is extended.
+
+A run that stops early is charged for its reserved rounds only, once it is closed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from client_app.durable import write_atomically
+from client_app.ledger_budget import (
+    BudgetLimits,
+    Run,
+    assess_plan,
+    events_to_json,
+    fits_plan,
+    fold_entries,
+)
+from client_app.ledger_store import LOCK_TIMEOUT_S, EntryStore, Head, create_store, open_store
+from common.errors import BudgetExceeded, LedgerError
+from common.events import PrivacyEvent
+
+__all__ = ["BudgetLimits", "Head", "Ledger", "Reservation"]
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The right to release one payload for one round. `payload_digest` is set if that was done already."""
+
+    run_id: str
+    round_key: str
+    entry: int
+    attempt: int
+    payload_digest: str | None = None
+
+
+class Ledger:
+    """An open ledger; use it as a context manager. One thread at a time; any number of processes."""
+
+    def __init__(self, store: EntryStore) -> None:
+        """Not for use outside: call `Ledger.open` or `Ledger.create`."""
+        self._store = store
+
+    @classmethod
+    def create(cls, path: Path, cohort_id: str, witness_path: Path | None = None) -> Ledger:
+        """Make the site's ledger, once, at enrolment.
+
+        Args:
+            path: the new file, on a local disk.
+            cohort_id: permanent name of the group of people the site's data is about.
+            witness_path: a second path, best on another disk, that keeps the head's digest.
+
+        Raises:
+            LedgerError: a ledger or its witness is there already, or the disk refuses.
+        """
+        create_store(path, cohort_id, witness_path)
+        return cls.open(path, cohort_id, witness_path)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        cohort_id: str | None,
+        witness_path: Path | None = None,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        timeout_s: float = LOCK_TIMEOUT_S,
+    ) -> Ledger:
+        """Open the ledger and check its whole chain, also against the witness.
+
+        Args:
+            path: the ledger's file.
+            cohort_id: the cohort it must belong to; None: any (for looking at it).
+            witness_path: where its head is also kept.
+            create: make it if neither it nor its witness exists (simulations, demos). A deployed site leaves
+                this
+                off: there, a missing ledger is a lost one.
+            read_only: for looking at it only.
+            timeout_s: seconds to wait for another process.
+
+        Raises:
+            LedgerError: missing, locked, unreadable, truncated, changed, rolled back, moved, or another
+                cohort's.
+        """
+        if create and cohort_id is not None and not path.exists():
+            try:
+                create_store(path, cohort_id, witness_path)
+            except LedgerError:
+                if not path.exists():  # else: another process was first, which is as good
+                    raise
+        store = open_store(path, witness_path, timeout_s=timeout_s, read_only=read_only)
+        try:
+            if cohort_id is not None and store.cohort_id != cohort_id:
+                raise LedgerError(
+                    f"privacy ledger {path} belongs to cohort {store.cohort_id!r}, expected {cohort_id!r}: "
+                    "point the site at the ledger of its own cohort"
+                )
+            fold_entries(store.entries)
+            if not read_only:
+                _check_not_moved(store)
+        except BaseException:
+            store.close()
+            raise
+        return cls(store)
+
+    def __enter__(self) -> Ledger:
+        """Nothing more to do: an open ledger is ready."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    @property
+    def path(self) -> Path:
+        """The ledger's file."""
+        return self._store.path
+
+    @property
+    def cohort_id(self) -> str:
+        """The cohort whose budget this is."""
+        return self._store.cohort_id
+
+    @property
+    def head(self) -> Head:
+        """The receipt of the present state."""
+        return self._store.head
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """All runs, as of the last read or write, in the order of their declaration."""
+        return fold_entries(self._store.entries)
+
+    def declare_run(
+        self,
+        run_id: str,
+        planned: Sequence[PrivacyEvent],
+        limits: BudgetLimits,
+        *,
+        fingerprint: str,
+        close_idle_after: timedelta | None = None,
+    ) -> Head:
+        """Ask, before a run's first round, for all that it may ever be charged. Charges nothing itself.
+
+        Asking again with the same plan and limits changes nothing, so each message's process may ask.
+
+        Args:
+            run_id: the run's lasting name: the same one when the run resumes after a crash.
+            planned: every event of the whole run, statistics included.
+            limits: what the site's policy allows.
+            fingerprint: digest of the data set as it is now; only recorded.
+            close_idle_after: where the plan does not fit, open runs without any entry for so long are closed
+                for good, and it is tried again.
+
+        Returns:
+            The ledger's head.
+
+        Raises:
+            BudgetExceeded: the plan does not fit into the run's or the lifetime's budget, or the run is
+                closed.
+            LedgerError: the ledger can't be used, or the run was declared with another plan.
+        """
+        if not run_id or not planned:
+            raise LedgerError("a run is declared with a name and at least one event")
+        run = self.runs.get(run_id)
+        if run is not None and run.limits == limits and not run.closed and _same_plan(run, planned):
+            return self.head
+        with self._store.writing():
+            _check_not_moved(self._store)
+            run = self.runs.get(run_id)
+            if run is not None:
+                self._check_open(run)
+                if not _same_plan(run, planned):
+                    raise LedgerError(
+                        f"run {run_id} was declared with other events than it asks for now: a changed run "
+                        "needs a new name"
+                    )
+            self._declare(run_id, run.planned if run else planned, limits, fingerprint, close_idle_after)
+        return self.head
+
+    def reserve(
+        self,
+        run_id: str,
+        round_key: str,
+        events: Sequence[PrivacyEvent],
+        *,
+        limits: BudgetLimits,
+        fingerprint: str,
+    ) -> Reservation:
+        """Charge one round, before its data is read.
+
+        Args:
+            run_id: a declared run.
+            round_key: names the round within the run (`statistics`, `round-7`).
+            events: what this round releases.
+            limits: what the site's policy allows now; a policy made stricter since the declaration applies.
+            fingerprint: digest of the data set as it is now; only recorded.
+
+        Returns:
+            A reservation to commit; or, if the round was committed, its `payload_digest` (nothing is
+            charged).
+
+        Raises:
+            BudgetExceeded: nothing is left of the run's plan, or the limits no longer allow it; nothing
+                charged.
+            LedgerError: the ledger can't be used, or the run was not declared; nothing charged.
+        """
+        if not round_key or not events:
+            raise LedgerError("a reservation names its round and holds at least one event")
+        with self._store.writing():
+            _check_not_moved(self._store)
+            run = self.runs.get(run_id)
+            if run is None:
+                raise LedgerError(
+                    f"run {run_id} was not declared to the ledger: call declare_run before its rounds"
+                )
+            before = run.rounds.get(round_key)
+            if before is not None and before.payload_digest is not None:
+                return Reservation(
+                    run_id, round_key, before.reservation, before.attempts, before.payload_digest
+                )
+            self._check_open(run)
+            wanted = (*run.charged, *events)
+            fits = fits_plan(wanted, run.planned)
+            if not fits or run.limits != limits:
+                self._declare(
+                    run_id, run.planned if fits else (*run.planned, *events), limits, fingerprint, None
+                )
+            entry = self._store.append(
+                "reserve", run_id, round_key, {"events": events_to_json(events), "fingerprint": fingerprint}
+            )
+        return Reservation(run_id, round_key, entry.seq, 1 if before is None else before.attempts + 1)
+
+    def commit(self, reservation: Reservation, payload_digest: str) -> Head:
+        """Note that a payload is about to leave. Call it when the payload is on the disk, and before sending it.
+
+        Args:
+            reservation: what `reserve` gave.
+            payload_digest: SHA-256 of the payload's bytes, hexadecimal.
+
+        Returns:
+            The ledger's head, sent along as a receipt.
+
+        Raises:
+            LedgerError: the ledger can't be used, or another attempt at this round took over: send nothing.
+        """
+        if len(payload_digest) != 64:
+            raise LedgerError("a payload's digest has 64 hexadecimal digits")
+        with self._store.writing():
+            _check_not_moved(self._store)
+            run = self.runs.get(reservation.run_id)
+            known = None if run is None else run.rounds.get(reservation.round_key)
+            if known is None or known.reservation != reservation.entry:
+                raise LedgerError(
+                    f"round {reservation.round_key} of run {reservation.run_id} was taken over by a later "
+                    "attempt: this one must not be sent"
+                )
+            if known.payload_digest is None:
+                body = {"reservation": reservation.entry, "payload_digest": payload_digest}
+                self._store.append("commit", reservation.run_id, reservation.round_key, body)
+            elif known.payload_digest != payload_digest:
+                raise LedgerError(
+                    f"round {reservation.round_key} of run {reservation.run_id} was committed with another "
+                    "payload: only that one may be sent"
+                )
+        return self.head
+
+    def close_run(self, run_id: str, reason: str) -> Head:
+        """End a run for good: what it did not use of its plan is free again.
+
+        Raises:
+            LedgerError: no such run.
+        """
+        with self._store.writing():
+            _check_not_moved(self._store)
+            run = self.runs.get(run_id)
+            if run is None:
+                raise LedgerError(f"no run {run_id} in ledger {self.path}")
+            if not run.closed:
+                self._store.append("close", run_id, "", {"reason": reason})
+        return self.head
+
+    def verify(self, receipt: Head | None = None) -> Head:
+        """Check the whole chain again, the sense of every entry, the witness, and a receipt if there is one.
+
+        Returns:
+            The head, to be kept elsewhere as the next receipt.
+
+        Raises:
+            LedgerError: says which entry was changed, or that the file was rolled back.
+        """
+        self._store.reread()
+        fold_entries(self._store.entries)
+        if receipt is not None:
+            self._store.check_receipt(receipt)
+        return self.head
+
+    def export(self) -> dict[str, Any]:
+        """The whole ledger as JSON values: cohort, head and every entry, for a person or a privacy statement."""
+        entries = [{**asdict(entry), "body": entry.body} for entry in self._store.entries]
+        return {"cohort_id": self.cohort_id, "head": str(self.head), "entries": entries}
+
+    def export_to(self, destination: Path) -> None:
+        """Write `export` to a file, whole or not at all. Raises LedgerError if the disk refuses."""
+        try:
+            write_atomically(destination, json.dumps(self.export(), indent=1).encode())
+        except OSError as error:
+            raise LedgerError(f"can't write {destination} ({error})") from error
+
+    def backup(self, destination: Path) -> Head:
+        """Copy the ledger as it is now, and check the copy.
+
+        A backup put back later is a rolled-back ledger: the witness says so, since it forgot what was spent
+        since.
+
+        Raises:
+            LedgerError: the destination exists, or can't be written or verified.
+        """
+        self._store.copy_to(destination)
+        with Ledger.open(destination, self.cohort_id, read_only=True) as copy:
+            return copy.head
+
+    def move(self, destination: Path) -> Head:
+        """Move the ledger to another disk. The old file stays, and refuses every further use.
+
+        Killed halfway, nothing is charged by either; moving again to the same place completes it.
+
+        Returns:
+            The head of the moved ledger.
+
+        Raises:
+            LedgerError: the destination exists, or can't be written; or the ledger was moved elsewhere
+                before.
+        """
+        return move_ledger(self._store, destination)
+
+    def _declare(
+        self,
+        run_id: str,
+        planned: Sequence[PrivacyEvent],
+        limits: BudgetLimits,
+        fingerprint: str,
+        close_idle_after: timedelta | None,
+    ) -> None:
+        """Assess a plan and write it down; under the write lock."""
+        try:
+            assessment = assess_plan(self.runs, run_id, planned, limits)
+        except BudgetExceeded:
+            if close_idle_after is None or not self._close_idle(run_id, close_idle_after):
+                raise
+            assessment = assess_plan(self.runs, run_id, planned, limits)
+        self._store.append(
+            "declare",
+            run_id,
+            "",
+            {
+                "planned": events_to_json(planned),
+                "limits": asdict(limits),
+                "fingerprint": fingerprint,
+                "run_epsilon_pld": assessment.run_epsilon,
+                "lifetime_epsilon": assessment.lifetime_epsilon,
+                "filter_share": assessment.filter_share,
+                "counts_whole": assessment.counts_whole,
+            },
+        )
+
+    def _close_idle(self, run_id: str, idle_after: timedelta) -> bool:
+        """Close other open runs that were silent for long; undone with the rest if it does not help."""
+        oldest = datetime.now(UTC) - idle_after
+        idle = [
+            run
+            for run in self.runs.values()
+            if run.run_id != run_id and not run.closed and datetime.fromisoformat(run.last_at) < oldest
+        ]
+        for run in idle:
+            self._store.append("close", run.run_id, "", {"reason": f"idle since {run.last_at}"})
+        return bool(idle)
+
+    @staticmethod
+    def _check_open(run: Run) -> None:
+        if run.closed:
+            raise BudgetExceeded(f"run {run.run_id} was closed on {run.last_at}: a new run needs a new name")
+
+
+def _same_plan(run: Run, planned: Sequence[PrivacyEvent]) -> bool:
+    """Whether a run asks again for no more than it was granted (retries may have extended its plan)."""
+    return fits_plan(planned, run.planned)
+
+
+def _check_not_moved(store: EntryStore) -> None:
+    last = store.entries[-1]
+    if last.kind == "moved":
+        raise LedgerError(
+            f"privacy ledger {store.path} was moved to {last.body['destination']} on {last.at}: use that "
+            "one, or complete a move that broke off with `fedhypevae ledger move`"
+        )
+
+
+def move_ledger(store: EntryStore, destination: Path) -> Head:
+    """Close `store` for ever with a last entry, then let a copy of it, which alone goes on, appear at `destination`.
+
+    The order makes two live ledgers impossible: between the two steps there is none.
+    """
+    target = str(destination.absolute())
+    if destination.exists():
+        raise LedgerError(f"{destination} exists already: name a file that does not")
+    if store.entries[-1].kind != "moved":
+        with store.writing():
+            if store.entries[-1].kind != "moved":
+                store.append("moved", "", "", {"destination": target})
+    last = store.entries[-1]
+    if last.body["destination"] != target:
+        raise LedgerError(f"privacy ledger {store.path} was moved to {last.body['destination']} before")
+    store.copy_to(destination)
+    moved = open_store(destination, store.witness_path)
+    try:
+        with moved.writing():
+            moved.append("arrived", "", "", {"destination": target})
+        return moved.head
+    finally:
+        moved.close()

@@ -130,15 +130,12 @@ class SecureNoise:
         integers, grid = _to_grid(values, std)
         import opendp.prelude as dp
 
-        dp.enable_features(
-            "contrib"
-        )  # OpenDP's word for constructors whose proofs are reviewed but not yet vetted
+        # OpenDP's word for constructors whose proofs are written but not yet vetted.
+        dp.enable_features("contrib")
         space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
         measurement: Any = dp.m.make_gaussian(*space, std / grid * _EXACT_SCALE_MARGIN)
-        noisy = (
-            np.array(measurement(integers.ravel().tolist()), dtype=np.float64) if integers.size else integers
-        )
-        return noisy.reshape(integers.shape) * grid
+        drawn = measurement(integers.ravel().tolist()) if integers.size else []
+        return _from_grid(np.array(drawn, dtype=np.float64).reshape(integers.shape), grid)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -168,8 +165,9 @@ class TestNoise:
         """As `SecureNoise.exact_gaussian`, with rounded float64 normals in place of the exact sampler."""
         integers, grid = _to_grid(values, std)
         scale = std / grid * _EXACT_SCALE_MARGIN
-        noisy: FloatArray = integers + np.rint(scale * self._generator.standard_normal(integers.shape))
-        return noisy * grid
+        noisy: FloatArray = self._generator.standard_normal(integers.shape)
+        noisy *= scale
+        return _from_grid(np.rint(noisy) + integers.astype(np.float64), grid)
 
 
 def add_gaussian(
@@ -273,3 +271,8 @@ def _to_grid(values: FloatArray, std: float) -> tuple[NDArray[np.int64], float]:
             "nothing was released"
         )
     return np.rint(scaled).astype(np.int64), grid
+
+
+def _from_grid(integers: FloatArray, grid: float) -> FloatArray:
+    values: FloatArray = integers * grid
+    return values

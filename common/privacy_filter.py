@@ -31,29 +31,38 @@ from common.composition import (
 from common.events import PrivacyEvent, mechanism_counts
 
 
-def filter_order(epsilon_limit: float, delta: float) -> int:
-    """The order at which the filter caps: the one that admits most plain Gaussian releases within (ε, δ).
+def filter_order(epsilon_limit: float, delta: float, planned_events: Iterable[PrivacyEvent] = ()) -> int:
+    """The order at which the filter caps, fixed before the first release: where most releases fit.
 
     Args:
         epsilon_limit: the site's lifetime ε, positive.
         delta: the site's lifetime δ in (0, 1).
+        planned_events: releases of the kind that the site expects; none means plain Gaussian releases. Rare
+            sampling with little noise wants a lower order. Whoever passes them keeps the resulting order
+            with the limits: it must never be chosen again after a release.
 
     Returns:
-        An order of `RDP_ORDERS`, a function of the public limits only.
+        An order of `RDP_ORDERS`, a function of public values only.
 
     Raises:
         ConfigError: a limit out of range.
     """
     check_epsilon(epsilon_limit)
     check_delta(delta)
-    # A Gaussian's divergence is proportional to the order, so room over order counts how many of them fit.
-    return max(RDP_ORDERS, key=lambda order: (epsilon_limit - epsilon_offset(order, delta)) / order)
+    planned = mechanism_counts(planned_events)
+
+    def room(order: int) -> float:
+        # How many times the planned releases fit; a plain Gaussian's divergence is proportional to the order.
+        cost = rdp_at_order(planned, order) if planned else float(order)
+        return (epsilon_limit - epsilon_offset(order, delta)) / cost
+
+    return max(RDP_ORDERS, key=room)
 
 
-def filter_cap(epsilon_limit: float, delta: float) -> float:
-    """The Rényi divergence that may be spent at `filter_order` in all; 0 where the limits leave no room."""
-    order = filter_order(epsilon_limit, delta)
-    return max(0.0, epsilon_limit - epsilon_offset(order, delta))
+def filter_cap(epsilon_limit: float, delta: float, order: int | None = None) -> float:
+    """The Rényi divergence that may be spent in all, at `order` (else `filter_order` of the limits); at least 0."""
+    at = filter_order(epsilon_limit, delta) if order is None else order
+    return max(0.0, epsilon_limit - epsilon_offset(at, delta))
 
 
 def filter_allows(
@@ -61,6 +70,7 @@ def filter_allows(
     new_events: Iterable[PrivacyEvent],
     epsilon_limit: float,
     delta: float,
+    order: int | None = None,
 ) -> bool:
     """Whether the new events may be released after the spent ones, however they were chosen.
 
@@ -69,6 +79,7 @@ def filter_allows(
         new_events: the *whole* run that is asked for, declared before its first release.
         epsilon_limit: the site's lifetime ε, fixed before the first release.
         delta: the site's lifetime δ, fixed before the first release.
+        order: the filter's order, fixed before the first release; None takes `filter_order` of the limits.
 
     Returns:
         True if all releases together stay (ε, δ)-private for adding or removing one unit, under adaptive
@@ -81,21 +92,24 @@ def filter_allows(
     Departs: a first block that fits by its privacy loss distribution is admitted too (module docstring).
     """
     spent, new = tuple(spent_events), tuple(new_events)
-    order = filter_order(epsilon_limit, delta)
+    at = filter_order(epsilon_limit, delta) if order is None else order
+    cap = filter_cap(epsilon_limit, delta, at)
     if not new:
         return True
-    divergence = rdp_at_order(mechanism_counts(spent + new), order)
-    if divergence <= filter_cap(epsilon_limit, delta):
+    if rdp_at_order(mechanism_counts(spent + new), at) <= cap:
         return True
     return not spent and epsilon_pld(new, delta) <= epsilon_limit
 
 
-def filter_share_spent(events: Iterable[PrivacyEvent], epsilon_limit: float, delta: float) -> float:
+def filter_share_spent(
+    events: Iterable[PrivacyEvent], epsilon_limit: float, delta: float, order: int | None = None
+) -> float:
     """Share of the filter's cap that the events use: 0 untouched, 1 all; infinity where there is no room."""
-    divergence = rdp_at_order(mechanism_counts(events), filter_order(epsilon_limit, delta))
+    at = filter_order(epsilon_limit, delta) if order is None else order
+    divergence = rdp_at_order(mechanism_counts(events), at)
     if divergence == 0.0:
         return 0.0
-    cap = filter_cap(epsilon_limit, delta)
+    cap = filter_cap(epsilon_limit, delta, at)
     return math.inf if cap == 0.0 else divergence / cap
 
 

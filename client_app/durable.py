@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def sync_path(path: Path) -> None:
-    """Put a file's content, or a directory's names (a rename is lost in a power cut without it), on the disk."""
+    """Put a file's content, or a directory's names (else a power cut loses a rename), on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

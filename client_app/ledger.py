@@ -21,24 +21,25 @@ A run that stops early is charged for its reserved rounds only, once it is close
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from client_app.durable import write_atomically
+from client_app import ledger_upkeep as upkeep
 from client_app.ledger_budget import (
     BudgetLimits,
     Run,
-    assess_plan,
     events_to_json,
     fits_plan,
     fold_entries,
 )
-from client_app.ledger_store import LOCK_TIMEOUT_S, EntryStore, Head, create_store, open_store
+from client_app.ledger_chain import Head, check_receipt
+from client_app.ledger_declare import declare
+from client_app.ledger_store import LOCK_TIMEOUT_S, EntryStore, create_store, open_store
+from common.composition import epsilon_pld
 from common.errors import BudgetExceeded, LedgerError
 from common.events import PrivacyEvent
 
@@ -87,6 +88,7 @@ class Ledger:
         *,
         create: bool = False,
         read_only: bool = False,
+        allow_moved: bool = False,
         timeout_s: float = LOCK_TIMEOUT_S,
     ) -> Ledger:
         """Open the ledger and check its whole chain, also against the witness.
@@ -99,6 +101,7 @@ class Ledger:
                 this
                 off: there, a missing ledger is a lost one.
             read_only: for looking at it only.
+            allow_moved: open what a moved ledger left behind, to look at it or to complete a move.
             timeout_s: seconds to wait for another process.
 
         Raises:
@@ -119,8 +122,8 @@ class Ledger:
                     "point the site at the ledger of its own cohort"
                 )
             fold_entries(store.entries)
-            if not read_only:
-                _check_not_moved(store)
+            if not allow_moved:
+                upkeep.check_not_moved(store)
         except BaseException:
             store.close()
             raise
@@ -194,8 +197,9 @@ class Ledger:
         run = self.runs.get(run_id)
         if run is not None and run.limits == limits and not run.closed and _same_plan(run, planned):
             return self.head
+        epsilon_pld(planned, limits.lifetime_delta)  # seconds, remembered: not while others wait for the lock
         with self._store.writing():
-            _check_not_moved(self._store)
+            upkeep.check_not_moved(self._store)
             run = self.runs.get(run_id)
             if run is not None:
                 self._check_open(run)
@@ -204,7 +208,14 @@ class Ledger:
                         f"run {run_id} was declared with other events than it asks for now: a changed run "
                         "needs a new name"
                     )
-            self._declare(run_id, run.planned if run else planned, limits, fingerprint, close_idle_after)
+            declare(
+                self._store,
+                run_id,
+                planned if run is None else run.planned,
+                limits,
+                fingerprint=fingerprint,
+                close_idle_after=close_idle_after,
+            )
         return self.head
 
     def reserve(
@@ -237,7 +248,7 @@ class Ledger:
         if not round_key or not events:
             raise LedgerError("a reservation names its round and holds at least one event")
         with self._store.writing():
-            _check_not_moved(self._store)
+            upkeep.check_not_moved(self._store)
             run = self.runs.get(run_id)
             if run is None:
                 raise LedgerError(
@@ -252,16 +263,15 @@ class Ledger:
             wanted = (*run.charged, *events)
             fits = fits_plan(wanted, run.planned)
             if not fits or run.limits != limits:
-                self._declare(
-                    run_id, run.planned if fits else (*run.planned, *events), limits, fingerprint, None
-                )
+                plan = run.planned if fits else (*run.planned, *events)
+                declare(self._store, run_id, plan, limits, fingerprint=fingerprint)
             entry = self._store.append(
                 "reserve", run_id, round_key, {"events": events_to_json(events), "fingerprint": fingerprint}
             )
         return Reservation(run_id, round_key, entry.seq, 1 if before is None else before.attempts + 1)
 
     def commit(self, reservation: Reservation, payload_digest: str) -> Head:
-        """Note that a payload is about to leave. Call it when the payload is on the disk, and before sending it.
+        """Note that a payload is about to leave: when it is on the disk, before it is sent.
 
         Args:
             reservation: what `reserve` gave.
@@ -276,7 +286,7 @@ class Ledger:
         if len(payload_digest) != 64:
             raise LedgerError("a payload's digest has 64 hexadecimal digits")
         with self._store.writing():
-            _check_not_moved(self._store)
+            upkeep.check_not_moved(self._store)
             run = self.runs.get(reservation.run_id)
             known = None if run is None else run.rounds.get(reservation.round_key)
             if known is None or known.reservation != reservation.entry:
@@ -301,7 +311,7 @@ class Ledger:
             LedgerError: no such run.
         """
         with self._store.writing():
-            _check_not_moved(self._store)
+            upkeep.check_not_moved(self._store)
             run = self.runs.get(run_id)
             if run is None:
                 raise LedgerError(f"no run {run_id} in ledger {self.path}")
@@ -309,8 +319,12 @@ class Ledger:
                 self._store.append("close", run_id, "", {"reason": reason})
         return self.head
 
+    def spent(self, delta: float) -> upkeep.Spent:
+        """ε overall and per run, add/remove of one unit; takes seconds. Raises ConfigError for a bad δ."""
+        return upkeep.spent(list(self.runs.values()), self.head, delta)
+
     def verify(self, receipt: Head | None = None) -> Head:
-        """Check the whole chain again, the sense of every entry, the witness, and a receipt if there is one.
+        """Check the whole chain again, the sense of every entry, the witness, and a receipt.
 
         Returns:
             The head, to be kept elsewhere as the next receipt.
@@ -321,89 +335,30 @@ class Ledger:
         self._store.reread()
         fold_entries(self._store.entries)
         if receipt is not None:
-            self._store.check_receipt(receipt)
+            check_receipt(self.path, self._store.entries, receipt)
         return self.head
 
     def export(self) -> dict[str, Any]:
-        """The whole ledger as JSON values: cohort, head and every entry, for a person or a privacy statement."""
-        entries = [{**asdict(entry), "body": entry.body} for entry in self._store.entries]
-        return {"cohort_id": self.cohort_id, "head": str(self.head), "entries": entries}
+        """The whole ledger as JSON values: cohort, head and every entry."""
+        return upkeep.export(self._store)
 
     def export_to(self, destination: Path) -> None:
         """Write `export` to a file, whole or not at all. Raises LedgerError if the disk refuses."""
-        try:
-            write_atomically(destination, json.dumps(self.export(), indent=1).encode())
-        except OSError as error:
-            raise LedgerError(f"can't write {destination} ({error})") from error
+        upkeep.export_to(self._store, destination)
 
     def backup(self, destination: Path) -> Head:
-        """Copy the ledger as it is now, and check the copy.
-
-        A backup put back later is a rolled-back ledger: the witness says so, since it forgot what was spent
-        since.
-
-        Raises:
-            LedgerError: the destination exists, or can't be written or verified.
-        """
-        self._store.copy_to(destination)
-        with Ledger.open(destination, self.cohort_id, read_only=True) as copy:
-            return copy.head
+        """Copy the ledger as it is now and check the copy. Raises LedgerError if the file exists."""
+        return upkeep.backup(self._store, destination)
 
     def move(self, destination: Path) -> Head:
-        """Move the ledger to another disk. The old file stays, and refuses every further use.
+        """Move the ledger to another disk; the old file refuses every further use (`upkeep.move`)."""
+        return upkeep.move(self._store, destination)
 
-        Killed halfway, nothing is charged by either; moving again to the same place completes it.
-
-        Returns:
-            The head of the moved ledger.
-
-        Raises:
-            LedgerError: the destination exists, or can't be written; or the ledger was moved elsewhere
-                before.
-        """
-        return move_ledger(self._store, destination)
-
-    def _declare(
-        self,
-        run_id: str,
-        planned: Sequence[PrivacyEvent],
-        limits: BudgetLimits,
-        fingerprint: str,
-        close_idle_after: timedelta | None,
-    ) -> None:
-        """Assess a plan and write it down; under the write lock."""
-        try:
-            assessment = assess_plan(self.runs, run_id, planned, limits)
-        except BudgetExceeded:
-            if close_idle_after is None or not self._close_idle(run_id, close_idle_after):
-                raise
-            assessment = assess_plan(self.runs, run_id, planned, limits)
-        self._store.append(
-            "declare",
-            run_id,
-            "",
-            {
-                "planned": events_to_json(planned),
-                "limits": asdict(limits),
-                "fingerprint": fingerprint,
-                "run_epsilon_pld": assessment.run_epsilon,
-                "lifetime_epsilon": assessment.lifetime_epsilon,
-                "filter_share": assessment.filter_share,
-                "counts_whole": assessment.counts_whole,
-            },
-        )
-
-    def _close_idle(self, run_id: str, idle_after: timedelta) -> bool:
-        """Close other open runs that were silent for long; undone with the rest if it does not help."""
-        oldest = datetime.now(UTC) - idle_after
-        idle = [
-            run
-            for run in self.runs.values()
-            if run.run_id != run_id and not run.closed and datetime.fromisoformat(run.last_at) < oldest
-        ]
-        for run in idle:
-            self._store.append("close", run.run_id, "", {"reason": f"idle since {run.last_at}"})
-        return bool(idle)
+    def accept_witness(self, witness_path: Path) -> Head:
+        """Write a witness anew, after a person decided that this ledger is the newest there is."""
+        self._store.witness_path = witness_path
+        self._store.note_head(replace=True)
+        return self.head
 
     @staticmethod
     def _check_open(run: Run) -> None:
@@ -414,37 +369,3 @@ class Ledger:
 def _same_plan(run: Run, planned: Sequence[PrivacyEvent]) -> bool:
     """Whether a run asks again for no more than it was granted (retries may have extended its plan)."""
     return fits_plan(planned, run.planned)
-
-
-def _check_not_moved(store: EntryStore) -> None:
-    last = store.entries[-1]
-    if last.kind == "moved":
-        raise LedgerError(
-            f"privacy ledger {store.path} was moved to {last.body['destination']} on {last.at}: use that "
-            "one, or complete a move that broke off with `fedhypevae ledger move`"
-        )
-
-
-def move_ledger(store: EntryStore, destination: Path) -> Head:
-    """Close `store` for ever with a last entry, then let a copy of it, which alone goes on, appear at `destination`.
-
-    The order makes two live ledgers impossible: between the two steps there is none.
-    """
-    target = str(destination.absolute())
-    if destination.exists():
-        raise LedgerError(f"{destination} exists already: name a file that does not")
-    if store.entries[-1].kind != "moved":
-        with store.writing():
-            if store.entries[-1].kind != "moved":
-                store.append("moved", "", "", {"destination": target})
-    last = store.entries[-1]
-    if last.body["destination"] != target:
-        raise LedgerError(f"privacy ledger {store.path} was moved to {last.body['destination']} before")
-    store.copy_to(destination)
-    moved = open_store(destination, store.witness_path)
-    try:
-        with moved.writing():
-            moved.append("arrived", "", "", {"destination": target})
-        return moved.head
-    finally:
-        moved.close()

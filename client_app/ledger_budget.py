@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from client_app.ledger_store import Entry
+from client_app.ledger_chain import Entry
 from common.composition import epsilon_pld
 from common.errors import BudgetExceeded, FedHypeVAEError, LedgerError
 from common.events import PrivacyEvent, mechanism_counts
@@ -51,7 +51,7 @@ class BudgetLimits:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a run: the place of its last reservation, how many there were, and its committed payload."""
+    """One round of a run: the place of its last reservation, how many there were, its committed payload."""
 
     reservation: int
     attempts: int
@@ -80,7 +80,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Assessment:
-    """Why a plan was admitted: its ε by PLD, ε of all runs as one block, the filter's share, whether it counts whole."""
+    """Why a plan was admitted.
+
+    `run_epsilon` by PLD; `lifetime_epsilon` of all runs as one block; `filter_share` of the lifetime's budget
+    (-1 where that budget is too small for the filter); `counts_whole` if only the first-run rule admitted it.
+    """
 
     run_epsilon: float
     lifetime_epsilon: float
@@ -94,7 +98,7 @@ def events_to_json(events: Iterable[PrivacyEvent]) -> list[str]:
 
 
 def fits_plan(charged: Iterable[PrivacyEvent], planned: Iterable[PrivacyEvent]) -> bool:
-    """Whether all that was charged is part of what was declared, counted per noise multiplier and sampling rate."""
+    """Whether what was charged is part of what was declared, counted per noise and sampling rate."""
     allowed = {(noise, rate): count for noise, rate, count in mechanism_counts(planned)}
     return all(count <= allowed.get((noise, rate), 0) for noise, rate, count in mechanism_counts(charged))
 

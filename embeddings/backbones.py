@@ -1,0 +1,177 @@
+"""Vision backbones of `transformers`: DINOv2 with and without registers, or any other by name.
+
+The preprocessing is the model's own `AutoImageProcessor`, on the PIL backend: another backend resizes with
+other rounding, and two sites would no longer get the same vector for the same image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ConfigError
+from embeddings.encoders import EncoderOptions
+
+_SIZES = ("small", "base", "large", "giant")
+SHORT_NAMES = {
+    f"dinov2-{size}{suffix}": f"facebook/dinov2-{'with-registers-' if suffix else ''}{size}"
+    for size in _SIZES
+    for suffix in ("", "-registers")
+}
+_BATCH = {"cpu": 8, "cuda": 128}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TransformersEncoder:
+    """A backbone with its processor. `pooling` chooses the class token, the mean patch token, or both."""
+
+    network: Any
+    processor: Any
+    name: str
+    revision: str
+    dimension: int
+    preprocessing: str
+    weights_digest: str
+    precision: str
+    pooling: str
+    prefix_tokens: int
+    device: str
+    batch_size: int
+
+    @staticmethod
+    def load(name: str, options: EncoderOptions) -> TransformersEncoder:
+        """Load a backbone from the hub at a pinned revision, from a local folder, or from an offline cache.
+
+        Args:
+            name: short name, hub name or folder.
+            options: a hub name needs `revision` (a commit); `offline` forbids the network.
+
+        Returns:
+            The encoder, in evaluation mode, its parameters frozen.
+
+        Raises:
+            ConfigError: no revision for a hub name; the model can't be had or is no vision backbone; the
+                pooling does not fit it.
+        """
+        import torch
+        from transformers import AutoImageProcessor, AutoModel
+
+        local = Path(name).is_dir()
+        source = name if local else SHORT_NAMES.get(name, name)
+        if not local and options.revision is None:
+            raise ConfigError(
+                f"encoder {name}: expected a pinned revision (--revision COMMIT of "
+                f"huggingface.co/{source}), or a "
+                "local folder; without it two sites may get different weights"
+            )
+        shared: dict[str, Any] = {"local_files_only": options.offline or local}
+        if not local:
+            shared |= {"revision": options.revision, "cache_dir": options.cache_dir}
+        try:
+            network = AutoModel.from_pretrained(source, dtype=getattr(torch, options.precision), **shared)
+            processor = AutoImageProcessor.from_pretrained(source, backend="pil", **shared)
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(
+                f"encoder {name}: the model can't be loaded ({_first_line(error)}); check the name and "
+                f"revision and "
+                "the access to the hub, or download it once and give its folder"
+            ) from None
+        network = network.to(options.device).eval().requires_grad_(False)
+        digest = _state_digest(network.state_dict())
+        trial = processor(images=[np.zeros((64, 64, 3), np.uint8)], return_tensors="np")["pixel_values"]
+        encoder = TransformersEncoder(
+            network=torch.compile(network) if options.compile else network,
+            processor=processor,
+            name=_public_name(network, source, local),
+            revision=digest[:16] if options.revision is None else options.revision,
+            dimension=0,
+            preprocessing=_describe(processor, options.pooling),
+            weights_digest=digest,
+            precision=options.precision,
+            pooling=options.pooling,
+            prefix_tokens=1 + int(getattr(network.config, "num_register_tokens", 0) or 0),
+            device=options.device,
+            batch_size=_BATCH.get(options.device, 128) if options.batch_size is None else options.batch_size,
+        )
+        return dataclasses.replace(encoder, dimension=int(encoder.forward(trial).shape[1]))
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Apply the model's own processor to one image, (h, w) or (h, w, 3) uint8; returns (3, s, s) float32."""
+        colour = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+        values = self.processor(images=[colour], input_data_format="channels_last", return_tensors="np")
+        result: NDArray[np.float32] = values["pixel_values"][0]
+        return result
+
+    def forward(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the backbone on (b, 3, s, s) float32; returns (b, d) float32."""
+        import torch
+
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.ascontiguousarray(prepared))
+            if self.device != "cpu":
+                pixels = pixels.pin_memory()
+            pixels = pixels.to(self.device, getattr(torch, self.precision), non_blocking=True)
+            output = self.network(pixel_values=pixels)
+            features = _pool(output, self.pooling, self.prefix_tokens, self.name)
+        result: NDArray[np.float32] = features.float().cpu().numpy()
+        return result
+
+    def embed(self, batch: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Embed decoded images; returns (n, d) float32."""
+        return self.forward(np.stack([self.prepare(image) for image in batch]))
+
+
+def _pool(output: Any, pooling: str, prefix_tokens: int, name: str) -> Any:
+    import torch
+
+    hidden = output.last_hidden_state
+    if hidden.ndim == 4:  # a convolutional backbone: (b, channels, h, w), no class token
+        if pooling != "mean-patch":
+            raise ConfigError(f"encoder {name}: it has no class token; expected --pooling mean-patch")
+        return hidden.mean(dim=(2, 3))
+    token, patches = hidden[:, 0], hidden[:, prefix_tokens:].mean(dim=1)
+    if pooling == "cls":
+        return token
+    return patches if pooling == "mean-patch" else torch.cat([token, patches], dim=1)
+
+
+def _public_name(network: Any, source: str, local: bool) -> str:
+    """Name a local folder by its architecture: a path would differ between sites, and tell about them."""
+    return f"local:{network.config.model_type}" if local else source
+
+
+def _describe(processor: Any, pooling: str) -> str:
+    """Describe the preprocessing by the processor's own settings, without those that name files or versions."""
+    settings = processor.to_dict()
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if key.startswith(("do_", "size", "crop_size", "image_", "resample", "rescale", "pad"))
+        and value is not None
+    }
+    return (
+        f"pil {type(processor).__name__} {json.dumps(kept, sort_keys=True, default=str)}; pooling {pooling}"
+    )
+
+
+def _state_digest(state: dict[str, Any]) -> str:
+    """Return the SHA-256 over names, shapes and bytes of the parameters, in the order of their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,121 @@
+"""What makes embeddings of two sites comparable: the encoder, its weights, its preprocessing and the classes.
+
+Sites exchange the fingerprint of their `EncoderIdentity` before a run (and the identity itself, which
+describes software and no data). Counts are no part of it: two sites with the same identity may hold any
+number of records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from common.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderIdentity:
+    """The encoder and classes of an embedding set: equal at all sites of a federation.
+
+    `preprocessing` describes the steps from decoded pixels to the network's input; `precision` is the
+    arithmetic (`float32`, `bfloat16`, `float16`); `class_names` in the order of the labels.
+    """
+
+    encoder: str
+    revision: str
+    dimension: int
+    preprocessing: str
+    weights_digest: str
+    precision: str
+    class_names: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all fields, 64 hexadecimal digits."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**dataclasses.asdict(self), "class_names": list(self.class_names)}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> EncoderIdentity:
+        """Build an identity from `to_json`'s value.
+
+        Args:
+            value: the fields by name.
+
+        Returns:
+            The identity.
+
+        Raises:
+            DataError: a field is missing or unknown, or has the wrong type.
+        """
+        names = {field.name for field in dataclasses.fields(EncoderIdentity)}
+        if set(value) != names:
+            wrong = ", ".join(sorted(names.symmetric_difference(value)))
+            raise DataError(
+                f"encoder identity: expected the fields {sorted(names)}; missing or unknown: {wrong}"
+            )
+        classes = value["class_names"]
+        texts = [value[name] for name in sorted(names - {"class_names", "dimension"})]
+        if not (
+            isinstance(value["dimension"], int)
+            and all(isinstance(text, str) for text in texts)
+            and isinstance(classes, list | tuple)
+            and all(isinstance(name, str) for name in classes)
+        ):
+            raise DataError(
+                "encoder identity: expected texts, an integer dimension and a list of class names"
+            )
+        return EncoderIdentity(**{**dict(value), "class_names": tuple(classes)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Mismatch:
+    """One site differs from the others in one field."""
+
+    site: str
+    field: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"site {self.site}: {self.field} is {self.found}, the other sites have {self.expected}"
+
+
+def compare(sites: Mapping[str, EncoderIdentity]) -> tuple[Mismatch, ...]:
+    """Find the sites whose encoder identity differs from the others', and the fields in which it does.
+
+    The value that most sites share is taken as the right one, field by field; on a tie, that of the first
+    site.
+
+    Args:
+        sites: site name -> its identity; at least one.
+
+    Returns:
+        One `Mismatch` per site and field; empty when all agree.
+
+    Raises:
+        DataError: no sites.
+    """
+    if not sites:
+        raise DataError("encoder identities: expected at least one site, found none")
+    found: list[Mismatch] = []
+    for field in dataclasses.fields(EncoderIdentity):
+        values = {site: getattr(identity, field.name) for site, identity in sites.items()}
+        expected = Counter(values.values()).most_common(1)[0][0]
+        found += [
+            Mismatch(site, field.name, _shown(expected), _shown(value))
+            for site, value in values.items()
+            if value != expected
+        ]
+    return tuple(found)
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,129 @@
+"""Decode and embed a stream of images, in order, in constant memory, on all cores.
+
+Each worker takes a batch, decodes and prepares its images, and then runs the network: on a CPU one forward
+pass per core, each on one thread (two passes side by side lose nothing to barriers, and the result does not
+depend on the number of cores); on a GPU one at a time, while the other workers decode. A batch is always
+padded to its full size, so that a row's value does not depend on how many of its neighbours could be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from embeddings.encoders import Encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One image to embed. `source` (file, and frame) is for messages only; it is never stored."""
+
+    source: str
+    load: Callable[[], NDArray[np.uint8]]
+    label: int
+    patient: str | None = None
+    columns: tuple[str, ...] = ()
+    key: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch done: `embeddings` (k, d) of the `items` that could be read, and the others with why."""
+
+    index: int
+    embeddings: NDArray[np.float32]
+    items: tuple[Item, ...]
+    rejected: tuple[tuple[Item, str], ...]
+
+
+def core_count() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def embed_batches(items: Iterable[Item], encoder: Encoder, *, workers: int | None = None) -> Iterator[Batch]:
+    """Embed items in batches of the encoder's size, in order; decoding overlaps with compute.
+
+    Args:
+        items: the images; taken from the iterator a bounded number ahead.
+        encoder: the frozen encoder.
+        workers: threads; None takes one per core and one more, which reads while the others compute.
+
+    Yields:
+        One `Batch` per `encoder.batch_size` items. An item whose `load` raises `DataError` is in `rejected`.
+    """
+    slots = core_count() if encoder.device == "cpu" else 1
+    threads = slots + 1 if encoder.device == "cpu" else core_count() + 1
+    threads = threads if workers is None else workers
+    forward_slots = threading.Semaphore(slots)
+    batches = enumerate(_cut(items, encoder.batch_size))
+    with _one_thread_each(encoder.device), ThreadPoolExecutor(threads, "embed") as pool:
+        pending: deque[Future[Batch]] = deque()
+        try:
+            for index, batch in batches:
+                pending.append(pool.submit(_embed_batch, index, batch, encoder, forward_slots))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _embed_batch(
+    index: int, batch: Sequence[Item], encoder: Encoder, forward_slots: threading.Semaphore
+) -> Batch:
+    rows: list[NDArray[np.uint8]] = []
+    good: list[Item] = []
+    rejected: list[tuple[Item, str]] = []
+    for item in batch:
+        try:
+            rows.append(encoder.prepare(item.load()))
+            good.append(item)
+        except DataError as error:
+            rejected.append((item, str(error)))
+    if not good:
+        return Batch(index, np.zeros((0, encoder.dimension), np.float32), (), tuple(rejected))
+    prepared = np.zeros((encoder.batch_size, *rows[0].shape), dtype=rows[0].dtype)
+    for position, row in enumerate(rows):
+        prepared[position] = row
+    with forward_slots:
+        embeddings = encoder.forward(prepared)[: len(good)]
+    finite = np.isfinite(embeddings).all(axis=1)
+    reason = "the encoder gave values that are not finite"
+    rejected += [(item, reason) for item, fine in zip(good, finite.tolist(), strict=True) if not fine]
+    kept = tuple(item for item, fine in zip(good, finite.tolist(), strict=True) if fine)
+    return Batch(index, np.ascontiguousarray(embeddings[finite]), kept, tuple(rejected))
+
+
+def _cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+@contextlib.contextmanager
+def _one_thread_each(device: str) -> Iterator[None]:
+    """Give every forward pass one thread while the pool runs; restore torch's setting afterwards."""
+    if device != "cpu":
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

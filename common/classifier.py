@@ -1,7 +1,7 @@
 """How classifiers of embeddings are mixed and scored; the heads themselves are fitted in `common.heads`.
 
-Scores computed on a site's records are not private: they stay at the site unless its policy says that the data
-set is public.
+Scores computed on a site's records are not private: they stay at the site unless its policy says that the
+data set is public.
 """
 
 from __future__ import annotations

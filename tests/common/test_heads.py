@@ -164,10 +164,10 @@ def test_fit_gaussian_head_never_predicts_an_absent_class() -> None:
     assert int((head.logits(x).argmax(1) == 2).sum()) == 0
 
 
-def test_fine_tune_head_without_steps_only_flattens() -> None:
+def test_fine_tune_head_pulled_without_end_only_flattens() -> None:
     x, y = _blobs(11, 50)
     start = fit_linear_head(x, y, CLASSES)
-    tuned = fine_tune_head(start, x, y, FineTuneConfig(logit_scale=0.7, steps=0))
+    tuned = fine_tune_head(start, x, y, FineTuneConfig(logit_scale=0.7, proximal=1e6))
     assert torch.allclose(tuned.logits(x), 0.7 * start.logits(x), atol=1e-4)
 
 
@@ -185,3 +185,20 @@ def test_fine_tune_head_refuses_another_width() -> None:
     x, y = _blobs(13, 20)
     with pytest.raises(DataError, match="width 5"):
         fine_tune_head(LinearHead(torch.zeros(CLASSES, 4), torch.zeros(CLASSES)), x, y)
+
+
+def test_fine_tune_head_minimises_its_stated_objective() -> None:
+    x, y = _blobs(14, 60)
+    center, scale = x.mean(0), (x - x.mean(0)).square().mean().sqrt()
+    start = LinearHead(
+        torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(15)), torch.ones(CLASSES)
+    )
+    config = FineTuneConfig(logit_scale=0.5, proximal=0.1, tolerance=1e-7)
+    tuned = fine_tune_head(start, x, y, config)
+    weight, bias = tuned.weight.clone().requires_grad_(), tuned.bias.clone().requires_grad_()
+    # At the minimum the gradient, taken here by autograd in the coordinates of x, is zero.
+    shift_bias = (bias + weight @ center) - 0.5 * (start.bias + start.weight @ center)
+    pull = (scale * (weight - 0.5 * start.weight)).square().sum() + shift_bias.square().sum()
+    loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + 0.5 * config.proximal * pull
+    for gradient in torch.autograd.grad(loss, [weight, bias]):
+        assert float(gradient.abs().max()) < 1e-4

@@ -65,7 +65,7 @@ class Head:
 def make_entry(
     seq: int, kind: str, run_id: str, round_key: str, body: Mapping[str, Any], previous: str
 ) -> Entry:
-    """An entry of this moment, with its digest. Raises ValueError or TypeError if `body` is no finite JSON."""
+    """An entry of this moment, with its digest. Raises ValueError or TypeError if `body` is not JSON."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     body_json = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
     digest = _digest((seq, at, kind, run_id, round_key, body_json, previous))

@@ -125,7 +125,7 @@ class ReleaseLog:
         return len(releases)
 
     def _read(self) -> tuple[tuple[Release, ...], int]:
-        """The whole lines, and their length in bytes: a kill while writing leaves at most a part of one more."""
+        """The whole lines and their length in bytes: a kill while writing leaves at most part of one more."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:

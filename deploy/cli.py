@@ -10,6 +10,7 @@ import sys
 import typer
 
 from common.errors import FedHypeVAEError
+from deploy.commands import ledger
 
 app = typer.Typer(
     name="fedhypevae",
@@ -17,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Publish one synthetic, differentially private set of labelled embeddings, together.",
 )
+
+app.add_typer(ledger.app, name="ledger")
 
 
 def main() -> None:

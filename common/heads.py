@@ -111,8 +111,8 @@ def fit_linear_head(
         DataError: "expected embeddings (n, d) and labels (n,) ..., found ...".
     """
     config = HeadConfig() if config is None else config
-    x, y = _checked(embeddings, labels, num_classes)
-    center, scale = _center_and_scale(x)
+    x, y = check_rows(embeddings, labels, num_classes)
+    center, scale = center_and_scale(x)
     anchor = torch.zeros(num_classes, x.shape[1] + 1)
     start = (
         anchor if initial is None else _to_scaled(_matching(initial, num_classes, x.shape[1]), center, scale)
@@ -149,8 +149,8 @@ def fine_tune_head(
     """
     config = FineTuneConfig() if config is None else config
     num_classes = initial.weight.shape[0]
-    x, y = _checked(embeddings, labels, num_classes)
-    center, scale = _center_and_scale(x)
+    x, y = check_rows(embeddings, labels, num_classes)
+    center, scale = center_and_scale(x)
     flattened = _matching(initial, num_classes, x.shape[1]).scaled(config.logit_scale)
     anchor = _to_scaled(flattened, center, scale)
     penalty = torch.full((x.shape[1] + 1,), config.proximal)
@@ -212,7 +212,7 @@ def fit_gaussian_head(embeddings: Tensor, labels: Tensor, num_classes: int, ridg
     Raises:
         DataError: as `fit_linear_head`; or the ridge is too small for the covariance to be inverted.
     """
-    x, y = _checked(embeddings, labels, num_classes)
+    x, y = check_rows(embeddings, labels, num_classes)
     if not ridge >= 0:
         raise ConfigError(f"ridge must be at least 0, found {ridge}")
     counts = torch.bincount(y, minlength=num_classes)
@@ -254,7 +254,7 @@ def _minimise(
     return torch.from_numpy(result.x).to(torch.float32).view(start.shape)
 
 
-def _checked(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def check_rows(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """The two in float32 and int64, or a DataError."""
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or len(labels) == 0:
         raise DataError(
@@ -284,7 +284,7 @@ def _matching(head: LinearHead, num_classes: int, width: int) -> LinearHead:
     return head
 
 
-def _center_and_scale(x: Tensor) -> tuple[Tensor, float]:
+def center_and_scale(x: Tensor) -> tuple[Tensor, float]:
     """Mean (d,) and one RMS for all coordinates: directions keep their relative weight, the scale goes."""
     center = x.mean(dim=0)
     scale = float((x - center).square().mean().sqrt())

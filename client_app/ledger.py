@@ -29,16 +29,11 @@ from types import TracebackType
 from typing import Any
 
 from client_app import ledger_upkeep as upkeep
-from client_app.ledger_budget import (
-    BudgetLimits,
-    Run,
-    events_to_json,
-    fits_plan,
-    fold_entries,
-)
 from client_app.ledger_chain import Head, check_receipt
 from client_app.ledger_declare import declare
+from client_app.ledger_runs import Run, RunBook, events_to_json, fits_plan, same_events
 from client_app.ledger_store import LOCK_TIMEOUT_S, EntryStore, create_store, open_store
+from client_app.limits import BudgetLimits
 from common.composition import epsilon_pld
 from common.errors import BudgetExceeded, LedgerError
 from common.events import PrivacyEvent
@@ -63,6 +58,8 @@ class Ledger:
     def __init__(self, store: EntryStore) -> None:
         """Not for use outside: call `Ledger.open` or `Ledger.create`."""
         self._store = store
+        self._book = RunBook()
+        self._book.follow(store.entries)
 
     @classmethod
     def create(cls, path: Path, cohort_id: str, witness_path: Path | None = None) -> Ledger:
@@ -121,13 +118,12 @@ class Ledger:
                     f"privacy ledger {path} belongs to cohort {store.cohort_id!r}, expected {cohort_id!r}: "
                     "point the site at the ledger of its own cohort"
                 )
-            fold_entries(store.entries)
             if not allow_moved:
                 upkeep.check_not_moved(store)
+            return cls(store)
         except BaseException:
             store.close()
             raise
-        return cls(store)
 
     def __enter__(self) -> Ledger:
         """Nothing more to do: an open ledger is ready."""
@@ -161,7 +157,8 @@ class Ledger:
     @property
     def runs(self) -> dict[str, Run]:
         """All runs, as of the last read or write, in the order of their declaration."""
-        return fold_entries(self._store.entries)
+        self._book.follow(self._store.entries)
+        return self._book.runs()
 
     def declare_run(
         self,
@@ -194,16 +191,16 @@ class Ledger:
         """
         if not run_id or not planned:
             raise LedgerError("a run is declared with a name and at least one event")
-        run = self.runs.get(run_id)
-        if run is not None and run.limits == limits and not run.closed and _same_plan(run, planned):
+        run = self._run(run_id)
+        if run is not None and run.limits == limits and not run.closed and same_events(planned, run.declared):
             return self.head
         epsilon_pld(planned, limits.lifetime_delta)  # seconds, remembered: not while others wait for the lock
         with self._store.writing():
             upkeep.check_not_moved(self._store)
-            run = self.runs.get(run_id)
+            run = self._run(run_id)
             if run is not None:
                 self._check_open(run)
-                if not _same_plan(run, planned):
+                if not same_events(planned, run.declared):
                     raise LedgerError(
                         f"run {run_id} was declared with other events than it asks for now: a changed run "
                         "needs a new name"
@@ -249,7 +246,7 @@ class Ledger:
             raise LedgerError("a reservation names its round and holds at least one event")
         with self._store.writing():
             upkeep.check_not_moved(self._store)
-            run = self.runs.get(run_id)
+            run = self._run(run_id)
             if run is None:
                 raise LedgerError(
                     f"run {run_id} was not declared to the ledger: call declare_run before its rounds"
@@ -260,8 +257,8 @@ class Ledger:
                     run_id, round_key, before.reservation, before.attempts, before.payload_digest
                 )
             self._check_open(run)
-            wanted = (*run.charged, *events)
-            fits = fits_plan(wanted, run.planned)
+            self._check_declared(run, round_key, events)
+            fits = fits_plan((*run.charged, *events), run.planned)
             if not fits or run.limits != limits:
                 plan = run.planned if fits else (*run.planned, *events)
                 declare(self._store, run_id, plan, limits, fingerprint=fingerprint)
@@ -287,7 +284,7 @@ class Ledger:
             raise LedgerError("a payload's digest has 64 hexadecimal digits")
         with self._store.writing():
             upkeep.check_not_moved(self._store)
-            run = self.runs.get(reservation.run_id)
+            run = self._run(reservation.run_id)
             known = None if run is None else run.rounds.get(reservation.round_key)
             if known is None or known.reservation != reservation.entry:
                 raise LedgerError(
@@ -312,7 +309,7 @@ class Ledger:
         """
         with self._store.writing():
             upkeep.check_not_moved(self._store)
-            run = self.runs.get(run_id)
+            run = self._run(run_id)
             if run is None:
                 raise LedgerError(f"no run {run_id} in ledger {self.path}")
             if not run.closed:
@@ -333,7 +330,8 @@ class Ledger:
             LedgerError: says which entry was changed, or that the file was rolled back.
         """
         self._store.reread()
-        fold_entries(self._store.entries)
+        self._book = RunBook()
+        self._book.follow(self._store.entries)
         if receipt is not None:
             check_receipt(self.path, self._store.entries, receipt)
         return self.head
@@ -361,11 +359,27 @@ class Ledger:
         return self.head
 
     @staticmethod
+    def _check_declared(run: Run, round_key: str, events: Sequence[PrivacyEvent]) -> None:
+                f"round {round_key} is more than run {run.run_id} declared on {run.first_at}: declare a new "
+                "run"
+        before = run.rounds.get(round_key)
+        if before is not None and not same_events(events, before.events):
+            raise BudgetExceeded(
+                f"round {round_key} of run {run.run_id} was reserved with other events: repeat it with the "
+                "same ones"
+            )
+        others = [event for name, known in run.rounds.items() if name != round_key for event in known.events]
+        if not fits_plan([*others, *events], run.declared):
+            raise BudgetExceeded(
+                f"round {round_key} is more than run {run.run_id} declared on {run.first_at}: declare a new "
+                "run for it"
+            )
+
+    def _run(self, run_id: str) -> Run | None:
+        self._book.follow(self._store.entries)
+        return self._book.run(run_id)
+
+    @staticmethod
     def _check_open(run: Run) -> None:
         if run.closed:
             raise BudgetExceeded(f"run {run.run_id} was closed on {run.last_at}: a new run needs a new name")
-
-
-def _same_plan(run: Run, planned: Sequence[PrivacyEvent]) -> bool:
-    """Whether a run asks again for no more than it was granted (retries may have extended its plan)."""
-    return fits_plan(planned, run.planned)

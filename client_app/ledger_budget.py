@@ -1,6 +1,4 @@
-"""What the ledger's entries add up to, and whether one more run fits into the budget.
-
-Pure functions over entries: nothing here reads or writes a file. The rules:
+"""Whether one more run fits into the budget. Pure functions: nothing here reads or writes a file. The rules:
 
 - Within a run, whose events are declared before its first round, privacy loss distributions compose the whole
   plan.
@@ -16,66 +14,15 @@ Neighbouring relation: add or remove one unit (`BudgetLimits.unit`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from client_app.ledger_chain import Entry
+from client_app.ledger_runs import Run
+from client_app.limits import BudgetLimits
 from common.composition import epsilon_pld
-from common.errors import BudgetExceeded, FedHypeVAEError, LedgerError
-from common.events import PrivacyEvent, mechanism_counts
+from common.errors import BudgetExceeded
+from common.events import PrivacyEvent
 from common.privacy_filter import filter_allows, filter_epsilon_spent, filter_share_spent
-
-
-@dataclass(frozen=True)
-class BudgetLimits:
-    """What a site allows: lifetime ε and δ, ε of one run (at the same δ), and whom they protect."""
-
-    lifetime_epsilon: float
-    lifetime_delta: float
-    run_epsilon: float
-    unit: str = "record"
-
-    def __post_init__(self) -> None:
-        """Refuse limits that would switch the protection off."""
-        sane = (
-            0.0 < self.lifetime_epsilon < math.inf
-            and 0.0 < self.run_epsilon < math.inf
-            and 0.0 < self.lifetime_delta < 1.0
-            and self.unit in {"record", "patient"}
-        )
-        if not sane:
-            raise LedgerError(
-                f"budget limits need finite epsilons, 0 < delta < 1 and unit record or patient, found {self}"
-            )
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of a run: the place of its last reservation, how many there were, its committed payload."""
-
-    reservation: int
-    attempts: int
-    payload_digest: str | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that the ledger knows of one run."""
-
-    run_id: str
-    planned: tuple[PrivacyEvent, ...]
-    limits: BudgetLimits
-    counts_whole: bool
-    first_at: str
-    last_at: str
-    charged: tuple[PrivacyEvent, ...] = ()
-    closed: bool = False
-    rounds: Mapping[str, Round] = field(default_factory=dict)
-
-    @property
-    def counted(self) -> tuple[PrivacyEvent, ...]:
-        """The events that the lifetime budget must bear: all declared ones while the run may still go on."""
-        return self.planned if self.counts_whole or not self.closed else self.charged
 
 
 @dataclass(frozen=True)
@@ -90,74 +37,6 @@ class Assessment:
     lifetime_epsilon: float
     filter_share: float
     counts_whole: bool
-
-
-def events_to_json(events: Iterable[PrivacyEvent]) -> list[str]:
-    """Events as the ledger stores them: the canonical text of each."""
-    return [event.to_json() for event in events]
-
-
-def fits_plan(charged: Iterable[PrivacyEvent], planned: Iterable[PrivacyEvent]) -> bool:
-    """Whether what was charged is part of what was declared, counted per noise and sampling rate."""
-    allowed = {(noise, rate): count for noise, rate, count in mechanism_counts(planned)}
-    return all(count <= allowed.get((noise, rate), 0) for noise, rate, count in mechanism_counts(charged))
-
-
-def fold_entries(entries: Sequence[Entry]) -> dict[str, Run]:
-    """Add up the entries, run by run, in the order in which the runs were declared.
-
-    Raises:
-        LedgerError: an entry can't follow from those before it (a commit without a reservation, say).
-    """
-    runs: dict[str, Run] = {}
-    for entry in entries:
-        if entry.kind in {"genesis", "moved", "arrived"}:
-            continue
-        try:
-            runs[entry.run_id] = _FOLDS[entry.kind](runs.get(entry.run_id), entry)
-        except (KeyError, TypeError, ValueError, FedHypeVAEError) as error:
-            raise LedgerError(f"ledger entry {entry.seq} ({entry.kind}) makes no sense: {error!r}") from error
-    return runs
-
-
-def _fold_declare(run: Run | None, entry: Entry) -> Run:
-    body = entry.body
-    planned = tuple(PrivacyEvent.from_json(event) for event in body["planned"])
-    limits = BudgetLimits(**body["limits"])
-    whole = bool(body["counts_whole"])
-    if run is None:
-        return Run(entry.run_id, planned, limits, whole, entry.at, entry.at)
-    return replace(
-        run, planned=planned, limits=limits, counts_whole=whole or run.counts_whole, last_at=entry.at
-    )
-
-
-def _fold_reserve(run: Run | None, entry: Entry) -> Run:
-    if run is None:
-        raise ValueError("a reservation for a run that was never declared")
-    charged = (*run.charged, *(PrivacyEvent.from_json(event) for event in entry.body["events"]))
-    before = run.rounds.get(entry.round_key)
-    attempts = 1 if before is None else before.attempts + 1
-    rounds = {**run.rounds, entry.round_key: Round(entry.seq, attempts)}
-    return replace(run, charged=charged, rounds=rounds, last_at=entry.at)
-
-
-def _fold_commit(run: Run | None, entry: Entry) -> Run:
-    body = entry.body
-    before = None if run is None else run.rounds.get(entry.round_key)
-    if run is None or before is None or before.reservation != int(body["reservation"]):
-        raise ValueError("a commit without its reservation")
-    rounds = {**run.rounds, entry.round_key: replace(before, payload_digest=str(body["payload_digest"]))}
-    return replace(run, rounds=rounds, last_at=entry.at)
-
-
-def _fold_close(run: Run | None, entry: Entry) -> Run:
-    if run is None:
-        raise ValueError("the end of a run that was never declared")
-    return replace(run, closed=True, last_at=entry.at)
-
-
-_FOLDS = {"declare": _fold_declare, "reserve": _fold_reserve, "commit": _fold_commit, "close": _fold_close}
 
 
 def assess_plan(

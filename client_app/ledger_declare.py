@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
-from client_app.ledger_budget import BudgetLimits, Run, assess_plan, events_to_json, fold_entries
+from client_app.ledger_budget import assess_plan
+from client_app.ledger_runs import Run, events_to_json, fold_entries
 from client_app.ledger_store import EntryStore
+from client_app.limits import BudgetLimits
 from common.errors import BudgetExceeded
 from common.events import PrivacyEvent
 

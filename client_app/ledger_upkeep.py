@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from client_app.durable import write_atomically
-from client_app.ledger_budget import Run
 from client_app.ledger_chain import Head
+from client_app.ledger_runs import Run
 from client_app.ledger_store import EntryStore, open_store
 from common.composition import epsilon_from_rdp, epsilon_pld, rdp_curve
 from common.errors import LedgerError

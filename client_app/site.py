@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from client_app.ledger_budget import BudgetLimits
+from client_app.limits import BudgetLimits
 from client_app.request import RunRequest, nonsense_in
 from common.composition import epsilon_pld
 from common.errors import ConfigError, PolicyRefusal

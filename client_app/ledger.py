@@ -360,8 +360,7 @@ class Ledger:
 
     @staticmethod
     def _check_declared(run: Run, round_key: str, events: Sequence[PrivacyEvent]) -> None:
-                f"round {round_key} is more than run {run.run_id} declared on {run.first_at}: declare a new "
-                "run"
+        """Each round once must fit what was declared: only the same round may come again, as it was."""
         before = run.rounds.get(round_key)
         if before is not None and not same_events(events, before.events):
             raise BudgetExceeded(

@@ -103,7 +103,7 @@ class TransformersEncoder:
         return dataclasses.replace(encoder, dimension=int(encoder.forward(trial).shape[1]))
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Apply the model's own processor to one image, (h, w) or (h, w, 3) uint8; returns (3, s, s) float32."""
+        """Apply the model's processor to one image, (h, w) or (h, w, 3) uint8; returns (3, s, s) float32."""
         colour = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
         values = self.processor(images=[colour], input_data_format="channels_last", return_tensors="np")
         result: NDArray[np.float32] = values["pixel_values"][0]
@@ -148,7 +148,7 @@ def _public_name(network: Any, source: str, local: bool) -> str:
 
 
 def _describe(processor: Any, pooling: str) -> str:
-    """Describe the preprocessing by the processor's own settings, without those that name files or versions."""
+    """Describe the preprocessing by the processor's settings, without those that name files or versions."""
     settings = processor.to_dict()
     kept = {
         key: value

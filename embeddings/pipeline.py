@@ -24,16 +24,20 @@ from common.errors import DataError
 from embeddings.encoders import Encoder
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """One image to embed. `source` (file, and frame) is for messages only; it is never stored."""
+    """One image to embed. `source` (file, and frame) and `patient` (as the site names it) are never stored.
+
+    `stamp` is what an image is known by in a second extraction: its path, frame, size and time of change.
+    """
 
     source: str
     load: Callable[[], NDArray[np.uint8]]
     label: int
     patient: str | None = None
     columns: tuple[str, ...] = ()
-    key: bytes = b""
+    split: str | None = None
+    stamp: tuple[str | int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +104,10 @@ def _embed_batch(
         prepared[position] = row
     with forward_slots:
         embeddings = encoder.forward(prepared)[: len(good)]
-    finite = np.isfinite(embeddings).all(axis=1)
+    finite = [bool(np.isfinite(row).all()) for row in embeddings]
     reason = "the encoder gave values that are not finite"
-    rejected += [(item, reason) for item, fine in zip(good, finite.tolist(), strict=True) if not fine]
-    kept = tuple(item for item, fine in zip(good, finite.tolist(), strict=True) if fine)
+    rejected += [(item, reason) for item, fine in zip(good, finite, strict=True) if not fine]
+    kept = tuple(item for item, fine in zip(good, finite, strict=True) if fine)
     return Batch(index, np.ascontiguousarray(embeddings[finite]), kept, tuple(rejected))
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from embeddings.efficientnet import file_digest, offline_identity
-from embeddings.identity import EncoderIdentity
 from embeddings.partition import partition_dirichlet, partition_iid, split_site
-from embeddings.store import EmbeddingSet, SetMetadata, read_store, write_store
+from embeddings.store import EmbeddingSet, read_store
 
 DEMO_FILE = Path(__file__).parent / "demo" / "organamnist6000.npz"
+DEMO_DIGEST = "1bb55686287a5ebb3b9f3c62364bf6a7ea22354da30d6298f1dd18a5c6d553ca"
+_PUBLIC_SALT = bytes(32)  # the images are public: nothing to hide
 DEMO_CLASSES = (
     "bladder",
     "femur-left",
@@ -40,7 +40,7 @@ DEMO_CLASSES = (
 def pool_path(cache_dir: Path) -> Path:
     """Return where the pool lies in a cache: its name depends on the images and the encoder."""
     identity = offline_identity(DEMO_CLASSES)
-    name = hashlib.sha256(f"{file_digest(DEMO_FILE)} {identity.fingerprint()}".encode()).hexdigest()
+    name = hashlib.sha256(f"{DEMO_DIGEST} {identity.fingerprint()}".encode()).hexdigest()
     return cache_dir / f"{name[:32]}.parquet"
 
 
@@ -62,7 +62,7 @@ def load_pool(cache_dir: Path) -> EmbeddingSet:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
-                write_store(path, _extract())
+                _extract(path)
     return read_store(path)
 
 
@@ -98,23 +98,26 @@ def load_site(
     return dataclasses.replace(site, splits=splits)
 
 
-def _extract() -> EmbeddingSet:
-    from embeddings.encoders import OFFLINE_ENCODER, identity_of, load_encoder
-    from embeddings.pipeline import Item, embed_batches
+def _extract(path: Path) -> None:
+    from embeddings.encoders import OFFLINE_ENCODER, load_encoder
+    from embeddings.extract import extract
+    from embeddings.pipeline import Item
     from embeddings.progress import progress
+    from embeddings.readers import Listing
 
+    if not DEMO_FILE.is_file() or file_digest(DEMO_FILE) != DEMO_DIGEST:
+        raise DataError(
+            f"{DEMO_FILE}: expected the demonstration's images (SHA-256 {DEMO_DIGEST[:16]}...), found none "
+            f"or "
+            "another file; run `make demo` in a clone of the project, which fills the cache"
+        )
     with np.load(DEMO_FILE) as demo:
-        images, labels = demo["images"], demo["labels"].astype(np.int64)
-    items = (
-        Item(source=f"{DEMO_FILE.name}[{row}]", load=partial(images.__getitem__, row), label=int(label))
+        images, labels = demo["images"], demo["labels"].tolist()
+    items = tuple(
+        Item(f"{DEMO_FILE.name}[{row}]", partial(images.__getitem__, row), label, stamp=(DEMO_FILE.name, row))
         for row, label in enumerate(labels)
     )
-    encoder = load_encoder(OFFLINE_ENCODER)
-    parts: list[NDArray[np.float32]] = []
-    with progress("Embedding the demonstration's images (once)", len(labels)) as advance:
-        for batch in embed_batches(items, encoder):
-            parts.append(batch.embeddings)
-            advance(len(batch.items))
-    identity: EncoderIdentity = identity_of(encoder, DEMO_CLASSES)
     notes = {"images": "OrganAMNIST, MedMNIST v2 (Yang et al. 2023), CC BY 4.0"}
-    return EmbeddingSet(np.concatenate(parts), labels, SetMetadata(identity, notes=notes))
+    with progress("Embedding the demonstration's images (once)", len(items)) as advance:
+        listing = Listing(items, (), DEMO_CLASSES)
+        extract(listing, load_encoder(OFFLINE_ENCODER), path, _PUBLIC_SALT, notes=notes, advance=advance)

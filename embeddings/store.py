@@ -11,10 +11,9 @@ starts fast.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,91 +25,23 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from embeddings.identity import EncoderIdentity
+from embeddings.sets import FORMAT, SPLIT_NAMES, EmbeddingSet, SetMetadata, regroup, survey, validate
 
-SPLIT_NAMES = ("train", "validation", "test")
-FORMAT = "fedhypevae-embeddings/1"
 _METADATA_KEY = b"fedhypevae"
 _RESERVED = ("embedding", "label", "patient", "split", "key")
-_ROWS_SHOWN = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class SetMetadata:
-    """What a set knows of itself. `fingerprint` is over the content; it is filled in on writing."""
-
-    identity: EncoderIdentity
-    class_counts: tuple[int, ...] = ()
-    created: str = ""
-    fingerprint: str = ""
-    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names, in the order of the labels."""
-        return self.identity.class_names
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbeddingSet:
-    """Labelled embeddings of one site (or a simulation's pool).
-
-    `embeddings` (n, d) float32; `labels` (n,) int64 in 0..K-1; `groups` (n,) int64, one number per patient,
-    or None; `splits` (n,) of `SPLIT_NAMES`, or None; `columns` further text columns; `keys` (n, 16) uint8, or
-    None.
-    """
-
-    embeddings: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    metadata: SetMetadata
-    groups: NDArray[np.int64] | None = None
-    splits: NDArray[np.str_] | None = None
-    columns: Mapping[str, NDArray[np.str_]] = dataclasses.field(default_factory=dict)
-    keys: NDArray[np.uint8] | None = None
-
-    def __len__(self) -> int:
-        return int(self.labels.shape[0])
-
-    @property
-    def dimension(self) -> int:
-        """Width of the embeddings."""
-        return int(self.embeddings.shape[1])
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, those without a record included."""
-        return len(self.metadata.class_names)
-
-    def take(self, rows: NDArray[Any]) -> EmbeddingSet:
-        """Return the set of the given rows (indices or a mask), with the class counts of those rows."""
-        labels = self.labels[rows]
-        counts = tuple(int(count) for count in np.bincount(labels, minlength=self.num_classes))
-        return EmbeddingSet(
-            embeddings=self.embeddings[rows],
-            labels=labels,
-            metadata=dataclasses.replace(self.metadata, class_counts=counts, fingerprint=""),
-            groups=None if self.groups is None else self.groups[rows],
-            splits=None if self.splits is None else self.splits[rows],
-            columns={name: values[rows] for name, values in self.columns.items()},
-            keys=None if self.keys is None else self.keys[rows],
-        )
-
-    def split(self, name: str) -> EmbeddingSet:
-        """Return the rows of one split.
-
-        Args:
-            name: one of `SPLIT_NAMES`.
-
-        Returns:
-            The set of those rows; may be empty.
-
-        Raises:
-            DataError: the set has no splits, or there is no such split.
-        """
-        if self.splits is None:
-            raise DataError("the set has no `split` column; divide it first (fedhypevae data partition)")
-        if name not in SPLIT_NAMES:
-            raise DataError(f"expected a split of {', '.join(SPLIT_NAMES)}; found {name!r}")
-        return self.take(self.splits == name)
+ROW_GROUP = 4096
+__all__ = [
+    "SPLIT_NAMES",
+    "EmbeddingSet",
+    "SetMetadata",
+    "content_fingerprint",
+    "iterate_store",
+    "read_metadata",
+    "read_store",
+    "stored_precision",
+    "write_chunks",
+    "write_store",
+]
 
 
 def write_store(path: Path, data: EmbeddingSet, *, precision: str = "float32") -> str:
@@ -130,7 +61,13 @@ def write_store(path: Path, data: EmbeddingSet, *, precision: str = "float32") -
     return write_chunks(path, lambda: iter([data]), data.metadata, precision=precision)
 
 
-def write_chunks(path: Path, chunks: Any, metadata: SetMetadata, *, precision: str = "float32") -> str:
+def write_chunks(
+    path: Path,
+    chunks: Callable[[], Iterable[EmbeddingSet]],
+    metadata: SetMetadata,
+    *,
+    precision: str = "float32",
+) -> str:
     """Write a set that comes in chunks, in constant memory: one pass for the fingerprint, one to write.
 
     Args:
@@ -148,7 +85,7 @@ def write_chunks(path: Path, chunks: Any, metadata: SetMetadata, *, precision: s
     """
     if precision not in ("float16", "float32"):
         raise DataError(f"store precision: expected float16 or float32, found {precision!r}")
-    fingerprint, counts, rows, columns = _survey(chunks(), metadata.identity, precision)
+    fingerprint, counts, rows, columns = survey(chunks(), metadata.identity, precision)
     full = dataclasses.replace(
         metadata, class_counts=counts, created=metadata.created or _now(), fingerprint=fingerprint
     )
@@ -158,8 +95,8 @@ def write_chunks(path: Path, chunks: Any, metadata: SetMetadata, *, precision: s
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                for chunk in chunks():
-                    writer.write_table(_table(chunk, schema), row_group_size=max(len(chunk), 1))
+                for chunk in regroup(chunks(), ROW_GROUP):
+                    writer.write_table(_table(chunk, schema), row_group_size=ROW_GROUP)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -170,6 +107,13 @@ def write_chunks(path: Path, chunks: Any, metadata: SetMetadata, *, precision: s
     finally:
         temporary.unlink(missing_ok=True)
     return fingerprint
+
+
+def content_fingerprint(
+    chunks: Iterable[EmbeddingSet], identity: EncoderIdentity, precision: str = "float32"
+) -> str:
+    """Return the fingerprint a store of these rows would have; raises `DataError` as `write_store` does."""
+    return survey(chunks, identity, precision)[0]
 
 
 def read_store(path: Path) -> EmbeddingSet:
@@ -191,8 +135,8 @@ def read_store(path: Path) -> EmbeddingSet:
         data = _chunk(path, file.read(), metadata)
     if len(data) == 0:
         raise DataError(f"{path}: expected at least one record, found none")
-    _validate(str(path), data, 0)
-    found, *_ = _survey(iter([data]), metadata.identity, precision)
+    validate(str(path), data, 0)
+    found, *_ = survey(iter([data]), metadata.identity, precision)
     if found != metadata.fingerprint:
         raise DataError(
             f"{path}: the content does not match its fingerprint (expected {metadata.fingerprint[:16]}, "
@@ -252,6 +196,7 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
             class_counts=tuple(value["class_counts"]),
             created=value["created"],
             fingerprint=value["fingerprint"],
+            canary=value["canary"],
             notes=value["notes"],
         )
     except (ValueError, KeyError, TypeError):
@@ -300,74 +245,6 @@ def _keys(table: Any) -> NDArray[np.uint8]:
     return np.frombuffer(raw, dtype=np.uint8).reshape(table.num_rows, -1)
 
 
-def _validate(where: str, data: EmbeddingSet, offset: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(data.embeddings).all(axis=1)) + offset
-    if bad.size:
-        raise DataError(
-            f"{where}: {bad.size} rows hold values that are not finite (NaN or infinite): row {_some(bad)} "
-            f"(from 0); "
-            "remove them or extract them again"
-        )
-    outside = (data.labels < 0) | (data.labels >= data.num_classes)
-    if outside.any():
-        rows = np.flatnonzero(outside) + offset
-        raise DataError(
-            f"{where}: {rows.size} labels lie outside the {data.num_classes} classes (expected 0.."
-            f"{data.num_classes - 1}): row {_some(rows)} has {int(data.labels[outside][0])}; correct the "
-            f"label file"
-        )
-    if data.splits is not None and not np.isin(data.splits, SPLIT_NAMES).all():
-        found = sorted(set(data.splits) - set(SPLIT_NAMES))
-        raise DataError(f"{where}: expected splits of {', '.join(SPLIT_NAMES)}; found {found[0]!r}")
-
-
-def _some(rows: NDArray[np.int64]) -> str:
-    shown = ", ".join(str(row) for row in rows[:_ROWS_SHOWN])
-    return shown if rows.size <= _ROWS_SHOWN else f"{shown}, ..."
-
-
-def _survey(
-    chunks: Iterable[EmbeddingSet], identity: EncoderIdentity, precision: str
-) -> tuple[str, tuple[int, ...], int, tuple[str, ...]]:
-    """Validate chunks; return fingerprint (the same however rows are cut), class counts, rows, columns."""
-    hashes: dict[str, Any] = {}
-    counts = np.zeros(len(identity.class_names), dtype=np.int64)
-    rows = 0
-    names: tuple[str, ...] | None = None
-    for chunk in chunks:
-        stored = chunk.embeddings.astype(precision)
-        if precision == "float16":
-            chunk = dataclasses.replace(chunk, embeddings=stored.astype(np.float32))
-        _validate("embedding set", chunk, rows)
-        content = _content(chunk, stored)
-        if names is not None and tuple(content) != names:
-            raise DataError(f"embedding set: chunks differ in their columns ({tuple(content)}, {names})")
-        names = tuple(content)
-        for name, raw in content.items():
-            hashes.setdefault(name, hashlib.sha256()).update(raw)
-        counts += np.bincount(chunk.labels, minlength=counts.size)
-        rows += len(chunk)
-    if rows == 0 or names is None:
-        raise DataError("embedding set: expected at least one record, found none")
-    whole = hashlib.sha256(f"{FORMAT} {identity.fingerprint()} {precision} {rows}".encode())
-    for name in sorted(hashes):
-        whole.update(f" {name}={hashes[name].hexdigest()}".encode())
-    return whole.hexdigest(), tuple(int(count) for count in counts), rows, names
-
-
-def _content(chunk: EmbeddingSet, stored: NDArray[Any]) -> dict[str, bytes]:
-    content = {"embedding": stored.tobytes(), "label": chunk.labels.astype("<i8").tobytes()}
-    if chunk.groups is not None:
-        content["patient"] = chunk.groups.astype("<i8").tobytes()
-    if chunk.splits is not None:
-        content["split"] = "".join(f"{len(value)}:{value}" for value in chunk.splits).encode()
-    for name, values in chunk.columns.items():
-        content[name] = "".join(f"{len(value)}:{value}" for value in values).encode()
-    if chunk.keys is not None:
-        content["key"] = chunk.keys.tobytes()
-    return content
-
-
 def _schema(metadata: SetMetadata, precision: str, columns: tuple[str, ...], rows: int) -> Any:
     value = pa.float16() if precision == "float16" else pa.float32()
     kinds = {
@@ -384,6 +261,7 @@ def _schema(metadata: SetMetadata, precision: str, columns: tuple[str, ...], row
             "created": metadata.created,
             "fingerprint": metadata.fingerprint,
             "rows": rows,
+            "canary": metadata.canary,
             "notes": dict(metadata.notes),
         },
         sort_keys=True,

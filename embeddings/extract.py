@@ -1,0 +1,277 @@
+"""Embed what a listing names and write the store: resumed where it stopped, new images only, bad ones listed.
+
+Finished parts lie in a working folder beside the store until the store is whole. A row's value depends on its
+image and the encoder alone, so that a run that was killed and started again ends with the same bits as one
+that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from embeddings.canary import embed_canary, encode
+from embeddings.encoders import Encoder, identity_of
+from embeddings.identity import EncoderIdentity
+from embeddings.parts import Parts
+from embeddings.patients import KEY_BYTES, image_key, patient_number
+from embeddings.pipeline import Item, embed_batches
+from embeddings.readers import Listing
+from embeddings.store import (
+    EmbeddingSet,
+    SetMetadata,
+    content_fingerprint,
+    iterate_store,
+    read_metadata,
+    stored_precision,
+    write_chunks,
+)
+
+PART_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What an extraction did.
+
+    `rows` in the store, of which `embedded` in this run, `resumed` from an interrupted one and `reused` from
+    the store before; `dropped` rows whose image is gone; `rejected` (source, reason).
+    """
+
+    rows: int
+    embedded: int
+    resumed: int
+    reused: int
+    dropped: int
+    rejected: tuple[tuple[str, str], ...]
+    seconds: float
+    fingerprint: str
+
+
+def work_folder(out: Path) -> Path:
+    """Return the working folder of an extraction into `out`."""
+    return out.with_name(f".{out.name}.work")
+
+
+def reject_file(out: Path) -> Path:
+    """Return where the images that could not be used are listed; it names files and stays at the site."""
+    return out.with_name(f"{out.name}.rejected.csv")
+
+
+def extract(
+    listing: Listing,
+    encoder: Encoder,
+    out: Path,
+    salt: bytes,
+    *,
+    precision: str = "float32",
+    notes: Mapping[str, str] | None = None,
+    advance: Callable[[int], None] = lambda amount: None,
+) -> Outcome:
+    """Embed a listing into a store.
+
+    Args:
+        listing: the images, labels and classes.
+        encoder: the frozen encoder.
+        out: the store; an existing one is brought up to date.
+        salt: of the site; hashes patients and images.
+        precision: of the stored embeddings, `float32` or `float16`.
+        notes: kept in the store's metadata.
+        advance: told of each image done, those found done included.
+
+    Returns:
+        What was done. Images that can't be used are in the reject file beside the store.
+
+    Raises:
+        DataError: the existing store has another encoder or precision, no image can be used, another
+            extraction writes there, or the disk is full (finished parts are kept).
+    """
+    start = time.monotonic()
+    with _alone(out):
+        identity = identity_of(encoder, listing.class_names)
+        keys = {image_key(salt, *item.stamp): item for item in listing.items}
+        have = _existing_keys(out, identity, precision)
+        reused = {key for key in have if key in keys}
+        parts = Parts(work_folder(out), dataclasses.replace(identity, class_names=()).fingerprint())
+        resumed = {key.tobytes() for _, chunk in parts.load() for key in chunk} & keys.keys() - reused
+        advance(len(reused) + len(resumed))
+        pending = (item for key, item in keys.items() if key not in reused and key not in resumed)
+        embedded, failed = _embed_pending(pending, encoder, parts, salt, advance)
+        rejected = tuple(sorted([*listing.rejected, *failed]))
+        _write_rejects(reject_file(out), rejected)
+        rows = len(reused) + len(resumed) + embedded
+        if rows == 0:
+            raise DataError(
+                f"{out}: none of {len(rejected)} images could be used; the reasons are in {reject_file(out)}"
+            )
+        metadata = SetMetadata(identity, canary=encode(embed_canary(encoder)), notes=dict(notes or {}))
+        dropped = len(have) - len(reused)
+        columns = listing.column_names
+        fingerprint = _assemble(out, parts, keys, reused, salt, metadata, precision, columns, dropped)
+        parts.remove()
+    return Outcome(
+        rows=rows,
+        embedded=embedded,
+        resumed=len(resumed),
+        reused=len(reused),
+        dropped=dropped,
+        rejected=rejected,
+        seconds=time.monotonic() - start,
+        fingerprint=fingerprint,
+    )
+
+
+def _existing_keys(out: Path, identity: EncoderIdentity, precision: str) -> set[bytes]:
+    if not out.exists():
+        return set()
+    before = read_metadata(out).identity
+    for field in dataclasses.fields(EncoderIdentity):
+        old, new = getattr(before, field.name), getattr(identity, field.name)
+        if field.name != "class_names" and old != new:
+            raise DataError(
+                f"{out}: was made with another encoder ({field.name}: {old}; now: {new}); write to another "
+                "file, or remove this one first"
+            )
+    if stored_precision(out) != precision:
+        raise DataError(f"{out}: holds {stored_precision(out)}, not {precision}; write to another file")
+    keys: set[bytes] = set()
+    for chunk in iterate_store(out):
+        if chunk.keys is None:
+            raise DataError(
+                f"{out}: was not made by fedhypevae embed: can't add to it; write to another file"
+            )
+        keys.update(key.tobytes() for key in chunk.keys)
+    return keys
+
+
+def _embed_pending(
+    pending: Iterator[Item], encoder: Encoder, parts: Parts, salt: bytes, advance: Callable[[int], None]
+) -> tuple[int, list[tuple[str, str]]]:
+    failed: list[tuple[str, str]] = []
+    vectors: list[NDArray[np.float32]] = []
+    keys: list[bytes] = []
+    embedded = 0
+
+    def save() -> None:
+        if keys:
+            packed = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+            parts.save(np.concatenate(vectors), packed)
+            vectors.clear()
+            keys.clear()
+
+    for batch in embed_batches(pending, encoder):
+        vectors.append(batch.embeddings)
+        keys += [image_key(salt, *item.stamp) for item in batch.items]
+        failed += [(item.source, reason) for item, reason in batch.rejected]
+        embedded += len(batch.items)
+        if len(keys) >= PART_ROWS:
+            save()
+        advance(len(batch.items) + len(batch.rejected))
+    save()
+    return embedded, failed
+
+
+def _assemble(
+    out: Path,
+    parts: Parts,
+    items: Mapping[bytes, Item],
+    reused: set[bytes],
+    salt: bytes,
+    metadata: SetMetadata,
+    precision: str,
+    column_names: tuple[str, ...],
+    dropped: int,
+) -> str:
+    """Write the rows kept from the old store, then those of the parts; leave an unchanged store as it is."""
+    has_patients = any(item.patient is not None for item in items.values())
+    has_splits = any(item.split is not None for item in items.values())
+
+    def chunk_of(vectors: NDArray[np.float32], keys: NDArray[np.uint8]) -> EmbeddingSet:
+        chosen = [items[key.tobytes()] for key in keys]
+        patients = [patient_number(salt, item.patient or "") for item in chosen]
+        return EmbeddingSet(
+            embeddings=vectors,
+            labels=np.asarray([item.label for item in chosen], dtype=np.int64),
+            metadata=metadata,
+            groups=np.asarray(patients, dtype=np.int64) if has_patients else None,
+            splits=np.asarray([item.split for item in chosen], dtype=np.str_) if has_splits else None,
+            columns={
+                name: np.asarray([item.columns[position] for item in chosen], dtype=np.str_)
+                for position, name in enumerate(column_names)
+            },
+            keys=keys,
+        )
+
+    def chunks() -> Iterator[EmbeddingSet]:
+        seen: set[bytes] = set()
+        for vectors, keys in _old_and_new(out, parts, bool(reused)):
+            wanted = []
+            for position, key in enumerate(keys):
+                text = key.tobytes()
+                if text in items and text not in seen:
+                    seen.add(text)
+                    wanted.append(position)
+            if wanted:
+                yield chunk_of(vectors[wanted], keys[wanted])
+
+    if out.exists() and dropped == 0:
+        fingerprint = content_fingerprint(chunks(), metadata.identity, precision)
+        if fingerprint == read_metadata(out).fingerprint:
+            return fingerprint
+    return write_chunks(out, chunks, metadata, precision=precision)
+
+
+def _old_and_new(
+    out: Path, parts: Parts, old: bool
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    if old:
+        for chunk in iterate_store(out):
+            if chunk.keys is not None:
+                yield chunk.embeddings, chunk.keys
+    yield from parts.load()
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the store for this process, and clear what a killed writer left."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+        with lock:
+            for left_over in out.parent.glob(f".{out.name}.*.tmp"):
+                left_over.unlink(missing_ok=True)
+            yield
+    except Timeout:
+        raise DataError(f"{out}: another extraction is writing there; wait for it, or end it") from None
+    except OSError as error:
+        raise DataError(f"{out}: can't write there ({error.strerror or error})") from None
+
+
+def _write_rejects(path: Path, rejected: tuple[tuple[str, str], ...]) -> None:
+    if not rejected:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "reason"])
+    writer.writerows(rejected)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,152 @@
+"""The label file of a site: a CSV with the path, the label and, if wanted, patient and further columns."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import ConfigError, DataError
+
+_MAX_CLASSES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelColumns:
+    """Names of the columns to read. `path_suffix` is put after each path (a file of ids without `.jpg`)."""
+
+    path: str = "path"
+    label: str = "label"
+    patient: str | None = None
+    extra: tuple[str, ...] = ()
+    path_suffix: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelRow:
+    """One row: path, label, patient or None, and the extra columns in the order asked for."""
+
+    path: str
+    label: str
+    patient: str | None
+    extra: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelTable:
+    """Rows by path; `rejected` paths with the reason; `repeated` rows that agree with an earlier one."""
+
+    rows: dict[str, LabelRow]
+    rejected: dict[str, str]
+    repeated: int
+    has_patients: bool
+
+
+def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
+    """Read a label file.
+
+    Args:
+        path: CSV in UTF-8 with a header line; comma, semicolon or tab between cells.
+        columns: which columns hold what. Without a patient column named, one called `patient` is taken if it
+            is there.
+
+    Returns:
+        The rows by path. A path with an empty label, or with two rows that differ, is in `rejected`.
+
+    Raises:
+        DataError: the file is missing, empty, no text, or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            delimiter = max(",;\t", key=first.count)
+            names = next(csv.reader([first], delimiter=delimiter), [])
+            chosen = _chosen(path, names, columns)
+            table = LabelTable({}, {}, 0, chosen.patient is not None)
+            repeated = 0
+            for number, cells in enumerate(csv.reader(file, delimiter=delimiter), start=2):
+                if cells:
+                    repeated += _add(table, number, names, cells, chosen)
+    except OSError as error:
+        raise DataError(f"{path}: can't read the label file ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path}: expected a CSV file in UTF-8; it can't be read ({type(error).__name__})"
+        ) from None
+    if not table.rows and not table.rejected:
+        raise DataError(f"{path}: expected at least one row under the header, found none")
+    return dataclasses.replace(table, repeated=repeated)
+
+
+def class_list(given: Sequence[str] | None, found: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names in label order.
+
+    Args:
+        given: the list agreed in the federation, or None.
+        found: the labels at this site.
+
+    Returns:
+        `given`, or the labels found: numbers by value, texts alphabetically.
+
+    Raises:
+        ConfigError: the given list is empty or names a class twice. DataError: far too many classes were
+            found.
+    """
+    if given is not None:
+        if not given or len(set(given)) != len(given) or not all(given):
+            raise ConfigError(
+                f"class list: expected different, non-empty names; found {', '.join(given) or 'none'}"
+            )
+        return tuple(given)
+    names = set(found)
+    if len(names) > _MAX_CLASSES:
+        raise DataError(
+            f"labels: found {len(names):,} different ones, expected at most {_MAX_CLASSES:,}; name the "
+            "label column with --label-column"
+        )
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _chosen(path: Path, names: list[str], columns: LabelColumns) -> LabelColumns:
+    if columns.patient is None and "patient" in names:
+        columns = dataclasses.replace(columns, patient="patient")
+    wanted = [columns.path, columns.label, *columns.extra]
+    wanted += [] if columns.patient is None else [columns.patient]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise DataError(
+            f"{path}: expected the columns {', '.join(wanted)}; missing: {', '.join(missing)}; found: "
+            f"{', '.join(names) or 'none'} (name them with --path-column, --label-column, --patient-column)"
+        )
+    return columns
+
+
+def _add(table: LabelTable, number: int, names: list[str], cells: list[str], columns: LabelColumns) -> int:
+    """Put one line into the table; returns 1 when it repeats an earlier line, else 0."""
+    values = {name: cell.strip() for name, cell in zip(names, cells, strict=False)}
+    raw = values.get(columns.path, "")
+    key = raw + columns.path_suffix if raw else f"<line {number}>"
+    patient = None if columns.patient is None else values.get(columns.patient, "")
+    row = LabelRow(
+        key, values.get(columns.label, ""), patient, tuple(values.get(name, "") for name in columns.extra)
+    )
+    if not raw:
+        table.rejected[key] = "the label file has no path in this line"
+    elif len(cells) != len(names):
+        table.rejected[key] = f"the label file has {len(cells)} cells in line {number}, expected {len(names)}"
+    elif not row.label:
+        table.rejected[key] = f"the label file has no label in line {number}"
+    elif columns.patient is not None and not patient:
+        table.rejected[key] = f"the label file has no patient in line {number}"
+    elif key in table.rows and table.rows[key] != row:
+        table.rejected[key] = f"the label file has two rows that differ (the second in line {number})"
+    elif key in table.rows:
+        return 1
+    else:
+        table.rows[key] = row
+    if key in table.rejected:
+        table.rows.pop(key, None)
+    return 0

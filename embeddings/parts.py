@@ -1,0 +1,105 @@
+"""Finished parts of an extraction on disk: what a killed run leaves, and the next one takes up.
+
+A part is one `.npz` in the working folder beside the store: the embeddings of consecutive images and their
+keys. It is written whole or not at all, so that a part that exists is right. The folder belongs to one
+encoder; another encoder's parts are never mixed in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+
+_PLAN = "plan.json"
+
+
+class Parts:
+    """The working folder of one extraction."""
+
+    def __init__(self, folder: Path, encoder_fingerprint: str) -> None:
+        """Open the folder, taking up what an interrupted extraction with the same encoder left.
+
+        Args:
+            folder: the working folder; made when missing.
+            encoder_fingerprint: of the encoder without the class list; parts of another are discarded.
+
+        Raises:
+            DataError: the folder can't be made or written.
+        """
+        self._folder = folder
+        plan = folder / _PLAN
+        wanted = json.dumps({"encoder": encoder_fingerprint})
+        try:
+            if folder.is_dir() and not (plan.is_file() and plan.read_text() == wanted):
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not plan.is_file():
+                _write(plan, wanted.encode())
+            for left_over in folder.glob("*.tmp"):
+                left_over.unlink()
+        except OSError as error:
+            raise DataError(f"{folder}: can't use the working folder ({error.strerror})") from None
+
+    def save(self, embeddings: NDArray[np.float32], keys: NDArray[np.uint8]) -> None:
+        """Write one part, on disk when this returns.
+
+        Args:
+            embeddings: (k, d) float32.
+            keys: (k, 16) uint8.
+
+        Raises:
+            DataError: the disk is full or the folder can't be written; earlier parts stay.
+        """
+        files = self._files()
+        number = int(files[-1].stem.removeprefix("part-")) + 1 if files else 0
+        target = self._folder / f"part-{number:06d}.npz"
+        temporary = target.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, embeddings=embeddings, keys=keys)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DataError(
+                f"{self._folder}: can't write ({error.strerror}); {len(files)} finished parts are kept: make "
+                f"room and "
+                "run the same command again, which goes on from there"
+            ) from None
+
+    def load(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        """Yield the parts in the order they were written; a damaged one is removed and left out."""
+        for path in self._files():
+            try:
+                with np.load(path, allow_pickle=False) as part:
+                    content = part["embeddings"], part["keys"]
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+                path.unlink(missing_ok=True)
+                continue
+            yield content
+
+    def remove(self) -> None:
+        """Remove the folder, once the store is written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("part-*.npz"))
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,71 @@
+"""Salted hashes of patients and images: the store tells which rows belong together, not whom they show.
+
+The salt is a random file at the site. Without it a hash can't be turned back by trying names; with it, anyone
+can: it stays at the site, and is kept, since a second extraction must give the same patient the same number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from common.errors import DataError
+
+SALT_BYTES = 32
+KEY_BYTES = 16
+
+
+def default_salt_path() -> Path:
+    """Return `patient.salt` in `FEDHYPEVAE_HOME`, or in `~/.fedhypevae`."""
+    home = os.environ.get("FEDHYPEVAE_HOME")
+    return (Path.home() / ".fedhypevae" if home is None else Path(home)) / "patient.salt"
+
+
+def load_salt(path: Path) -> bytes:
+    """Read the site's salt, drawing it from the operating system on first use.
+
+    Args:
+        path: the file; made with access for its owner alone.
+
+    Returns:
+        32 bytes.
+
+    Raises:
+        DataError: the file has another length, or can't be read or made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            salt = path.read_bytes()
+        else:
+            salt = secrets.token_bytes(SALT_BYTES)
+            with os.fdopen(handle, "wb") as file:
+                file.write(salt)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: can't read or make the patient salt ({error.strerror})") from None
+    if len(salt) != SALT_BYTES:
+        raise DataError(
+            f"{path}: expected a salt of {SALT_BYTES} bytes, found {len(salt)}; restore it from a backup "
+            f"(a new salt "
+            "gives every patient a new number)"
+        )
+    return salt
+
+
+def patient_number(salt: bytes, patient: str) -> int:
+    """Return a patient's number: the first 64 bits of HMAC-SHA256, as a signed integer."""
+    digest = hmac.digest(salt, b"patient\0" + patient.encode(), hashlib.sha256)
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def image_key(salt: bytes, *parts: str | int) -> bytes:
+    """Return the 16 bytes by which a second extraction knows an image it already has."""
+    text = "\0".join(str(part) for part in parts)
+    return hmac.digest(salt, b"image\0" + text.encode(), hashlib.sha256)[:KEY_BYTES]

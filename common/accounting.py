@@ -232,4 +232,4 @@ def _central_limit_guess(
 def round_up(value: float) -> float:
     """The next number of five significant decimal digits at or above a positive value."""
     digits = _SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(value))
-    return float(Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))
+    return float(Decimal(repr(value)).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_CEILING))

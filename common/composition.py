@@ -13,6 +13,7 @@ first used.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -35,6 +36,9 @@ _MOST_GRID_POINTS = 300_000
 # Below this noise multiplier a single release loses hundreds of ε; the Rényi bound says so without a huge
 # grid.
 _SMALLEST_PLD_NOISE_MULTIPLIER = 0.1
+# Opacus warns where its orders end at 63; its bound is then loose, and still a bound.
+_OPACUS_ORDERS_END = "Optimal order is the"
+_LOWEST_RATE, _HIGHEST_RATE = 1e-9, 1.0 - 1e-9
 
 
 def epsilon_pld(events: Iterable[PrivacyEvent], delta: float) -> float:
@@ -53,8 +57,26 @@ def epsilon_pld(events: Iterable[PrivacyEvent], delta: float) -> float:
     Source: Doroshenko et al. 2022 ("connect the dots"), as in Google's dp-accounting.
     """
     check_delta(delta)
-    mechanisms = mechanism_counts(events)
+    mechanisms = _for_loss_distributions(mechanism_counts(events))
     return _epsilon_pld(mechanisms, float(delta), _pld_interval(mechanisms))
+
+
+def _for_loss_distributions(mechanisms: tuple[MechanismKey, ...]) -> tuple[MechanismKey, ...]:
+    """The same or a worse loss in a form that is quick to compute and never at the edge of floating point.
+
+    Plain Gaussians compose exactly into one: the inverse squares of their noise multipliers add up. Rates
+    next to 0 or 1 are raised a little.
+    """
+    sampled = tuple(
+        (sigma, max(rate, _LOWEST_RATE), count) for sigma, rate, count in mechanisms if rate <= _HIGHEST_RATE
+    )
+    plain = [(sigma, count) for sigma, rate, count in mechanisms if rate > _HIGHEST_RATE]
+    if not plain:
+        return sampled
+    if plain[0][0] == 0.0:
+        return ((0.0, 1.0, 1), *sampled)
+    merged = math.fsum(count / sigma**2 for sigma, count in plain) ** -0.5
+    return ((merged, 1.0, 1), *sampled)
 
 
 @lru_cache(maxsize=4096)
@@ -95,7 +117,7 @@ def _pld_interval(mechanisms: Sequence[MechanismKey]) -> float:
             deviation = (
                 rate * math.sqrt(math.expm1(min(1.0 / sigma**2, 600.0))) if rate < 1.0 else 1.0 / sigma
             )
-            wanted = math.floor(math.log2(deviation / _STEPS_PER_LOSS_DEVIATION))
+            wanted = math.floor(math.log2(max(deviation, 1e-30) / _STEPS_PER_LOSS_DEVIATION))
             exponent = min(exponent, max(wanted, _FINEST_INTERVAL_EXPONENT))
     for sigma, _, _ in mechanisms:
         if sigma >= _SMALLEST_PLD_NOISE_MULTIPLIER:
@@ -123,7 +145,8 @@ def epsilon_prv(events: Iterable[PrivacyEvent], delta: float) -> float:
     accountant = PRVAccountant()
     accountant.history = list(mechanisms)
     # At rate 1 Opacus' formulas are those of the plain Gaussian, but take log(1 - q) on the way.
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_OPACUS_ORDERS_END)
         return float(accountant.get_epsilon(delta))
 
 
@@ -144,7 +167,9 @@ def epsilon_rdp(events: Iterable[PrivacyEvent], delta: float) -> float:
 
     accountant = RDPAccountant()
     accountant.history = list(mechanisms)
-    return float(accountant.get_epsilon(delta))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_OPACUS_ORDERS_END)
+        return float(accountant.get_epsilon(delta))
 
 
 def rdp_curve(events: Iterable[PrivacyEvent]) -> dict[int, float]:
@@ -196,16 +221,25 @@ def rdp_of_sampled_gaussian(noise_multiplier: float, sampling_rate: float, order
         return math.inf
     if q == 1.0:
         return order / (2.0 * sigma**2)
-    log_terms = []
-    for k in range(2, order + 1):
-        exponent = k * (k - 1) / (2.0 * sigma**2)
-        log_expm1 = exponent + math.log(-math.expm1(-exponent))
-        log_weight = math.log(math.comb(order, k)) + k * math.log(q) + (order - k) * math.log1p(-q)
-        log_terms.append(log_weight + log_expm1)
-    peak = max(log_terms)
-    log_excess = peak + math.log(math.fsum(math.exp(term - peak) for term in log_terms))
+    import numpy as np
+
+    k = np.arange(2, order + 1)
+    log_factorial = _log_factorials(order)
+    log_binomial = log_factorial[order] - log_factorial[k] - log_factorial[order - k]
+    exponent = k * (k - 1) / (2.0 * sigma**2)
+    log_expm1 = exponent + np.log(-np.expm1(-exponent))
+    log_terms = log_binomial + k * math.log(q) + (order - k) * math.log1p(-q) + log_expm1
+    peak = float(log_terms.max())
+    log_excess = peak + math.log(float(np.exp(log_terms - peak).sum()))
     log_moment = math.log1p(math.exp(log_excess)) if log_excess < 30.0 else log_excess
     return log_moment / (order - 1)
+
+
+@lru_cache(maxsize=256)
+def _log_factorials(largest: int) -> Any:
+    import numpy as np
+
+    return np.array([math.lgamma(n + 1) for n in range(largest + 1)])
 
 
 def epsilon_from_rdp(curve: dict[int, float], delta: float) -> float:

@@ -18,8 +18,11 @@ from common.errors import ConfigError
 
 EventKind = Literal["gaussian", "sampled_gaussian"]
 
-MAX_COUNT = 1_000_000_000
+MAX_COUNT = 10_000_000
+MAX_NOISE_MULTIPLIER = 1e9
 MAX_LABEL_LENGTH = 200
+# Less noise than this is none: its square would no longer be a number.
+_NO_NOISE = 1e-100
 _FIELDS = ("count", "kind", "label", "noise_multiplier", "sampling_rate")
 
 
@@ -30,10 +33,10 @@ class PrivacyEvent:
     Args:
         kind: `gaussian` (every unit takes part) or `sampled_gaussian` (each unit takes part with probability
             `sampling_rate`, drawn afresh for every release).
-        noise_multiplier: standard deviation of the noise over the L2 sensitivity, finite and >= 0; 0 is no
-            privacy.
+        noise_multiplier: standard deviation of the noise over the L2 sensitivity, from 0 (no
+            privacy) to 10^9.
         sampling_rate: probability in (0, 1]; exactly 1 for `gaussian`.
-        count: how many releases, an integer from 1 to 10^9.
+        count: how many releases, an integer from 1 to 10^7.
         label: what was released, for people; printable, at most 200 characters.
 
     Raises:
@@ -53,8 +56,10 @@ class PrivacyEvent:
             )
         sigma = _number("noise_multiplier", self.noise_multiplier)
         rate = _number("sampling_rate", self.sampling_rate)
-        if sigma < 0.0:
-            raise ConfigError(f"noise_multiplier: expected a number >= 0, found {sigma}")
+        if not 0.0 <= sigma <= MAX_NOISE_MULTIPLIER:
+            raise ConfigError(
+                f"noise_multiplier: expected a number from 0 to {MAX_NOISE_MULTIPLIER:g}, found {sigma}"
+            )
         if not 0.0 < rate <= 1.0:
             raise ConfigError(f"sampling_rate: expected a number in (0, 1], found {rate}")
         if self.kind == "gaussian" and rate != 1.0:
@@ -134,7 +139,8 @@ def mechanism_counts(events: Iterable[PrivacyEvent]) -> tuple[MechanismKey, ...]
     """
     counts: dict[tuple[float, float], int] = {}
     for event in events:
-        key = (event.noise_multiplier, event.sampling_rate)
+        sigma = event.noise_multiplier if event.noise_multiplier >= _NO_NOISE else 0.0
+        key = (sigma, event.sampling_rate)
         counts[key] = counts.get(key, 0) + event.count
     return tuple(sorted((sigma, rate, count) for (sigma, rate), count in counts.items()))
 

@@ -41,6 +41,8 @@ _EXACT_GRID_BITS = 40
 # ...and this much more noise pays for it: sqrt(d) grid / sensitivity < 1e-6 while σ sqrt(d) < 10^6.
 _EXACT_SCALE_MARGIN = 1.0 + 1e-6
 _LARGEST_EXACT_INTEGER = 2.0**62
+# Far outside any use; inside, every grid is a normal float64.
+_SMALLEST_STD, _LARGEST_STD = 1e-100, 1e100
 
 
 class NoiseSource(Protocol):
@@ -249,9 +251,13 @@ def round_to_grid(values: FloatArray, grid: float) -> FloatArray:
 
 
 def check_std(std: float) -> None:
-    """Refuse a standard deviation that is not a finite number >= 0."""
-    if isinstance(std, bool) or not isinstance(std, (int, float)) or not 0.0 <= std < math.inf:
-        raise ConfigError(f"standard deviation of the noise: expected a finite number >= 0, found {std!r}")
+    """Refuse a standard deviation that is not 0 or a finite positive number, or whose grid could not be."""
+    number = isinstance(std, (int, float)) and not isinstance(std, bool)
+    if not number or not (std == 0.0 or _SMALLEST_STD <= std <= _LARGEST_STD):
+        raise ConfigError(
+            f"standard deviation of the noise: expected 0 or a finite number from {_SMALLEST_STD:g} to "
+            f"{_LARGEST_STD:g}, found {std!r}"
+        )
 
 
 def _scaled_normals(generator: np.random.Generator, shape: int | tuple[int, ...], std: float) -> FloatArray:
@@ -264,7 +270,8 @@ def _scaled_normals(generator: np.random.Generator, shape: int | tuple[int, ...]
 def _to_grid(values: FloatArray, std: float) -> tuple[NDArray[np.int64], float]:
     """Values as integers on the exact sampler's grid, and that grid."""
     grid = noise_grid(std) * 2.0 ** (_GRID_BITS - _EXACT_GRID_BITS)
-    scaled = np.asarray(values, dtype=np.float64) / grid
+    with np.errstate(over="ignore"):  # refused below as not finite
+        scaled = np.asarray(values, dtype=np.float64) / grid
     if not np.isfinite(scaled).all() or bool((np.abs(scaled) >= _LARGEST_EXACT_INTEGER).any()):
         raise DataError(
             "statistics to be noised: expected finite numbers below 2^22 standard deviations of the noise; "

@@ -60,7 +60,7 @@ def filter_order(epsilon_limit: float, delta: float, planned_events: Iterable[Pr
 
 
 def filter_cap(epsilon_limit: float, delta: float, order: int | None = None) -> float:
-    """The Rényi divergence that may be spent in all, at `order` (else `filter_order` of the limits); at least 0."""
+    """The Rényi divergence that may be spent in all at `order`, or at the limits' `filter_order`; >= 0."""
     at = filter_order(epsilon_limit, delta) if order is None else order
     return max(0.0, epsilon_limit - epsilon_offset(at, delta))
 

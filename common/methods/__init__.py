@@ -1,0 +1,29 @@
+"""The methods of the comparison, by name. A new method is one module and one line here."""
+
+from __future__ import annotations
+
+import importlib
+
+from common.errors import ConfigError
+from common.methods.base import Method
+
+_MODULES = {
+    "fedhypevae": "common.methods.fedhypevae",
+}
+
+
+def method_names() -> tuple[str, ...]:
+    """Names that `method = "..."` may take."""
+    return tuple(_MODULES)
+
+
+def get_method(name: str) -> Method:
+    """The method of that name; its module is imported on first use.
+
+    Raises:
+        ConfigError: "unknown method ..., expected one of ...".
+    """
+    if name not in _MODULES:
+        raise ConfigError(f"unknown method {name!r}, expected one of {', '.join(_MODULES)}")
+    method: Method = importlib.import_module(_MODULES[name]).METHOD
+    return method

@@ -1,0 +1,276 @@
+"""Configuration of a run: frozen models, one per concern, parsed once at the edge from flat keys.
+
+Keys are flat and kebab-case, as in `[tool.flwr.app.config]` and `flwr run --run-config`. Every field below is one key
+(`learning_rate` is `learning-rate`). An unknown key, a value out of range and settings that contradict each other are
+refused with one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+Scalar = str | int | float | bool
+
+
+class Concern(BaseModel):
+    """Base of one concern's settings: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+
+class PrivacyConfig(Concern):
+    """What is promised, and the noise that pays for it.
+
+    `epsilon` may be infinite: no noise is drawn then, and everything the run writes says that it is not private.
+    `statistics_share` is the part of the budget (in mu^2 of Gaussian DP) that buys the one-shot statistics.
+    """
+
+    epsilon: float = Field(3.0, gt=0.0)
+    delta: float = Field(1e-5, gt=0.0, lt=0.1)
+    unit: Literal["record", "patient"] = "record"
+    max_records_per_patient: int = Field(4, ge=1, le=64)
+    sampling_rate: float = Field(1.0, gt=0.0, le=1.0)
+    clip_norm: float = Field(0.03, gt=0.0)
+    statistics_share: float = Field(0.1, ge=0.0, lt=1.0)
+    encoder_training: Literal["sleep", "joint", "unprotected"] = "sleep"
+    noise: Literal["secure", "test"] = "secure"
+    trust: Literal["local"] = "local"
+
+    @property
+    def records_per_unit(self) -> int:
+        """The public cap on the records that one unit contributes to a step."""
+        return self.max_records_per_patient if self.unit == "patient" else 1
+
+    @property
+    def certified(self) -> bool:
+        """Whether a run with these settings has an end-to-end guarantee."""
+        return (
+            math.isfinite(self.epsilon) and self.noise == "secure" and self.encoder_training != "unprotected"
+        )
+
+
+class ModelConfig(Concern):
+    """Sizes of the generator. `hidden_widths` is a comma-separated list; empty means a linear decoder.
+
+    `residual_energy` is the share of a unit-norm embedding's squared length that the observation noise carries: the
+    decoder's variance is residual_energy / d_x in every coordinate, a public constant.
+    """
+
+    latent_dim: int = Field(4, ge=0, le=512)
+    code_dim: int = Field(2, ge=0, le=512)
+    hidden_widths: str = ""
+    trunk_width: int = Field(0, ge=0, le=1024)
+    prior_width: int = Field(8, ge=1, le=1024)
+    label_embedding_dim: int = Field(4, ge=1, le=512)
+    encoder_width: int = Field(64, ge=1, le=4096)
+    residual_energy: float = Field(0.67, gt=0.0)
+    init_seed: int = Field(7, ge=0)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the decoder's hidden layers."""
+        return tuple(int(part) for part in self.hidden_widths.split(",") if part.strip())
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> Self:
+        try:
+            widths = self.widths
+        except ValueError:
+            raise ValueError(
+                "hidden-widths must be whole numbers with commas between, such as 64,128"
+            ) from None
+        if any(not 1 <= width <= 8192 for width in widths):
+            raise ValueError("hidden-widths must lie between 1 and 8192")
+        if widths and self.latent_dim == 0:
+            raise ValueError(
+                "hidden-widths need a latent: set latent-dim above 0, or leave hidden-widths empty"
+            )
+        return self
+
+
+class TrainingConfig(Concern):
+    """The optimisation. Rates act on sums divided by (clip norm x sampling rate x released total).
+
+    `sphere` scales every embedding to unit length (a public map of one record); `centre` subtracts the released mean;
+    `feature_norm` clips what is left. `embedding_radius` is the public norm to which embeddings are clipped for the
+    statistics.
+    """
+
+    num_rounds: int = Field(40, ge=0, le=100_000)
+    local_steps: int = Field(1, ge=1, le=1000)
+    learning_rate: float = Field(8.0, gt=0.0)
+    generator_rate: float = Field(0.02, ge=0.0)
+    code_rate: float = Field(0.05, ge=0.0)
+    momentum: float = Field(0.8, ge=0.0, lt=1.0)
+    averaging_fraction: float = Field(0.35, ge=0.0, le=1.0)
+    sphere: bool = True
+    centre: bool = True
+    embedding_radius: float = Field(1.0, gt=0.0)
+    feature_norm: float = Field(0.7, gt=0.0)
+    class_bias_scale: float = Field(0.117, gt=0.0)
+    discriminative_weight: float = Field(1.0, ge=0.0)
+    elbo_weight: float = Field(0.3, ge=0.0)
+    kl_weight: float = Field(1.0, ge=0.0)
+    code_penalty: float = Field(1e-3, ge=0.0)
+    code_radius: float = Field(1.0, gt=0.0)
+    lipschitz_bound: float = Field(1.0, gt=0.0)
+    lipschitz_penalty: float = Field(0.0, ge=0.0)
+    mmd: Literal["off", "released", "per-example"] = "off"
+    mmd_weight: float = Field(0.0, ge=0.0)
+    mmd_features: int = Field(64, ge=2, le=4096)
+    mmd_bandwidths: str = "0.5,1.0,2.0"
+    sleep_steps: int = Field(20, ge=0)
+    encoder_rate: float = Field(2e-3, gt=0.0)
+
+    @property
+    def bandwidths(self) -> tuple[float, ...]:
+        """Bandwidths of the Gaussian kernels, public constants in units of the embedding's norm."""
+        return tuple(float(part) for part in self.mmd_bandwidths.split(",") if part.strip())
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            bandwidths = self.bandwidths
+        except ValueError:
+            raise ValueError("mmd-bandwidths must be numbers with commas between, such as 0.5,1,2") from None
+        if not bandwidths or any(not (0 < width < math.inf) for width in bandwidths):
+            raise ValueError("mmd-bandwidths must be at least one number above 0")
+        if self.mmd == "off" and self.mmd_weight > 0:
+            raise ValueError("mmd-weight is above 0 while mmd is off: set mmd to released or per-example")
+        if self.discriminative_weight == 0 and self.elbo_weight == 0:
+            raise ValueError("discriminative-weight and elbo-weight are both 0: nothing would be trained")
+        return self
+
+
+class SynthesisConfig(Concern):
+    """What the server does after training: free, since it touches released values alone."""
+
+    synthetic_rows: int = Field(20_000, ge=1, le=10_000_000)
+    num_codes: int = Field(1, ge=1, le=64)
+    mixture: Literal["samples", "parameters"] = "samples"
+    latent_law: Literal["prior", "standard"] = "prior"
+    balance: Literal["uniform", "dp-counts"] = "uniform"
+    relabel: bool = True
+    covariance_weight: float = Field(0.0, ge=0.0)
+    meta_steps: int = Field(200, ge=0)
+    mixing: float = Field(0.5, ge=0.0, le=1.0)
+
+
+class FederationConfig(Concern):
+    """Who takes part, and the files.
+
+    `alpha` is the Dirichlet concentration of simulated sites; 0 means IID. `public_total` is a public number of units
+    in all, needed where no statistics are released to tell it; it only scales the step.
+    """
+
+    num_sites: int = Field(4, ge=1, le=100_000)
+    min_sites: int = Field(2, ge=1)
+    round_timeout: float = Field(600.0, gt=0.0)
+    alpha: float = Field(0.0, ge=0.0)
+    public_total: int = Field(0, ge=0)
+    seed: int = Field(2026, ge=0)
+    data_is_public: bool = False
+    output_dir: str = "outputs/run"
+    sites_dir: str = ""
+    cache_dir: str = "outputs/cache"
+    resume: bool = False
+    run_name: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_sites > self.num_sites:
+            raise ValueError(
+                f"min-sites is {self.min_sites} but num-sites is {self.num_sites}: lower min-sites"
+            )
+        return self
+
+
+class RunConfig(BaseModel):
+    """Everything a run is made of. Frozen, and saved with every result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = "fedhypevae"
+    privacy: PrivacyConfig = PrivacyConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    federation: FederationConfig = FederationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.privacy.statistics_share == 0 and self.federation.public_total == 0:
+            raise ValueError("statistics-share is 0, so nothing tells the step its scale: set public-total")
+        return self
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Scalar]) -> RunConfig:
+        """Parse flat kebab-case keys.
+
+        Args:
+            values: key -> value; keys that are left out take their defaults.
+
+        Returns:
+            The frozen configuration.
+
+        Raises:
+            ConfigError: "unknown setting ..." with the nearest known one, or "setting KEY: ..." for a bad value.
+        """
+        nested: dict[str, Any] = {}
+        for key, value in values.items():
+            if key == "method":
+                nested["method"] = value
+                continue
+            concern = _CONCERN_OF.get(key)
+            if concern is None:
+                near = difflib.get_close_matches(key, [*_CONCERN_OF, "method"], n=1)
+                hint = f"; did you mean {near[0]}?" if near else "; see the list of settings in README.md"
+                raise ConfigError(f"unknown setting {key!r}{hint}")
+            nested.setdefault(concern, {})[key.replace("-", "_")] = value
+        try:
+            return cls.model_validate(nested)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error)) from None
+
+    def to_flat(self) -> dict[str, Scalar]:
+        """The same configuration as flat kebab-case keys: `from_flat(to_flat())` gives it back."""
+        flat: dict[str, Scalar] = {"method": self.method}
+        for concern in _CONCERNS:
+            for field, value in getattr(self, concern).model_dump().items():
+                flat[field.replace("_", "-")] = value
+        return flat
+
+    def replace(self, **changes: Scalar) -> RunConfig:
+        """A copy with some flat settings changed (`config.replace(num_rounds=3)`), validated again."""
+        return RunConfig.from_flat(
+            {**self.to_flat(), **{key.replace("_", "-"): value for key, value in changes.items()}}
+        )
+
+
+_CONCERNS: dict[str, type[Concern]] = {
+    "privacy": PrivacyConfig,
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "synthesis": SynthesisConfig,
+    "federation": FederationConfig,
+}
+_CONCERN_OF = {
+    field.replace("_", "-"): concern for concern, cls in _CONCERNS.items() for field in cls.model_fields
+}
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first problem of a validation, as `setting KEY: what was wrong`."""
+    first = error.errors()[0]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    field = first["loc"][-1] if first["loc"] else ""
+    if isinstance(field, str) and field.replace("_", "-") in _CONCERN_OF:
+        return f"setting {field.replace('_', '-')}: {message}, found {first['input']!r}"
+    return message

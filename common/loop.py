@@ -1,0 +1,120 @@
+"""A federation in one process: the same pure functions as under Flower, without network, ledger or disk.
+
+For benchmarks and tests, where a hundred sites or a thousand rounds must be cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.config import RunConfig
+from common.methods import get_method
+from common.methods.base import (
+    Artifact,
+    Method,
+    Problem,
+    RunContext,
+    ServerState,
+    SiteState,
+    StepInput,
+)
+from common.noise import NoiseSource, SecureNoise, TestNoise
+from common.sampling import SiteData, draw_units
+from common.statistics import ReleasedStatistics, combine_statistics, release_statistics
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """What a run in one process gives.
+
+    Attributes:
+        context: configuration, problem and privacy plan.
+        state: the server's last state.
+        sites: each site's private state.
+        artifact: what is published.
+    """
+
+    context: RunContext
+    state: ServerState
+    sites: tuple[SiteState, ...]
+    artifact: Artifact
+
+
+def noise_source(config: RunConfig, site_index: int, round_index: int) -> NoiseSource:
+    """The source of a site's secret randomness in a round; statistics are round -1.
+
+    Under `noise = "test"` it is seeded, so that two ways of running the same configuration can be compared; such a run
+    is not private, and says so.
+    """
+    if config.privacy.noise == "secure":
+        return SecureNoise()
+    return TestNoise(1_000_003 * config.federation.seed + 1_009 * site_index + round_index + 1)
+
+
+def run_statistics(
+    context: RunContext, method: Method, sites: Sequence[SiteData]
+) -> ReleasedStatistics | None:
+    """The one-shot release of every site, combined; None if the method has none."""
+    spec, noise = method.statistics(context), context.plan.statistics_noise
+    if spec is None or noise is None:
+        return None
+    releases = [
+        site_statistics(context, method, data, noise_source(context.config, index, -1))
+        for index, data in enumerate(sites)
+    ]
+    return combine_statistics(spec, releases, noise)
+
+
+def site_statistics(
+    context: RunContext, method: Method, data: SiteData, source: NoiseSource
+) -> dict[str, Tensor]:
+    """One site's noised statistics: one Gaussian event with `plan.statistics_noise`; empty if there are none."""
+    spec, noise = method.statistics(context), context.plan.statistics_noise
+    if spec is None or noise is None:
+        return {}
+    if context.config.training.sphere:
+        norms = torch.linalg.vector_norm(data.embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
+        data = SiteData(data.embeddings / norms, data.labels, data.groups)
+    batch = draw_units(data, 1.0, context.config.privacy.records_per_unit, source)
+    return release_statistics(spec, batch, noise, source)
+
+
+def run_loop(
+    config: RunConfig,
+    sites: Sequence[SiteData],
+    class_names: Sequence[str],
+    progress: Callable[[int, ServerState], None] | None = None,
+) -> LoopResult:
+    """Run a whole federation in this process.
+
+    Args:
+        config: the run; `num_sites` must be the number of sites given.
+        sites: what each site trains on.
+        class_names: names of the classes.
+        progress: called after every round with its number and the server's state.
+
+    Returns:
+        The result. No ledger is charged: whoever calls this owns all the data.
+    """
+    method = get_method(config.method)
+    problem = Problem(sites[0].embeddings.shape[1], tuple(class_names), len(sites))
+    context = RunContext(config, problem, method.plan(config))
+    state = method.init(context)
+    site_states = [method.init_site(context, index) for index in range(len(sites))]
+    statistics = run_statistics(context, method, sites)
+    if statistics is not None:
+        state = method.prepare(context, state, statistics)
+    for round_index in range(context.plan.num_rounds):
+        uploads = {}
+        for index, data in enumerate(sites):
+            source = noise_source(config, index, round_index)
+            work = StepInput(state.params, site_states[index], data, round_index, index, source)
+            site_states[index], uploads[index] = method.client_step(context, work)
+        state = method.server_step(context, state, uploads)
+        if progress is not None:
+            progress(round_index + 1, state)
+    return LoopResult(context, state, tuple(site_states), method.finish(context, state))

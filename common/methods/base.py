@@ -1,0 +1,215 @@
+"""What a method is: pure functions over frozen state, the same under Flower and in a plain loop.
+
+A method never talks to a network, a disk or a clock. It draws noise from the source that it is handed, and declares
+beforehand, in `plan`, every privacy event that its sites will be charged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from common.config import RunConfig
+from common.events import PrivacyEvent, gaussian, sampled_gaussian
+from common.noise import NoiseSource
+from common.sampling import SiteData
+from common.statistics import ReleasedStatistics, StatisticsSpec
+
+Tensors = Mapping[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The public facts of a federation: width of an embedding, names of the classes, number of sites."""
+
+    dim: int
+    class_names: tuple[str, ...]
+    num_sites: int
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """Noise of a run, fixed before it starts.
+
+    Attributes:
+        statistics_noise: noise multiplier of the one-shot statistics; None without them; 0 without a guarantee.
+        training_noise: noise multiplier of every local step; None if nothing is trained.
+        sampling_rate: q. steps_per_round, num_rounds: T is their product.
+        delta: δ at which ε is stated.
+    """
+
+    statistics_noise: float | None
+    training_noise: float | None
+    sampling_rate: float
+    steps_per_round: int
+    num_rounds: int
+    delta: float
+
+    @property
+    def statistics_events(self) -> tuple[PrivacyEvent, ...]:
+        """What the statistics cost a site."""
+        if self.statistics_noise is None:
+            return ()
+        return (gaussian(self.statistics_noise, label="statistics"),)
+
+    @property
+    def round_events(self) -> tuple[PrivacyEvent, ...]:
+        """What one round of training costs a site."""
+        if self.training_noise is None:
+            return ()
+        steps = self.steps_per_round
+        return (sampled_gaussian(self.training_noise, self.sampling_rate, count=steps, label="training"),)
+
+    @property
+    def all_events(self) -> tuple[PrivacyEvent, ...]:
+        """Everything that a site releases in the whole run."""
+        rounds = tuple(replace(event, count=event.count * self.num_rounds) for event in self.round_events)
+        return self.statistics_events + (rounds if self.num_rounds else ())
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every function of a method may know: all of it public, all of it fixed before the run."""
+
+    config: RunConfig
+    problem: Problem
+    plan: PrivacyPlan
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The server's state between rounds; everything in it is released or public.
+
+    Attributes:
+        round: rounds done.
+        params: what the sites receive, by name.
+        memory: optimiser state and running averages, by name; stays at the server.
+        statistics: the noised statistics, once they are there.
+    """
+
+    round: int
+    params: Tensors
+    memory: Tensors = field(default_factory=dict)
+    statistics: ReleasedStatistics | None = None
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """What stays at a site between rounds: private state, never sent."""
+
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """One round's work for one site.
+
+    Attributes:
+        params: what the server sent.
+        site: the site's private state.
+        data: the records that training may read.
+        round_index: 0, 1, ...
+        site_index: stable index of the site in the run.
+        source: secret randomness: noise and sampling.
+    """
+
+    params: Tensors
+    site: SiteState
+    data: SiteData
+    round_index: int
+    site_index: int
+    source: NoiseSource
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a run publishes.
+
+    Attributes:
+        kind: "generator" (samples can be drawn) or "head" (a linear classifier).
+        tensors: its parameters.
+        settings: public numbers and words needed to use it again, JSON-ready.
+    """
+
+    kind: str
+    tensors: Tensors
+    settings: Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the comparison.
+
+    Attributes:
+        name: as in `method = "..."`.
+        private: whether what leaves a site is clipped, noised and charged.
+        plan: (config) -> noise and events; expensive, done once a run.
+        statistics: (context) -> what the sites release before training, or None.
+        init: (context) -> server's first state.
+        init_site: (context, site_index) -> a site's first private state; reads no data.
+        prepare: (context, state, statistics) -> state with the statistics taken in.
+        upload_shapes: (context) -> names and shapes of what a site sends in a round.
+        client_step: (context, work) -> (new private state, what is sent).
+        server_step: (context, state, uploads by site index) -> next state.
+        finish: (context, state) -> what is published.
+        sample: (context, artifact, labels (n,), seed) -> (embeddings (n, d_x), labels (n,)); None for heads.
+    """
+
+    name: str
+    private: bool
+    plan: Callable[[RunConfig], PrivacyPlan]
+    statistics: Callable[[RunContext], StatisticsSpec | None]
+    init: Callable[[RunContext], ServerState]
+    init_site: Callable[[RunContext, int], SiteState]
+    prepare: Callable[[RunContext, ServerState, ReleasedStatistics], ServerState]
+    upload_shapes: Callable[[RunContext], Shapes]
+    client_step: Callable[[RunContext, StepInput], tuple[SiteState, dict[str, Tensor]]]
+    server_step: Callable[[RunContext, ServerState, Mapping[int, Tensors]], ServerState]
+    finish: Callable[[RunContext, ServerState], Artifact]
+    sample: Callable[[RunContext, Artifact, Tensor, int], tuple[Tensor, Tensor]] | None
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """A generator for draws that touch no data and protect nothing: the same parts give the same stream."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def private_plan(config: RunConfig) -> PrivacyPlan:
+    """Divide the run's budget between statistics and training, by the accountant (see `accounting.split_budget`).
+
+    Args:
+        config: its `privacy` and `training` parts.
+
+    Returns:
+        The plan; its events together have ε at most `privacy.epsilon`. Noise 0 where ε is infinite.
+    """
+    from common.accounting import calibrate_noise_multiplier, split_budget
+
+    privacy, training = config.privacy, config.training
+    steps = training.num_rounds * training.local_steps
+    statistics: float | None
+    noise: float | None
+    if not math.isfinite(privacy.epsilon):
+        statistics, noise = (0.0 if privacy.statistics_share > 0 else None), (0.0 if steps else None)
+    elif steps == 0:
+        statistics = calibrate_noise_multiplier(privacy.epsilon, privacy.delta, 1.0, 1)
+        noise = None
+    else:
+        statistics, noise = split_budget(
+            privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, privacy.statistics_share
+        )
+    return PrivacyPlan(
+        statistics, noise, privacy.sampling_rate, training.local_steps, training.num_rounds, privacy.delta
+    )

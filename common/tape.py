@@ -1,0 +1,282 @@
+"""Layers that remember what their per-unit gradients are made of.
+
+The gradient that one privacy unit (a record, or a patient with several) sends into a linear layer is a sum of outer
+products of two small vectors. A `Tape` runs the layers forward and keeps those vectors, so that `clipping.py` can
+compute every unit's gradient norm and the clipped sum of all gradients without ever holding one copy of the
+parameters per unit ("book-keeping", Bu et al. 2023).
+
+Shapes: U units, R rows a unit (records of a patient; 1 for record-level privacy), then features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass
+class GradientFactors:
+    """Factors of every unit's gradient, by parameter.
+
+    `outer[name]` holds pairs (left (U, R, r), right (U, R, c)): the unit's gradient is the sum over pairs and rows of
+    left x right. `vectors[name]` holds (U, r) arrays that add up to the unit's gradient.
+    """
+
+    outer: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    vectors: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add_outer(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add outer products to a matrix parameter's gradient."""
+        self.outer.setdefault(name, []).append((left, right))
+
+    def add_vector(self, name: str, value: Tensor) -> None:
+        """Add one vector a unit to a vector parameter's gradient."""
+        self.vectors.setdefault(name, []).append(value)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    name: str
+    inputs: Tensor
+    out: Tensor
+    bias: bool
+
+
+@dataclass(frozen=True)
+class _RowScaled:
+    name: str
+    inputs: Tensor
+    one_hot: Tensor | None
+    class_scale: float
+    scaled: Tensor
+    row_scale: Tensor | None
+    out: Tensor
+
+
+@dataclass(frozen=True)
+class _ClassLogits:
+    name: str
+    inputs: Tensor
+    scaled: Tensor
+    row_scale: Tensor | None
+    bias_scale: float
+    out: Tensor
+
+
+class Tape:
+    """Runs layers on batches of units and records the factors of their gradients.
+
+    Args:
+        params: parameters by name; they take no gradient here.
+        code: (d_v,), the site's code, or None.
+        units: U, the number of units in the batch.
+        frozen: prefixes of parameters whose gradients are not wanted (an encoder that never sees a record).
+    """
+
+    def __init__(self, params: Tensors, code: Tensor | None, units: int, frozen: Sequence[str] = ()) -> None:
+        self._params = params
+        self._frozen = tuple(frozen)
+        self._linear: list[_Linear] = []
+        self._row_scaled: list[_RowScaled] = []
+        self._logits: list[_ClassLogits] = []
+        self.code_rows: Tensor | None = None
+        self._feature_rows: Tensor | None = None
+        self.features: Tensor | None = None
+        if code is not None and code.numel() > 0:
+            # one row a unit, so that autograd hands back one gradient a unit
+            self.code_rows = code.detach().expand(units, -1).clone().requires_grad_()
+            rows = self.code_rows
+            if "trunk.weight" in params:
+                rows = torch.tanh(self.linear("trunk", rows[:, None, :]))[:, 0, :]
+            self._feature_rows = rows
+            self.features = rows[0].detach()
+
+    def linear(self, name: str, inputs: Tensor) -> Tensor:
+        """`inputs` (U, R, c) through the parameters `name.weight` (r, c) and, if there is one, `name.bias` (r,)."""
+        bias = self._params.get(f"{name}.bias")
+        out = functional.linear(inputs, self._params[f"{name}.weight"], bias)
+        if name.startswith(self._frozen) and self._frozen:
+            return out
+        out = out if out.requires_grad else out.requires_grad_()
+        self._linear.append(_Linear(name, inputs.detach(), out, bias is not None))
+        return out
+
+    def row_scaled(
+        self, name: str, inputs: Tensor, one_hot: Tensor | None = None, class_scale: float = 1.0
+    ) -> Tensor:
+        """The row-scaled layer (Eq. 3), d(v) * (W a + s C y) + b + shift(v).
+
+        Args:
+            name: prefix of the layer's parameters.
+            inputs: a, (U, R, c).
+            one_hot: y, (U, R, K), where the layer has a column C for each class; else None.
+            class_scale: s, a public factor of the class columns.
+
+        Returns:
+            (U, R, r).
+        """
+        scaled, row_scale, out = row_scaled_layer(
+            self._params, name, self.features, inputs, one_hot, class_scale
+        )
+        out = out if out.requires_grad else out.requires_grad_()
+        self._row_scaled.append(
+            _RowScaled(name, inputs.detach(), one_hot, class_scale, scaled.detach(), row_scale, out)
+        )
+        return out
+
+    def class_logits(self, name: str, inputs: Tensor, bias_scale: float) -> Tensor:
+        """Scores of classes from the label columns of the last layer, (d(v) * x) C + bias.
+
+        Args:
+            name: the last layer's prefix.
+            inputs: x, (U, R, r).
+            bias_scale: public factor of the class biases.
+
+        Returns:
+            (U, R, K).
+        """
+        row_scale, scaled, out = class_score_layer(self._params, name, self.features, inputs, bias_scale)
+        out = out.requires_grad_()
+        self._logits.append(_ClassLogits(name, inputs, scaled, row_scale, bias_scale, out))
+        return out
+
+    def factors(self, losses: Tensor) -> GradientFactors:
+        """Backpropagate the sum of per-unit losses once, down to the layers' outputs, and collect the factors.
+
+        Args:
+            losses: (U,), one loss a unit; each may depend on its own unit alone.
+
+        Returns:
+            The factors of all recorded parameters, and those of the code under "code".
+        """
+        outs = [node.out for node in self._linear]
+        outs += [node.out for node in self._row_scaled] + [node.out for node in self._logits]
+        wanted = outs if self.code_rows is None else [*outs, self.code_rows]
+        grads = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, retain_graph=True)
+        delta = {id(out): grad for out, grad in zip(outs, grads[: len(outs)], strict=True)}
+        result = GradientFactors()
+        features_grad = self._layer_factors(delta, result)
+        if self.code_rows is not None and self._feature_rows is not None:
+            code_grad = grads[-1] if grads[-1] is not None else torch.zeros_like(self.code_rows)
+            code_grad = code_grad + self._trunk_factors(features_grad, result)
+            result.add_vector("code", code_grad)
+        return result
+
+    def _layer_factors(self, delta: Mapping[int, Tensor | None], result: GradientFactors) -> Tensor | None:
+        """Factors of every layer but the trunk; returns (U, d_t), the gradient with respect to the code's features."""
+        features_grad: Tensor | None = None
+        for node in self._linear:
+            grad = delta[id(node.out)]
+            if grad is not None and node.name != "trunk":
+                _add_linear(result, node, grad)
+        for layer in self._row_scaled:
+            grad = delta[id(layer.out)]
+            if grad is None:
+                continue
+            weighted = grad if layer.row_scale is None else grad * layer.row_scale
+            result.add_outer(f"{layer.name}.base_weight", weighted, layer.inputs)
+            if layer.one_hot is not None:
+                result.add_outer(f"{layer.name}.class_weight", weighted * layer.class_scale, layer.one_hot)
+            total = grad.sum(1) if grad.shape[1] > 1 else grad[:, 0]
+            result.add_vector(f"{layer.name}.base_bias", total)
+            if layer.row_scale is not None:
+                scale_grad = (
+                    (grad * layer.scaled).sum(1) if grad.shape[1] > 1 else (grad * layer.scaled)[:, 0]
+                )
+                features_grad = self._hyper_factors(layer.name, scale_grad, total, features_grad, result)
+        for scores in self._logits:
+            grad = delta[id(scores.out)]
+            if grad is None:
+                continue
+            result.add_outer(f"{scores.name}.class_weight", scores.scaled, grad)
+            bias_grad = scores.bias_scale * grad.sum(1)
+            result.add_vector("class_bias.weight", bias_grad)
+            if scores.row_scale is not None and self.features is not None:
+                pulled = grad @ self._params[f"{scores.name}.class_weight"].T
+                scale_grad = (scores.inputs * pulled).sum(1)
+                features_grad = self._hyper_factors(scores.name, scale_grad, None, features_grad, result)
+                rows = self.features.expand(bias_grad.shape[0], 1, -1)
+                result.add_outer("class_shift.weight", bias_grad[:, None], rows)
+                features_grad = features_grad + bias_grad @ self._params["class_shift.weight"]
+        return features_grad
+
+    def _hyper_factors(
+        self,
+        name: str,
+        scale_grad: Tensor,
+        shift_grad: Tensor | None,
+        carried: Tensor | None,
+        into: GradientFactors,
+    ) -> Tensor:
+        """Factors of a layer's row-scale and bias-shift heads; returns `carried` + their pull-back to the features."""
+        features = self.features
+        if features is None:  # a row scale exists only where a code does
+            raise RuntimeError("a row-scaled layer without code features")
+        rows = features.expand(scale_grad.shape[0], 1, -1)
+        into.add_outer(f"{name}.row_scale", scale_grad[:, None], rows)
+        pulled = scale_grad @ self._params[f"{name}.row_scale"]
+        if shift_grad is not None:
+            into.add_outer(f"{name}.bias_shift", shift_grad[:, None], rows)
+            pulled = pulled + shift_grad @ self._params[f"{name}.bias_shift"]
+        return pulled if carried is None else carried + pulled
+
+    def _trunk_factors(self, features_grad: Tensor | None, result: GradientFactors) -> Tensor:
+        """Carry the gradient of the features through the trunk to the code: (U, d_t) -> (U, d_v)."""
+        code_rows, feature_rows = self.code_rows, self._feature_rows
+        if code_rows is None or feature_rows is None or features_grad is None:
+            return torch.zeros(()) if code_rows is None else torch.zeros_like(code_rows)
+        trunk = [node for node in self._linear if node.name == "trunk"]
+        if not trunk:
+            return features_grad
+        grads = torch.autograd.grad(feature_rows, [trunk[0].out, code_rows], features_grad, retain_graph=True)
+        _add_linear(result, trunk[0], grads[0])
+        return grads[1]
+
+
+def generated_rows(params: Tensors, name: str, features: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """The row scale d(v) (r,) and bias b + shift(v) (r,) of a row-scaled layer (Eq. 3); no scale without a code."""
+    bias = params[f"{name}.base_bias"]
+    if features is None:
+        return None, bias
+    return 1.0 + params[f"{name}.row_scale"] @ features, bias + params[f"{name}.bias_shift"] @ features
+
+
+def row_scaled_layer(
+    params: Tensors,
+    name: str,
+    features: Tensor | None,
+    inputs: Tensor,
+    one_hot: Tensor | None = None,
+    class_scale: float = 1.0,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """One row-scaled layer; see `Tape.row_scaled`. Returns (before scaling, row scale or None, output)."""
+    scaled = functional.linear(inputs, params[f"{name}.base_weight"])
+    if one_hot is not None:
+        scaled = scaled + class_scale * functional.linear(one_hot, params[f"{name}.class_weight"])
+    row_scale, bias = generated_rows(params, name, features)
+    out = scaled + bias if row_scale is None else torch.addcmul(bias, scaled, row_scale)
+    return scaled, row_scale, out
+
+
+def class_score_layer(
+    params: Tensors, name: str, features: Tensor | None, inputs: Tensor, bias_scale: float
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Class scores from the label columns; see `Tape.class_logits`. Returns (row scale, scaled inputs, scores)."""
+    row_scale, _ = generated_rows(params, name, features)
+    scaled = inputs if row_scale is None else inputs * row_scale
+    bias = params["class_bias.weight"]
+    if features is not None:
+        bias = bias + params["class_shift.weight"] @ features
+    return row_scale, scaled, scaled @ params[f"{name}.class_weight"] + bias_scale * bias
+
+
+def _add_linear(result: GradientFactors, node: _Linear, grad: Tensor) -> None:
+    result.add_outer(f"{node.name}.weight", grad, node.inputs)
+    if node.bias:
+        result.add_vector(f"{node.name}.bias", grad.sum(1))

@@ -11,7 +11,7 @@ from common.classifier import fit_linear_head, score
 from common.errors import ConfigError, DataError
 from common.nonlinear_heads import MLPConfig, fit_mlp_head, fit_neighbour_head, score_heads
 
-SMALL = MLPConfig(width=32, epochs=5, min_steps=300)
+SMALL = MLPConfig(width=32, epochs=5, min_steps=200, learning_rate=5e-3)
 
 
 def _rings(seed: int, rows: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from common.errors import FedHypeVAEError
-from deploy.commands import ledger
+from deploy.commands import embed, ledger
 
 app = typer.Typer(
     name="fedhypevae",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 
 app.add_typer(ledger.app, name="ledger")
+app.command("embed")(embed.embed)
 
 
 def main() -> None:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a bar with rate and time left on standard error; where that is no terminal, nothing.
 
     Args:
         title: what is being done.
-        total: units of work.
+        total: units of work, or None when it isn't known.
 
     Yields:
         A function that advances the bar by a number of units.

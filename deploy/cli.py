@@ -10,7 +10,7 @@ import sys
 import typer
 
 from common.errors import FedHypeVAEError
-from deploy.commands import embed, ledger
+from deploy.commands import data, embed, ledger
 
 app = typer.Typer(
     name="fedhypevae",
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 app.add_typer(ledger.app, name="ledger")
 app.command("embed")(embed.embed)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

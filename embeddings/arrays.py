@@ -23,9 +23,10 @@ from common.errors import DataError
 from embeddings.identity import EncoderIdentity
 from embeddings.images import check_size
 from embeddings.labels import class_list
+from embeddings.patients import patient_number
 from embeddings.pipeline import Item
 from embeddings.readers import Listing
-from embeddings.store import EmbeddingSet, SetMetadata
+from embeddings.store import EmbeddingSet, SetMetadata, write_chunks
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -73,9 +74,7 @@ def is_medmnist(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
     except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: expected an .npz archive; it can't be read ({type(error).__name__})"
-        ) from None
+        raise DataError(f"{path}: expected an .npz archive; it can't be read ({type(error).__name__})") from None
     return {f"{prefix}_{what}.npy" for prefix in _SPLITS for what in ("images", "labels")} <= names
 
 
@@ -170,8 +169,7 @@ def read_ready(path: Path, work: Path, names: ReadyNames, classes: Sequence[str]
     embeddings = unpack(path, names.embeddings, work)
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or 0 in embeddings.shape:
         raise DataError(
-            f"{path}: expected {names.embeddings} as (n, d) floats, found {embeddings.shape} "
-            f"{embeddings.dtype}"
+            f"{path}: expected {names.embeddings} as (n, d) floats, found {embeddings.shape} {embeddings.dtype}"
         )
     labels = _column(path, names.labels, work, len(embeddings))
     own = _optional(path, names.class_names, work)
@@ -188,9 +186,7 @@ def read_ready(path: Path, work: Path, names: ReadyNames, classes: Sequence[str]
     patients = None
     if names.patients is not None:
         patients = _column(path, names.patients, work, len(embeddings)).astype(np.str_)
-    return Ready(
-        embeddings, numbers, np.flatnonzero(fine), patients, texts, class_names, tuple(sorted(rejected))
-    )
+    return Ready(embeddings, numbers, np.flatnonzero(fine), patients, texts, class_names, tuple(sorted(rejected)))
 
 
 def _numbered(
@@ -200,9 +196,7 @@ def _numbered(
     if labels.dtype.kind in "iu":
         numbers = labels.astype(np.int64)
         texts = [str(number) for number in range(int(numbers.max(initial=0)) + 1)]
-        return class_list(
-            classes if classes is not None or own is None else own.astype(str).tolist(), texts
-        ), numbers
+        return class_list(classes if classes is not None or own is None else own.astype(str).tolist(), texts), numbers
     texts = labels.astype(np.str_).tolist()
     names = class_list(classes if classes is not None or own is None else own.astype(str).tolist(), texts)
     index = {name: number for number, name in enumerate(names)}
@@ -228,8 +222,7 @@ def _labels(path: Path, prefix: str, images: NDArray[Any], values: NDArray[Any])
     grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     if not grey_or_colour or images.dtype != np.uint8:
         raise DataError(
-            f"{path}: expected {prefix}_images as (n, h, w) or (n, h, w, 3) uint8, found {images.shape} "
-            f"{images.dtype}"
+            f"{path}: expected {prefix}_images as (n, h, w) or (n, h, w, 3) uint8, found {images.shape} {images.dtype}"
         )
     check_size(f"{path}", images.shape[2], images.shape[1])
     flat = values.reshape(len(values), -1) if len(values) else values.reshape(0, 1)
@@ -255,3 +248,47 @@ def _status(path: Path) -> os.stat_result:
         return path.stat()
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from None
+
+
+def import_ready(
+    path: Path,
+    out: Path,
+    names: ReadyNames,
+    classes: Sequence[str] | None,
+    declared: EncoderIdentity,
+    salt: bytes,
+    precision: str,
+) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Write a store of ready embeddings.
+
+    Args:
+        path: the archive.
+        out: the store.
+        names: what the arrays are called.
+        classes: class names in label order, or None.
+        declared: what the site says of the encoder; width and classes are filled in.
+        salt: of the site; hashes patients.
+        precision: of the stored embeddings.
+
+    Returns:
+        Rows written, and the rejected (source, reason).
+
+    Raises:
+        DataError: as `read_ready`, or no row is left, or the disk is full.
+    """
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        raise DataError(f"{path}: expected an .npz archive of ready embeddings")
+    work = out.with_name(f".{out.name}.work")
+    try:
+        ready = read_ready(path, work, names, classes)
+        identity = dataclasses.replace(
+            declared, dimension=int(ready.embeddings.shape[1]), class_names=ready.class_names
+        )
+        numbers = None
+        if ready.patients is not None:
+            hashed = {text: patient_number(salt, text) for text in set(ready.patients.tolist())}
+            numbers = np.asarray([hashed[text] for text in ready.patients.tolist()], dtype=np.int64)
+        write_chunks(out, lambda: ready.chunks(identity, numbers), SetMetadata(identity), precision=precision)
+        return int(ready.kept.size), ready.rejected
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

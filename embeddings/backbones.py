@@ -153,12 +153,9 @@ def _describe(processor: Any, pooling: str) -> str:
     kept = {
         key: value
         for key, value in settings.items()
-        if key.startswith(("do_", "size", "crop_size", "image_", "resample", "rescale", "pad"))
-        and value is not None
+        if key.startswith(("do_", "size", "crop_size", "image_", "resample", "rescale", "pad")) and value is not None
     }
-    return (
-        f"pil {type(processor).__name__} {json.dumps(kept, sort_keys=True, default=str)}; pooling {pooling}"
-    )
+    return f"pil {type(processor).__name__} {json.dumps(kept, sort_keys=True, default=str)}; pooling {pooling}"
 
 
 def _state_digest(state: dict[str, Any]) -> str:

@@ -62,11 +62,7 @@ class EfficientNetLite0:
         Raises:
             ConfigError: the packages are missing, or an option is set that this encoder does not have.
         """
-        if (
-            options.revision not in (None, REVISION)
-            or options.pooling != "cls"
-            or options.precision != "float32"
-        ):
+        if options.revision not in (None, REVISION) or options.pooling != "cls" or options.precision != "float32":
             raise ConfigError(
                 f"{OFFLINE_ENCODER}: expected revision {REVISION}, one pooled vector and float32; "
                 "leave --revision, --pooling and --precision out, or choose another encoder"
@@ -162,9 +158,7 @@ def _folded(path: Path) -> Any:
     network.eval().requires_grad_(False)
 
     def fold(owner: Any, convolution: str, normalisation: str) -> None:
-        setattr(
-            owner, convolution, fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, normalisation))
-        )
+        setattr(owner, convolution, fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, normalisation)))
         setattr(owner, normalisation, nn.Identity())
 
     fold(network, "_conv_stem", "_bn0")

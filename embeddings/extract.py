@@ -148,9 +148,7 @@ def _existing_keys(out: Path, identity: EncoderIdentity, precision: str) -> set[
     keys: set[bytes] = set()
     for chunk in iterate_store(out):
         if chunk.keys is None:
-            raise DataError(
-                f"{out}: was not made by fedhypevae embed: can't add to it; write to another file"
-            )
+            raise DataError(f"{out}: was not made by fedhypevae embed: can't add to it; write to another file")
         keys.update(key.tobytes() for key in chunk.keys)
     return keys
 
@@ -232,9 +230,7 @@ def _assemble(
     return write_chunks(out, chunks, metadata, precision=precision)
 
 
-def _old_and_new(
-    out: Path, parts: Parts, old: bool
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+def _old_and_new(out: Path, parts: Parts, old: bool) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     if old:
         for chunk in iterate_store(out):
             if chunk.keys is not None:

@@ -58,9 +58,7 @@ class EncoderIdentity:
         names = {field.name for field in dataclasses.fields(EncoderIdentity)}
         if set(value) != names:
             wrong = ", ".join(sorted(names.symmetric_difference(value)))
-            raise DataError(
-                f"encoder identity: expected the fields {sorted(names)}; missing or unknown: {wrong}"
-            )
+            raise DataError(f"encoder identity: expected the fields {sorted(names)}; missing or unknown: {wrong}")
         classes = value["class_names"]
         texts = [value[name] for name in sorted(names - {"class_names", "dimension"})]
         if not (
@@ -69,9 +67,7 @@ class EncoderIdentity:
             and isinstance(classes, list | tuple)
             and all(isinstance(name, str) for name in classes)
         ):
-            raise DataError(
-                "encoder identity: expected texts, an integer dimension and a list of class names"
-            )
+            raise DataError("encoder identity: expected texts, an integer dimension and a list of class names")
         return EncoderIdentity(**{**dict(value), "class_names": tuple(classes)})
 
 

@@ -71,9 +71,7 @@ def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
     except OSError as error:
         raise DataError(f"{path}: can't read the label file ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path}: expected a CSV file in UTF-8; it can't be read ({type(error).__name__})"
-        ) from None
+        raise DataError(f"{path}: expected a CSV file in UTF-8; it can't be read ({type(error).__name__})") from None
     if not table.rows and not table.rejected:
         raise DataError(f"{path}: expected at least one row under the header, found none")
     return dataclasses.replace(table, repeated=repeated)
@@ -95,9 +93,7 @@ def class_list(given: Sequence[str] | None, found: Sequence[str]) -> tuple[str, 
     """
     if given is not None:
         if not given or len(set(given)) != len(given) or not all(given):
-            raise ConfigError(
-                f"class list: expected different, non-empty names; found {', '.join(given) or 'none'}"
-            )
+            raise ConfigError(f"class list: expected different, non-empty names; found {', '.join(given) or 'none'}")
         return tuple(given)
     names = set(found)
     if len(names) > _MAX_CLASSES:
@@ -130,9 +126,7 @@ def _add(table: LabelTable, number: int, names: list[str], cells: list[str], col
     raw = values.get(columns.path, "")
     key = raw + columns.path_suffix if raw else f"<line {number}>"
     patient = None if columns.patient is None else values.get(columns.patient, "")
-    row = LabelRow(
-        key, values.get(columns.label, ""), patient, tuple(values.get(name, "") for name in columns.extra)
-    )
+    row = LabelRow(key, values.get(columns.label, ""), patient, tuple(values.get(name, "") for name in columns.extra))
     if not raw:
         table.rejected[key] = "the label file has no path in this line"
     elif len(cells) != len(names):

@@ -85,9 +85,7 @@ def embed_batches(items: Iterable[Item], encoder: Encoder, *, workers: int | Non
                 future.cancel()
 
 
-def _embed_batch(
-    index: int, batch: Sequence[Item], encoder: Encoder, forward_slots: threading.Semaphore
-) -> Batch:
+def _embed_batch(index: int, batch: Sequence[Item], encoder: Encoder, forward_slots: threading.Semaphore) -> Batch:
     rows: list[NDArray[np.uint8]] = []
     good: list[Item] = []
     rejected: list[tuple[Item, str]] = []

@@ -136,8 +136,7 @@ def _by_folder(base: Path, rejected: dict[str, str]) -> dict[Path, LabelRow]:
             rejected[name] = "lies in no class folder; move it into one, or give a label file (--labels)"
     if not wanted:
         raise DataError(
-            f"{base}: expected one sub-folder of images per class, found none; or give a label file "
-            f"(--labels)"
+            f"{base}: expected one sub-folder of images per class, found none; or give a label file (--labels)"
         )
     return wanted
 
@@ -155,9 +154,7 @@ def _by_rows(base: Path, rows: dict[str, LabelRow], rejected: dict[str, str]) ->
         elif not target.is_file():
             rejected[name] = "no such file; correct the label file"
         elif target in wanted and _content(wanted[target]) != _content(row):
-            rejected[name] = (
-                f"the label file has two rows for this file that differ (also {wanted[target].path})"
-            )
+            rejected[name] = f"the label file has two rows for this file that differ (also {wanted[target].path})"
             refused.add(target)
         else:
             wanted[target] = row

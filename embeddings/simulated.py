@@ -66,9 +66,7 @@ def load_pool(cache_dir: Path) -> EmbeddingSet:
     return read_store(path)
 
 
-def load_site(
-    pool: EmbeddingSet, site_index: int, num_sites: int, alpha: float | None, seed: int
-) -> EmbeddingSet:
+def load_site(pool: EmbeddingSet, site_index: int, num_sites: int, alpha: float | None, seed: int) -> EmbeddingSet:
     """Return one simulated site of a pool, divided into training, validation and test rows.
 
     Args:

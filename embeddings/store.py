@@ -109,9 +109,7 @@ def write_chunks(
     return fingerprint
 
 
-def content_fingerprint(
-    chunks: Iterable[EmbeddingSet], identity: EncoderIdentity, precision: str = "float32"
-) -> str:
+def content_fingerprint(chunks: Iterable[EmbeddingSet], identity: EncoderIdentity, precision: str = "float32") -> str:
     """Return the fingerprint a store of these rows would have; raises `DataError` as `write_store` does."""
     return survey(chunks, identity, precision)[0]
 
@@ -181,14 +179,10 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
     missing = [name for name in ("embedding", "label") if name not in schema.names]
     if raw is None or missing:
         what = f"the column {missing[0]}" if missing else "the project's metadata"
-        raise DataError(
-            f"{path}: expected an embedding store, but {what} is missing; make one with fedhypevae embed"
-        )
+        raise DataError(f"{path}: expected an embedding store, but {what} is missing; make one with fedhypevae embed")
     kind = schema.field("embedding").type
     if not pa.types.is_fixed_size_list(kind) or str(kind.value_type) not in ("halffloat", "float"):
-        raise DataError(
-            f"{path}: expected `embedding` as a fixed-size list of float16 or float32, found {kind}"
-        )
+        raise DataError(f"{path}: expected `embedding` as a fixed-size list of float16 or float32, found {kind}")
     try:
         value = json.loads(raw)
         metadata = SetMetadata(
@@ -207,9 +201,7 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
 def _chunk(path: Path, table: Any, metadata: SetMetadata) -> EmbeddingSet:
     for name in table.column_names:
         if table.column(name).null_count:
-            raise DataError(
-                f"{path}: column {name} has {table.column(name).null_count} empty cells; expected none"
-            )
+            raise DataError(f"{path}: column {name} has {table.column(name).null_count} empty cells; expected none")
     table = table.combine_chunks()
     width = table.schema.field("embedding").type.list_size
     flat = _flat(table.column("embedding"))
@@ -217,17 +209,13 @@ def _chunk(path: Path, table: Any, metadata: SetMetadata) -> EmbeddingSet:
         embeddings=flat.reshape(-1, width).astype(np.float32),
         labels=table.column("label").to_numpy().astype(np.int64),
         metadata=metadata,
-        groups=table.column("patient").to_numpy().astype(np.int64)
-        if "patient" in table.column_names
-        else None,
+        groups=table.column("patient").to_numpy().astype(np.int64) if "patient" in table.column_names else None,
         splits=_texts(table.column("split")) if "split" in table.column_names else None,
         columns={name: _texts(table.column(name)) for name in table.column_names if name not in _RESERVED},
         keys=_keys(table) if "key" in table.column_names else None,
     )
     if data.dimension != metadata.identity.dimension:
-        raise DataError(
-            f"{path}: expected embeddings of width {metadata.identity.dimension}, found {data.dimension}"
-        )
+        raise DataError(f"{path}: expected embeddings of width {metadata.identity.dimension}, found {data.dimension}")
     return data
 
 

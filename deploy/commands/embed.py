@@ -20,29 +20,21 @@ _SHOWN = 5
 def embed(
     images: Annotated[Path, typer.Argument(help="Folder of images or DICOM files; or an .npz of arrays.")],
     out: Annotated[Path, typer.Option(help="The embedding store to write (parquet).")],
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV of labels; without it, sub-folders are classes.")
-    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV of labels; without it, sub-folders are classes.")] = None,
     encoder: Annotated[
         str,
         typer.Option(help="efficientnet-lite0, dinov2-small|base|large|giant[-registers], hub name, folder."),
     ] = "efficientnet-lite0",
-    revision: Annotated[
-        str | None, typer.Option(help="Commit of the hub's model; needed for a hub name.")
-    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of the hub's model; needed for a hub name.")] = None,
     pooling: Annotated[str, typer.Option(help="cls, mean-patch or both.")] = "cls",
     precision: Annotated[str, typer.Option(help="Arithmetic: float32, bfloat16 or float16.")] = "float32",
     store_precision: Annotated[str, typer.Option(help="Stored as float32 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images at once; the default fits the device.")
-    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once; the default fits the device.")] = None,
     compile_network: Annotated[
         bool, typer.Option("--compile", help="Compile the network (pays on large sets).")
     ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Never ask the hub; use its local cache.")
-    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the hub; use its local cache.")] = False,
     model_cache: Annotated[Path | None, typer.Option(help="Folder of the hub's cache.")] = None,
     classes: Annotated[
         str | None,
@@ -57,12 +49,8 @@ def embed(
     column: Annotated[list[str] | None, typer.Option(help="Further column to keep; may be repeated.")] = None,
     no_patients: Annotated[bool, typer.Option("--no-patients", help="Ignore patients.")] = False,
     slices: Annotated[str, typer.Option(help="DICOM series: all slices, or the middle one.")] = "all",
-    window: Annotated[
-        str | None, typer.Option(help="CENTER,WIDTH in place of the files' own window.")
-    ] = None,
-    salt: Annotated[
-        Path | None, typer.Option(help="The site's salt; by default ~/.fedhypevae/patient.salt.")
-    ] = None,
+    window: Annotated[str | None, typer.Option(help="CENTER,WIDTH in place of the files' own window.")] = None,
+    salt: Annotated[Path | None, typer.Option(help="The site's salt; by default ~/.fedhypevae/patient.salt.")] = None,
 ) -> None:
     """Turn a folder of images into an embedding store. Nothing leaves this machine.
 
@@ -106,10 +94,8 @@ def embed(
         compile=compile_network,
         batch_size=batch_size,
     )
-    if images.suffix.lower() == ".npz":
-        listing = _archive(images, out, reading)
-    else:
-        listing = _folder(images, labels, reading)
+    archive = images.suffix.lower() == ".npz"
+    listing = _archive(images, out, reading) if archive else _folder(images, labels, reading)
     for remark in listing.remarks:
         console.print(remark, highlight=False)
     outcome = _extract(listing, encoder, options, out, secret, store_precision)
@@ -175,9 +161,7 @@ def _report(outcome: Outcome, out: Path, console: Any) -> None:
         line = reason if reason.startswith(source) else f"{source}: {reason}"
         console.print(f"rejected: {line}", highlight=False, markup=False, soft_wrap=True)
     if outcome.rejected:
-        console.print(
-            f"{len(outcome.rejected)} rejected; all in {reject_file(out)}", highlight=False, soft_wrap=True
-        )
+        console.print(f"{len(outcome.rejected)} rejected; all in {reject_file(out)}", highlight=False, soft_wrap=True)
 
 
 def _classes(text: str | None) -> tuple[str, ...] | None:

@@ -40,8 +40,7 @@ def stratified_rows(labels: NDArray[np.int64], size: int, rng: np.random.Generat
     for label in np.argsort(take - exact, kind="stable")[: size - int(take.sum())]:
         take[label] += 1
     chosen = [
-        rng.choice(np.flatnonzero(labels == label), int(count), replace=False)
-        for label, count in enumerate(take)
+        rng.choice(np.flatnonzero(labels == label), int(count), replace=False) for label, count in enumerate(take)
     ]
     return rng.permutation(np.concatenate(chosen))
 

@@ -1,0 +1,203 @@
+"""`fedhypevae data`: check, compare, partition and import embedding stores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from embeddings.partition import Rows
+    from embeddings.sets import EmbeddingSet
+
+app = typer.Typer(no_args_is_help=True, help="Check, compare, partition and import embedding stores.")
+
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of all draws.")]
+
+
+@app.command()
+def check(
+    store: Annotated[Path, typer.Argument(help="An embedding store.")],
+    html: Annotated[Path | None, typer.Option(help="Page to write; by default STORE.html. It stays here.")] = None,
+    seed: _Seed = 0,
+) -> None:
+    """Report what a store holds and what is wrong with it, as text and as an HTML page. Exit code 1 on problems.
+
+    Example:
+
+        fedhypevae data check site.parquet
+    """
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from embeddings.quality import inspect, load_unchecked
+    from embeddings.quality_page import facts, render_page
+
+    console = Console()
+    with Console(stderr=True).status("Examining ..."):
+        data = load_unchecked(store)
+        quality = inspect(data, np.random.default_rng(seed))
+        page = store.with_name(store.name + ".html") if html is None else html
+        text = render_page(store.name, data, quality, np.random.default_rng(seed))
+        _write(page, text.encode())
+    table = Table(show_header=False, box=None)
+    for key, value in facts(quality):
+        table.add_row(key, value)
+    console.print(table)
+    for line in quality.problems:
+        console.print(f"problem: {line}", highlight=False, style="red", soft_wrap=True)
+    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+    if quality.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    stores: Annotated[list[Path], typer.Argument(help="Two or more stores; their names name the sites.")],
+) -> None:
+    """Compare the encoder, classes and canary of stores, as a federation does before a run. Exit code 1 if unlike.
+
+    Example:
+
+        fedhypevae data compare site-a.parquet site-b.parquet
+    """
+    from embeddings.federation import check_sites
+    from embeddings.store import read_metadata
+
+    sites = {str(store): read_metadata(store) for store in stores}
+    found = check_sites(sites)
+    for mismatch in found:
+        print(mismatch)
+    if found:
+        raise typer.Exit(1)
+    fingerprint = next(iter(sites.values())).identity.fingerprint()
+    print(f"{len(sites)} stores agree: encoder and classes {fingerprint[:16]}, canary within tolerance")
+
+
+@app.command()
+def partition(
+    store: Annotated[Path, typer.Argument(help="The store to divide.")],
+    out: Annotated[Path, typer.Option(help="Folder for the sites' stores and the picture.")],
+    by: Annotated[str, typer.Option(help="iid, dirichlet, patient, or the name of a column.")] = "dirichlet",
+    sites: Annotated[int, typer.Option(min=1, help="Number of sites (not for a column).")] = 4,
+    alpha: Annotated[float, typer.Option(help="Dirichlet concentration; smaller is more skewed.")] = 0.5,
+    seed: _Seed = 0,
+) -> None:
+    """Divide a store into simulated sites, each with its own splits, and draw who has what.
+
+    Example:
+
+        fedhypevae data partition ham.parquet --by dataset --out sites/
+    """
+    import dataclasses
+
+    import numpy as np
+
+    from embeddings.partition import split_site
+    from embeddings.pictures import who_has_what
+    from embeddings.store import read_store, stored_precision, write_store
+
+    data = read_store(store)
+    parts = _parts(data, by, sites, alpha, np.random.default_rng([seed, 0]))
+    table = []
+    for number, (name, rows) in enumerate(parts.items()):
+        site = data.take(rows)
+        splits = split_site(site.labels, np.random.default_rng([seed, 1, number]), site.groups)
+        site = dataclasses.replace(site, splits=splits)
+        write_store(out / f"{name}.parquet", site, precision=stored_precision(store))
+        table.append(site.metadata.class_counts)
+        print(f"{name}: {len(site)} rows, {sum(count > 0 for count in site.metadata.class_counts)} classes")
+    picture = who_has_what(np.asarray(table), list(parts), data.metadata.class_names)
+    _write(out / "partition.png", picture)
+    print(f"picture: {out / 'partition.png'}")
+
+
+@app.command("import")
+def import_(
+    archive: Annotated[Path, typer.Argument(help=".npz with embeddings (n, d) and labels (n,).")],
+    out: Annotated[Path, typer.Option(help="The embedding store to write (parquet).")],
+    encoder: Annotated[str, typer.Option(help="Name of the encoder that made them.")],
+    revision: Annotated[str, typer.Option(help="Its revision.")],
+    preprocessing: Annotated[str, typer.Option(help="Its preprocessing, in words all sites share.")],
+    classes: Annotated[str | None, typer.Option(help="Class list: a,b,c.")] = None,
+    embeddings_array: Annotated[str, typer.Option(help="Name of the embeddings.")] = "embeddings",
+    labels_array: Annotated[str, typer.Option(help="Name of the labels.")] = "labels",
+    patients_array: Annotated[str | None, typer.Option(help="Name of the patients.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Further array to keep; may be repeated.")] = None,
+    store_precision: Annotated[str, typer.Option(help="Stored as float32 or float16.")] = "float32",
+    salt: Annotated[Path | None, typer.Option(help="The site's salt.")] = None,
+) -> None:
+    """Make a store of embeddings that were computed elsewhere. Exit code 1 when rows were rejected.
+
+    Example:
+
+        fedhypevae data import ham_sscd.npz --out ham.parquet --encoder sscd --revision 1 --preprocessing "288
+        px" --patients-array lesion_id
+    """
+    from embeddings.arrays import ReadyNames, import_ready
+    from embeddings.identity import EncoderIdentity
+    from embeddings.patients import default_salt_path, load_salt
+
+    names = ReadyNames(embeddings_array, labels_array, patients=patients_array, columns=tuple(column or ()))
+    given = None if classes is None else tuple(name.strip() for name in classes.split(","))
+    secret = load_salt(default_salt_path() if salt is None else salt)
+    declared = EncoderIdentity(encoder, revision, 0, preprocessing, "declared, not measured", "float32", ())
+    rows, rejected = import_ready(archive, out, names, given, declared, secret, store_precision)
+    print(f"{out}: {rows} rows")
+    for source, reason in rejected[:5]:
+        print(f"rejected: {source}: {reason}")
+    if rejected:
+        print(f"{len(rejected)} rejected")
+        raise typer.Exit(1)
+
+
+def _parts(data: EmbeddingSet, by: str, sites: int, alpha: float, rng: np.random.Generator) -> dict[str, Rows]:
+    from embeddings.partition import (
+        partition_by_column,
+        partition_by_patient,
+        partition_dirichlet,
+        partition_iid,
+    )
+
+    if by in data.columns:
+        return {_file_name(name): rows for name, rows in partition_by_column(data.columns[by]).items()}
+    if by == "iid":
+        parts = partition_iid(data.labels, sites, rng)
+    elif by == "dirichlet":
+        parts = partition_dirichlet(data.labels, sites, alpha, rng)
+    elif by == "patient":
+        if data.groups is None:
+            raise DataError("partition by patient: the store has no patients; use iid, dirichlet or a column")
+        parts = partition_by_patient(data.groups, sites, rng)
+    else:
+        known = ", ".join(["iid", "dirichlet", "patient", *data.columns])
+        raise ConfigError(f"--by: expected {known}; found {by!r}")
+    return {f"site-{number:02d}": rows for number, rows in enumerate(parts)}
+
+
+def _file_name(value: str) -> str:
+    """Make a column's value safe as a file name: it comes from a label file."""
+    kept = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in value)
+    return kept or "empty"
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: can't write there ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)

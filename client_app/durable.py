@@ -66,8 +66,7 @@ def lock_file(path: Path, *, timeout_s: float = 20.0) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise TimeoutError(
-                        f"{path} is still held by another process after {timeout_s:g} s: wait for it, or end "
-                        "it"
+                        f"{path} is still held by another process after {timeout_s:g} s: wait for it, or end it"
                     ) from None
                 time.sleep(0.02)
         yield

@@ -248,14 +248,10 @@ class Ledger:
             upkeep.check_not_moved(self._store)
             run = self._run(run_id)
             if run is None:
-                raise LedgerError(
-                    f"run {run_id} was not declared to the ledger: call declare_run before its rounds"
-                )
+                raise LedgerError(f"run {run_id} was not declared to the ledger: call declare_run before its rounds")
             before = run.rounds.get(round_key)
             if before is not None and before.payload_digest is not None:
-                return Reservation(
-                    run_id, round_key, before.reservation, before.attempts, before.payload_digest
-                )
+                return Reservation(run_id, round_key, before.reservation, before.attempts, before.payload_digest)
             self._check_open(run)
             self._check_declared(run, round_key, events)
             fits = fits_plan((*run.charged, *events), run.planned)
@@ -364,14 +360,12 @@ class Ledger:
         before = run.rounds.get(round_key)
         if before is not None and not same_events(events, before.events):
             raise BudgetExceeded(
-                f"round {round_key} of run {run.run_id} was reserved with other events: repeat it with the "
-                "same ones"
+                f"round {round_key} of run {run.run_id} was reserved with other events: repeat it with the same ones"
             )
         others = [event for name, known in run.rounds.items() if name != round_key for event in known.events]
         if not fits_plan([*others, *events], run.declared):
             raise BudgetExceeded(
-                f"round {round_key} is more than run {run.run_id} declared on {run.first_at}: declare a new "
-                "run for it"
+                f"round {round_key} is more than run {run.run_id} declared on {run.first_at}: declare a new run for it"
             )
 
     def _run(self, run_id: str) -> Run | None:

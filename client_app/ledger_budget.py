@@ -104,7 +104,5 @@ def _what_is_left(
     for run in others:
         if run.counted:
             state = "closed" if run.closed else "open: counts with all it declared until it is closed"
-            lines.append(
-                f"Run {run.run_id}: {run.first_at} to {run.last_at}, {len(run.rounds)} rounds, {state}."
-            )
+            lines.append(f"Run {run.run_id}: {run.first_at} to {run.last_at}, {len(run.rounds)} rounds, {state}.")
     return " ".join(lines)

@@ -62,9 +62,7 @@ class Head:
         return Head(int(seq), digest)
 
 
-def make_entry(
-    seq: int, kind: str, run_id: str, round_key: str, body: Mapping[str, Any], previous: str
-) -> Entry:
+def make_entry(seq: int, kind: str, run_id: str, round_key: str, body: Mapping[str, Any], previous: str) -> Entry:
     """An entry of this moment, with its digest. Raises ValueError or TypeError if `body` is not JSON."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     body_json = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -91,8 +89,7 @@ def check_chain(path: Path, known: Sequence[Entry], found: Sequence[Entry]) -> N
         )
         if entry.seq != place or entry.previous != previous or entry.digest != _digest(content):
             raise LedgerError(
-                f"privacy ledger {path} was altered at entry {place}: an entry was changed or removed; "
-                "restore it"
+                f"privacy ledger {path} was altered at entry {place}: an entry was changed or removed; restore it"
             )
         previous = entry.digest
     if not known and found and found[0].kind != "genesis":
@@ -111,9 +108,7 @@ def check_receipt(path: Path, entries: Sequence[Entry], receipt: Head) -> None:
             f"{receipt.seq} was witnessed; put the newest copy back, an older one forgets what was spent"
         )
     if receipt.seq < 1 or entries[receipt.seq - 1].digest != receipt.digest:
-        raise LedgerError(
-            f"privacy ledger {path} was rewritten: entry {receipt.seq} is not the one that was witnessed"
-        )
+        raise LedgerError(f"privacy ledger {path} was rewritten: entry {receipt.seq} is not the one that was witnessed")
 
 
 @dataclass(frozen=True)

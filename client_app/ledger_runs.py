@@ -93,17 +93,13 @@ class RunBook:
         Raises:
             LedgerError: an entry can't follow from those before it (a commit without a reservation, say).
         """
-        if len(entries) < self._read or (
-            self._read > 0 and entries[self._read - 1].digest != self._last_digest
-        ):
+        if len(entries) < self._read or (self._read > 0 and entries[self._read - 1].digest != self._last_digest):
             self._tallies, self._read = {}, 0
         for entry in entries[self._read :]:
             try:
                 self._take(entry)
             except (KeyError, TypeError, ValueError, FedHypeVAEError) as error:
-                raise LedgerError(
-                    f"ledger entry {entry.seq} ({entry.kind}) makes no sense: {error!r}"
-                ) from error
+                raise LedgerError(f"ledger entry {entry.seq} ({entry.kind}) makes no sense: {error!r}") from error
             self._read, self._last_digest = self._read + 1, entry.digest
 
     def run(self, run_id: str) -> Run | None:

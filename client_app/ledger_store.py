@@ -100,9 +100,7 @@ class EntryStore:
             found = [Entry(*row) for row in rows]
             if start > 0:
                 if not found or found[0] != self._entries[-1]:
-                    raise LedgerError(
-                        f"privacy ledger {self.path} was changed or rolled back while it was open"
-                    )
+                    raise LedgerError(f"privacy ledger {self.path} was changed or rolled back while it was open")
                 found = found[1:]
             check_chain(self.path, self._entries, found)
             self._entries.extend(found)
@@ -186,8 +184,7 @@ class EntryStore:
         last = self._entries[-1]
         if last.kind == "moved" and witness.head.seq > last.seq:
             raise LedgerError(
-                f"privacy ledger {self.path} was moved to {last.body['destination']} on {last.at}: use that "
-                "one"
+                f"privacy ledger {self.path} was moved to {last.body['destination']} on {last.at}: use that one"
             )
         check_receipt(self.path, self._entries, witness.head)
 

@@ -44,9 +44,7 @@ def policy_template(
     try:
         policy = SitePolicy.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(
-            f"no policy may say this: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
-        ) from None
+        raise ConfigError(f"no policy may say this: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
     lines = [
         "# What this site allows a server to ask for, checked before the data is opened.",
         "# Lines that are left out take the value that protects most; unknown lines are refused.",
@@ -62,21 +60,14 @@ def policy_template(
 _COMMENTS: dict[str, tuple[str, ...]] = {
     "cohort_id": ("Permanent name of the people the data is about. The ledger belongs to it for ever.",),
     "lifetime_epsilon": (
-        "Privacy budget of everything ever released about them, over all runs, for adding or removing one "
-        "unit.",
+        "Privacy budget of everything ever released about them, over all runs, for adding or removing one unit.",
     ),
-    "lifetime_delta": (
-        "The delta at which both epsilons are counted; far below one over the number of units.",
-    ),
+    "lifetime_delta": ("The delta at which both epsilons are counted; far below one over the number of units.",),
     "run_epsilon": (
         "Budget of one run. A little above what runs ask for leaves room to repeat a round after a crash.",
     ),
-    "unit": (
-        'Whom one unit stands for: "record", or "patient" where the data names each record\'s patient.',
-    ),
-    "max_records_per_patient": (
-        'How many records of one patient may be used; needed with unit = "patient".',
-    ),
+    "unit": ('Whom one unit stands for: "record", or "patient" where the data names each record\'s patient.',),
+    "max_records_per_patient": ('How many records of one patient may be used; needed with unit = "patient".',),
     "max_clip_norm": ("Largest clipping norm C.",),
     "max_sampling_rate": ("Largest share of the units in one step.",),
     "min_noise_multiplier": ("Smallest noise multiplier sigma of any release.",),
@@ -87,14 +78,10 @@ _COMMENTS: dict[str, tuple[str, ...]] = {
         '"unprotected" is not, and makes everything that leaves say so.',
     ),
     "allowed_trust": ('"local": this site\'s own noise protects it from the server.',),
-    "data_is_public": (
-        "True only for public data (simulations, demos): then runs without noise are allowed.",
-    ),
+    "data_is_public": ("True only for public data (simulations, demos): then runs without noise are allowed.",),
     "metrics_may_leave": ("Whether scores on the site's data may leave; only for public data.",),
     "allow_test_noise": ("Whether noise from a known seed is allowed; only for public data.",),
-    "approved_app_digests": (
-        "SHA-256 of the app packages that the site read and approved. None: none may run.",
-    ),
+    "approved_app_digests": ("SHA-256 of the app packages that the site read and approved. None: none may run.",),
     "close_idle_runs_after_hours": (
         "A run silent for so long is ended for good when another needs what it did not use.",
     ),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from client_app.durable import lock_file, write_atomically
 from common.errors import DataError, FedHypeVAEError
@@ -30,7 +30,7 @@ _STATE = "state-{:06d}.safetensors"
 _PAYLOAD = "payload-{}-{}.bin"
 _FORMAT = "1"
 
-Tensors = Mapping[str, NDArray[np.generic]]
+Tensors = Mapping[str, ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class PrivateState:
 
         Args:
             round_index: the round, >= 0; 0 for the state before the first.
-            tensors: arrays of any shape and number type (the code, the encoder, an optimiser's moments).
+            tensors: arrays, or tensors on the CPU, of any shape and number type (the code, the encoder, ...).
             notes: short texts to keep beside them.
 
         Raises:
@@ -84,7 +84,7 @@ class PrivateState:
         metadata = {"format": _FORMAT, "run_id": self.run_id, "round": str(round_index), **(notes or {})}
         if notes and {"format", "run_id", "round"} & notes.keys():
             raise DataError("notes beside a private state may not be named format, run_id or round")
-        arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         self._write(self._state_path(round_index), save(arrays, metadata=metadata))
         kept = [index for index in self.rounds() if index <= round_index][-KEPT_ROUNDS:]
         for index in self.rounds():
@@ -120,9 +120,7 @@ class PrivateState:
 
     def rounds(self) -> list[int]:
         """The rounds whose state is there, ascending."""
-        names = (
-            re.fullmatch(r"state-(\d{6,})\.safetensors", path.name) for path in self.folder.glob("state-*")
-        )
+        names = (re.fullmatch(r"state-(\d{6,})\.safetensors", path.name) for path in self.folder.glob("state-*"))
         return sorted(int(name.group(1)) for name in names if name is not None)
 
     def save_payload(self, round_key: str, payload: bytes) -> str:
@@ -155,13 +153,10 @@ class PrivateState:
         try:
             payload = self._payload_path(round_key, digest).read_bytes()
         except OSError as error:
-            raise DataError(
-                f"payload of round {round_key} of run {self.run_id} can't be read ({error})"
-            ) from error
+            raise DataError(f"payload of round {round_key} of run {self.run_id} can't be read ({error})") from error
         if hashlib.sha256(payload).hexdigest() != digest:
             raise DataError(
-                f"payload of round {round_key} of run {self.run_id} is not the one that was committed: "
-                "nothing is sent"
+                f"payload of round {round_key} of run {self.run_id} is not the one that was committed: nothing is sent"
             )
         return payload
 

@@ -92,8 +92,7 @@ class ReleaseLog:
                 return release
         except (OSError, ValueError, TypeError) as error:
             raise LedgerError(
-                f"release log {self.path} can't be written ({error}): free the disk or the lock; nothing is "
-                "sent"
+                f"release log {self.path} can't be written ({error}): free the disk or the lock; nothing is sent"
             ) from error
 
     def read(self) -> tuple[Release, ...]:
@@ -119,8 +118,7 @@ class ReleaseLog:
         for release in releases:
             if committed is not None and release.payload_digest not in committed:
                 raise LedgerError(
-                    f"release log {self.path}, line {release.place}: a payload left that the ledger never "
-                    "committed"
+                    f"release log {self.path}, line {release.place}: a payload left that the ledger never committed"
                 )
         return len(releases)
 
@@ -137,8 +135,7 @@ class ReleaseLog:
             release = _parse(line)
             if release is None or release.place != place or release.previous != previous:
                 raise LedgerError(
-                    f"release log {self.path} was altered at line {place}: a line was changed, removed or "
-                    "exchanged"
+                    f"release log {self.path} was altered at line {place}: a line was changed, removed or exchanged"
                 )
             releases.append(release)
             previous = release.digest

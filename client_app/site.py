@@ -66,9 +66,7 @@ class SitePolicy(BaseModel):
         if self.unit == "patient" and self.max_records_per_patient is None:
             raise ValueError("unit is patient but max_records_per_patient is missing: set the cap, such as 4")
         if self.metrics_may_leave and not self.data_is_public:
-            raise ValueError(
-                "metrics_may_leave needs data_is_public: scores on patients' data tell about them"
-            )
+            raise ValueError("metrics_may_leave needs data_is_public: scores on patients' data tell about them")
         if self.allow_test_noise and not self.data_is_public:
             raise ValueError("allow_test_noise needs data_is_public: noise from a known seed protects nobody")
         if any(len(digest) != 64 or not _is_hex(digest) for digest in self.approved_app_digests):
@@ -106,16 +104,13 @@ class SitePolicy(BaseModel):
         """
         problem = nonsense_in(request)
         if problem is not None:
-            raise PolicyRefusal(
-                "request", f"the server's request makes no sense: {problem}; nothing was charged"
-            )
+            raise PolicyRefusal("request", f"the server's request makes no sense: {problem}; nothing was charged")
         for rule, broken in self._rules(request):
             if broken():
                 asked, allowed = _asked(rule, request), getattr(self, rule, None)
                 raise PolicyRefusal(
                     rule,
-                    f"policy rule {rule} allows {allowed!r}, the server asks for {asked!r}; nothing was "
-                    "charged",
+                    f"policy rule {rule} allows {allowed!r}, the server asks for {asked!r}; nothing was charged",
                 )
         if recompute_epsilon and request.protected:
             self._check_epsilon(request)
@@ -132,8 +127,7 @@ class SitePolicy(BaseModel):
         if digest.lower() not in {approved.lower() for approved in self.approved_app_digests}:
             raise PolicyRefusal(
                 "approved_app_digests",
-                f"the app has digest {digest}, which the site did not approve: read its code, then add the "
-                "digest",
+                f"the app has digest {digest}, which the site did not approve: read its code, then add the digest",
             )
 
     def _rules(self, request: RunRequest) -> tuple[tuple[str, Callable[[], bool]], ...]:
@@ -214,8 +208,7 @@ def load_policy(path: Path) -> SitePolicy:
         return SitePolicy(**{key: _frozen(value) for key, value in values.items()})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'policy'}: {item['msg']}"
-            for item in error.errors()
+            f"{'.'.join(str(part) for part in item['loc']) or 'policy'}: {item['msg']}" for item in error.errors()
         )
         raise ConfigError(f"policy {path} can't be used: {problems}") from None
 

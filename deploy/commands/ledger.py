@@ -42,11 +42,9 @@ def create(
 def show(
     path: LedgerPath,
     witness: WitnessPath = None,
-    delta: Annotated[
-        float | None, typer.Option(help="The delta to state epsilon at; default: the last run's.")
-    ] = None,
+    delta: Annotated[float | None, typer.Option(help="The delta to state epsilon at; default: the last run's.")] = None,
 ) -> None:
-    """Print what was spent, by run and overall, and what is left. Takes seconds: ε is computed from the events.
+    """Print what was spent, by run and overall, and what is left; takes seconds (ε comes from the events).
 
     Example: fedhypevae ledger show /srv/site/ledger.db
     """
@@ -58,9 +56,7 @@ def show(
     with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
         runs = list(ledger.runs.values())
         console = Console()
-        console.print(
-            f"Cohort [bold]{ledger.cohort_id}[/bold], {ledger.head.seq} entries, head {ledger.head.digest}"
-        )
+        console.print(f"Cohort [bold]{ledger.cohort_id}[/bold], {ledger.head.seq} entries, head {ledger.head.digest}")
         if not runs:
             console.print("Nothing was ever asked for: the whole budget is left.")
             return
@@ -202,7 +198,5 @@ def accept_witness(
 
     with Ledger.open(path, None) as ledger:
         if not yes:
-            typer.confirm(
-                f"Is {path}, with {ledger.head.seq} entries, the newest ledger of this site?", abort=True
-            )
+            typer.confirm(f"Is {path}, with {ledger.head.seq} entries, the newest ledger of this site?", abort=True)
         typer.echo(f"wrote {witness}; receipt {ledger.accept_witness(witness)}")

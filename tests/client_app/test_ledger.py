@@ -127,9 +127,7 @@ def test_reserve_never_passes_the_declared_plan(ledger: Ledger) -> None:
         ledger.reserve("run", f"round-{number}", [ROUND], limits=LIMITS, fingerprint="f")
     before = ledger.head
     for event in (ROUND, gaussian(0.1), gaussian(1000.0), sampled_gaussian(20.0, 0.5)):
-        with pytest.raises(
-            BudgetExceeded, match="declared"
-        ):  # although the limits leave room for a round more
+        with pytest.raises(BudgetExceeded, match="declared"):  # although the limits leave room for a round more
             ledger.reserve("run", "round-10", [event], limits=LIMITS, fingerprint="f")
     with pytest.raises(BudgetExceeded, match="other events"):
         ledger.reserve("run", "round-9", [gaussian(20.0, count=2)], limits=LIMITS, fingerprint="f")
@@ -300,9 +298,7 @@ def test_move_leaves_one_live_ledger(ledger: Ledger, tmp_path: Path) -> None:
         old.move(tmp_path / "new.db")
 
 
-def test_move_that_broke_off_is_completed(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_move_that_broke_off_is_completed(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger.declare_run("run", PLAN, LIMITS, fingerprint="f")
     with monkeypatch.context() as patched:
         patched.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("killed")))
@@ -310,9 +306,7 @@ def test_move_that_broke_off_is_completed(
             ledger.move(tmp_path / "new.db")
     with pytest.raises(LedgerError, match="moved"):
         Ledger.open(ledger.path, "cohort-1")
-    with Ledger.open(
-        ledger.path, "cohort-1", tmp_path / "elsewhere" / "witness.json", allow_moved=True
-    ) as old:
+    with Ledger.open(ledger.path, "cohort-1", tmp_path / "elsewhere" / "witness.json", allow_moved=True) as old:
         with pytest.raises(LedgerError, match="was moved to"):
             old.move(tmp_path / "third.db")
         old.move(tmp_path / "new.db")
@@ -349,9 +343,7 @@ seconds = time.perf_counter() - start
 heavy = {"torch", "flwr", "dp_accounting", "opacus", "scipy", "numpy"} & set(sys.modules)
 print(seconds, sorted(heavy))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ledger.path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(ledger.path)], capture_output=True, text=True, check=True)
     seconds, heavy = done.stdout.split(maxsplit=1)
     assert heavy.strip() == "[]"
     assert float(seconds) < 2.0

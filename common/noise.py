@@ -244,7 +244,7 @@ def noise_grid(std: float) -> float:
 
 def round_to_grid(values: FloatArray, grid: float) -> FloatArray:
     """Round in place to multiples of a power of two (ties to even); exact in float64."""
-    values /= grid
+    values *= 1.0 / grid  # exact: a power of two
     np.rint(values, out=values)
     values *= grid
     return values

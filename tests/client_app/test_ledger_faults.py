@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from client_app.ledger import BudgetLimits, Head, Ledger
+from client_app.ledger_chain import NO_PREVIOUS, check_chain, make_entry
+from client_app.ledger_store import open_store
 from common.composition import epsilon_pld
 from common.errors import FedHypeVAEError, LedgerError
 from common.events import gaussian
@@ -130,6 +132,36 @@ def test_ledger_changed_row_is_found_and_named(site: Path, statement: str, place
     for witness in (site / "witness.json", None):
         with pytest.raises(LedgerError, match=f"altered at entry {place}:"):
             Ledger.open(site / "ledger.db", COHORT, witness)
+
+
+def test_check_chain_refuses_a_gap_with_valid_digests() -> None:
+    first = make_entry(1, "genesis", "", "", {"cohort_id": COHORT}, NO_PREVIOUS)
+    check_chain(Path("ledger"), [], [first, make_entry(2, "close", "run", "", {}, first.digest)])
+    with pytest.raises(LedgerError, match="altered at entry 2:"):
+        check_chain(Path("ledger"), [], [first, make_entry(3, "close", "run", "", {}, first.digest)])
+    with pytest.raises(LedgerError, match="altered at entry 2:"):
+        check_chain(Path("ledger"), [first], [make_entry(2, "close", "run", "", {}, NO_PREVIOUS)])
+    with pytest.raises(LedgerError, match="does not begin"):
+        check_chain(Path("ledger"), [], [make_entry(1, "close", "run", "", {}, NO_PREVIOUS)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "run_id", "body"),
+    [
+        ("commit", "run", {"reservation": 1, "payload_digest": "0" * 64}),
+        ("reserve", "undeclared", {"events": [], "fingerprint": "f"}),
+        ("reserve", "run", {"events": ["nonsense"], "fingerprint": "f"}),
+        ("gift", "run", {}),
+    ],
+)
+def test_ledger_entries_that_make_no_sense_are_refused(site: Path, kind: str, run_id: str, body: Any) -> None:
+    """Chained as they should be, but no ledger could have written them."""
+    store = open_store(site / "ledger.db", None)
+    with store.writing():
+        store.append(kind, run_id, "round-99", body)
+    store.close()
+    with pytest.raises(LedgerError, match=f"entry {3 + 2 * ROUNDS} .* makes no sense"):
+        Ledger.open(site / "ledger.db", COHORT)
 
 
 def test_ledger_deleted_last_row_is_a_rollback(site: Path) -> None:

@@ -248,6 +248,23 @@ def test_ledger_two_writers_killed_200_times_never_overspend(site: Path) -> None
     assert gaussian_delta(2 * len(sent), LIMITS.lifetime_epsilon) > LIMITS.lifetime_delta
 
 
+def test_ledger_three_writers_at_once_all_get_through(site: Path) -> None:
+    """They wait for each other: nobody fails, and every reservation is in the chain."""
+    with open_ledger(site) as ledger:
+        ledger.declare_run("run", (gaussian(500.0, count=120),), LIMITS, fingerprint="f")
+
+    def reserve_forty(folder: Path, name: str) -> None:
+        for number in range(40):
+            with open_ledger(folder) as mine:
+                mine.reserve("run", f"{name}-{number}", [gaussian(500.0)], limits=LIMITS, fingerprint="f")
+
+    children = [start(reserve_forty, site, name) for name in ("a", "b", "c")]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    with open_ledger(site) as ledger:
+        assert ledger.verify().seq == 2 + 120
+        assert len(ledger.runs["run"].charged) == 120
+
+
 @pytest.mark.parametrize("writer", [charges_after_sending, computes_again_after_a_crash])
 def test_ledger_broken_writers_are_caught_by_the_kills(site: Path, writer: Writer) -> None:
     found, _, _ = kill_two_writers(writer, site, KILLS, seed=12)

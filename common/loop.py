@@ -23,7 +23,7 @@ from common.methods.base import (
     StepInput,
 )
 from common.noise import NoiseSource, SecureNoise, TestNoise
-from common.sampling import SiteData, draw_units
+from common.sampling import SiteData, by_unit, draw_units
 from common.statistics import ReleasedStatistics, combine_statistics, release_statistics
 
 
@@ -76,11 +76,18 @@ def site_statistics(
     spec, noise = method.statistics(context), context.plan.statistics_noise
     if spec is None or noise is None:
         return {}
+    data = by_unit(data, context.config.privacy.unit)
     if context.config.training.sphere:
         norms = torch.linalg.vector_norm(data.embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
         data = SiteData(data.embeddings / norms, data.labels, data.groups)
     batch = draw_units(data, 1.0, context.config.privacy.records_per_unit, source)
     return release_statistics(spec, batch, noise, source)
+
+
+def problem_of(sites: Sequence[SiteData], class_names: Sequence[str]) -> Problem:
+    """The public facts of these sites; each one's width where they differ."""
+    dims = tuple(site.embeddings.shape[1] for site in sites)
+    return Problem(dims[0], tuple(class_names), len(sites), dims if len(set(dims)) > 1 else ())
 
 
 def run_loop(
@@ -101,7 +108,7 @@ def run_loop(
         The result. No ledger is charged: whoever calls this owns all the data.
     """
     method = get_method(config.method)
-    problem = Problem(sites[0].embeddings.shape[1], tuple(class_names), len(sites))
+    problem = problem_of(sites, class_names)
     context = RunContext(config, problem, method.plan(config))
     state = method.init(context)
     site_states = [method.init_site(context, index) for index in range(len(sites))]
@@ -112,7 +119,8 @@ def run_loop(
         uploads = {}
         for index, data in enumerate(sites):
             source = noise_source(config, index, round_index)
-            work = StepInput(state.params, site_states[index], data, round_index, index, source)
+            params = method.params_for(context, state, index)
+            work = StepInput(params, site_states[index], data, round_index, index, source)
             site_states[index], uploads[index] = method.client_step(context, work)
         state = method.server_step(context, state, uploads)
         if progress is not None:

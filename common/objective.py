@@ -2,6 +2,11 @@
 
 Only `record_losses` reads records; its gradients are clipped and noised. `data_free_loss` depends on Φ, the code,
 released statistics and public constants alone: its gradient is post-processing, and needs neither.
+
+The random numbers of `record_losses` (latent noise, synthetic rows) are secret and fresh for every unit. Numbers from a
+public seed would be tied to a unit's place in the batch: one record less would shift the numbers of all that follow,
+and change every gradient by up to 2 C instead of one by C. With secret independent numbers each unit keeps its own
+when another is added, and the guarantee for fixed numbers carries over to their mixture.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from common.hypernetwork import (
     hypernetwork_heads,
 )
 from common.kernels import fourier_features, gaussian_kernel
+from common.noise import NoiseSource
 from common.tape import Tape, Tensors
 
 
@@ -54,7 +60,7 @@ def record_losses(
     embeddings: Tensor,
     labels: Tensor,
     mask: Tensor,
-    generator: torch.Generator,
+    source: NoiseSource,
 ) -> Tensor:
     """Loss of every unit: weighted negative ELBO (Eq. 1), cross-entropy of the class posterior, and MMD cross term.
 
@@ -66,7 +72,7 @@ def record_losses(
         embeddings: x around the centre, (U, R, d_x).
         labels: (U, R).
         mask: (U, R), 1 for a record and 0 for padding.
-        generator: draws the latent noise and synthetic rows; independent of the records.
+        source: secret draws of the latent noise and synthetic rows, independent of the records and across units.
 
     Returns:
         (U,), each a function of its own unit's records alone. The ELBO is divided by d_x (nats a coordinate).
@@ -77,14 +83,14 @@ def record_losses(
     one_hot = functional.one_hot(labels, shape.num_classes).to(embeddings.dtype)
     losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
     if training.elbo_weight > 0:
-        elbo = _elbo(shape, training, tape, encoder, embeddings, one_hot, generator)
+        elbo = _elbo(shape, training, tape, encoder, embeddings, one_hot, source)
         losses = losses - training.elbo_weight / shape.dim * (elbo * mask).sum(1)
     if training.discriminative_weight > 0:
         scores = tape.class_logits(shape.output_layer, embeddings, shape.class_bias_scale)
         entropy = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
         losses = losses + training.discriminative_weight * (entropy.view_as(mask) * mask).sum(1)
     if training.mmd == "per-example" and training.mmd_weight > 0:
-        cross = _mmd_cross_term(shape, training, tape, embeddings, one_hot, generator)
+        cross = _mmd_cross_term(shape, training, tape, embeddings, one_hot, source)
         losses = losses + training.mmd_weight * (cross * mask).sum(1)
     return losses
 
@@ -96,7 +102,7 @@ def _elbo(
     encoder: LinearLayers,
     embeddings: Tensor,
     one_hot: Tensor,
-    generator: torch.Generator,
+    source: NoiseSource,
 ) -> Tensor:
     """One-sample estimate of the ELBO of every record (Eq. 1), with `kl_weight` on the KL: (U, R)."""
     if shape.model.latent_dim == 0:
@@ -104,8 +110,7 @@ def _elbo(
         divergence = embeddings.new_zeros(embeddings.shape[:2])
     else:
         mean, log_scale = encode(shape, encoder, embeddings, one_hot)
-        noise = torch.randn(mean.shape, generator=generator).to(mean)
-        latent = mean + torch.exp(log_scale) * noise
+        latent = mean + torch.exp(log_scale) * _normals(mean, source)
         prior_mean, prior_log_scale = class_prior_on_tape(tape, one_hot)
         divergence = gaussian_kl(mean, log_scale, prior_mean, prior_log_scale)
     reconstruction = decode_on_tape(shape, tape, latent, one_hot)
@@ -119,21 +124,26 @@ def _mmd_cross_term(
     tape: Tape,
     embeddings: Tensor,
     one_hot: Tensor,
-    generator: torch.Generator,
+    source: NoiseSource,
 ) -> Tensor:
     """-2 k(x, x̂) with one synthetic row x̂ a record, drawn with a label from a public law (Eq. 6): (U, R)."""
     units, rows = embeddings.shape[:2]
-    drawn = torch.randint(shape.num_classes, (units, rows), generator=generator)
+    uniform = torch.from_numpy(source.uniform(units * rows)).view(units, rows)
+    drawn = (uniform * shape.num_classes).long().clamp(max=shape.num_classes - 1)
     synthetic_labels = functional.one_hot(drawn, shape.num_classes).to(one_hot)
     latent = embeddings.new_zeros(units, rows, 0)
     if shape.model.latent_dim:
         mean, log_scale = class_prior_on_tape(tape, synthetic_labels)
-        latent = mean + torch.exp(log_scale) * torch.randn(mean.shape, generator=generator).to(mean)
-    noise = torch.randn(embeddings.shape, generator=generator).to(embeddings)
+        latent = mean + torch.exp(log_scale) * _normals(mean, source)
     synthetic = decode_on_tape(shape, tape, latent, synthetic_labels)
-    synthetic = synthetic + shape.observation_variance**0.5 * noise
+    synthetic = synthetic + shape.observation_variance**0.5 * _normals(embeddings, source)
     kernel = gaussian_kernel(embeddings[:, :, None, :], synthetic[:, :, None, :], training.bandwidths)
     return -2.0 * kernel[:, :, 0, 0]
+
+
+def _normals(like: Tensor, source: NoiseSource) -> Tensor:
+    """Secret standard normals in the shape, type and place of `like`."""
+    return torch.from_numpy(source.gaussian(tuple(like.shape), 1.0)).to(like)
 
 
 def data_free_loss(

@@ -5,12 +5,14 @@ Each unit is drawn by itself with the public rate q. An empty batch is a batch: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import DataError
 from common.noise import NoiseSource
 
 
@@ -42,6 +44,29 @@ class UnitBatch:
     embeddings: Tensor
     labels: Tensor
     mask: Tensor
+
+
+def by_unit(data: SiteData, unit: Literal["record", "patient"]) -> SiteData:
+    """The data as the promised unit of privacy sees it: patients only where a patient is the unit.
+
+    Args:
+        data: the site's records.
+        unit: what the guarantee is about.
+
+    Returns:
+        The data, without `groups` where a record is the unit.
+
+    Raises:
+        DataError: patients are promised, but the data does not say which patient a record belongs to: clipping
+            record by record would not protect a patient.
+    """
+    if unit == "record":
+        return replace(data, groups=None)
+    if data.groups is None:
+        raise DataError(
+            "unit is patient, but the records name no patient: add a group column, or set unit to record"
+        )
+    return data
 
 
 def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, source: NoiseSource) -> UnitBatch:

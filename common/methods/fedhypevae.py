@@ -6,6 +6,7 @@ docs of `clipping`, `cvae.sleep`, `statistics` and `synthesis`: as printed its g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -38,9 +39,9 @@ from common.methods.base import (
     private_plan,
     seeded,
 )
-from common.noise import add_gaussian
+from common.noise import NoiseSource, add_gaussian
 from common.objective import FeatureTarget, data_free_loss, record_losses
-from common.sampling import UnitBatch, draw_units
+from common.sampling import UnitBatch, by_unit, draw_units
 from common.statistics import ReleasedStatistics, StatisticsSpec, clip_to_ball
 from common.synthesis import MetaCodes, fit_meta_codes, sample_embeddings
 from common.tape import GradientFactors, Tape
@@ -129,11 +130,14 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     config, shape = context.config, generator_shape(context)
     training, privacy = config.training, config.privacy
     seed = config.federation.seed
-    data = replace(work.data, embeddings=normalised(context, work.data.embeddings, work.params[_CENTRE]))
+    data = by_unit(work.data, privacy.unit)
+    data = replace(data, embeddings=normalised(context, data.embeddings, work.params[_CENTRE]))
     params, site = dict(work.params), dict(work.site.tensors)
     encoder = {name: value for name, value in site.items() if name.startswith("encoder.")}
     trained = _trained(context, params)
     scale = _step_scale(context, work.params)
+    # records' gradients are summed in units of C over about q N / m units: terms without records must weigh the same
+    free_scale = scale / _clip_unit(context)
     uploads: dict[str, Tensor] = {name: torch.zeros_like(params[name]) for name in trained}
     if privacy.encoder_training == "sleep" and training.elbo_weight > 0:
         encoder = sleep(
@@ -147,12 +151,13 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
             generator=seeded("sleep", seed, work.site_index, work.round_index),
         )
     for step in range(training.local_steps):
-        draws = seeded("latent", seed, work.site_index, work.round_index, step)
+        # public numbers for what reads no record; whatever meets a record is drawn from the secret source
+        public = seeded("free", seed, work.site_index, work.round_index, step)
         batch = draw_units(data, privacy.sampling_rate, privacy.records_per_unit, work.source)
-        noisy = _noised_sum(context, params, site.get("code"), encoder, batch, draws, work)
-        raw = _raw_gradients(context, params, site.get("code"), encoder, batch, draws)
-        free = _data_free_gradients(context, params, site.get("code"), draws)
-        total = {name: value + scale * free[name] if name in free else value for name, value in noisy.items()}
+        noisy = _noised_sum(context, params, site.get("code"), encoder, batch, work.source)
+        raw = _raw_gradients(context, params, site.get("code"), encoder, batch, public)
+        free = _data_free_gradients(context, params, site.get("code"), public)
+        total = {name: value + free_scale * free[name] if name in free else value for name, value in noisy.items()}
         for name in trained:
             uploads[name] = uploads[name] + total[name]
         if "code" in site:
@@ -172,11 +177,12 @@ def server_step(context: RunContext, state: ServerState, uploads: Mapping[int, T
     """Add the sites' noised sums and step Φ (Eq. 10), with momentum and averaged iterates.
 
     The sum over sites of noised sums is, over q N, the n_i-weighted average of Eqs. 9-10, and no site tells its n_i.
+    Several local steps count as so many steps: with one site and no momentum, Φ moves as it moved at the site.
     """
     training = context.config.training
     params, memory = dict(state.params), dict(state.memory)
     share = len(uploads) / context.problem.num_sites
-    scale = _step_scale(context, params) * context.problem.num_sites * share * training.local_steps
+    scale = _step_scale(context, params) * context.problem.num_sites * share
     started = training.num_rounds - round(training.averaging_fraction * training.num_rounds)
     averaging = state.round >= min(started, training.num_rounds - 1)
     for name in _trained(context, params):
@@ -261,8 +267,13 @@ def _step_scale(context: RunContext, params: Tensors) -> float:
     """C q N / m: what a site's sum is divided by, from public and released numbers alone."""
     privacy, federation = context.config.privacy, context.config.federation
     total = float(params[_TOTAL]) if _TOTAL in params else float(federation.public_total)
-    clip = privacy.clip_norm if privacy.clip_norm < float("inf") else 1.0
-    return clip * privacy.sampling_rate * max(total, 1.0) / context.problem.num_sites
+    return _clip_unit(context) * privacy.sampling_rate * max(total, 1.0) / context.problem.num_sites
+
+
+def _clip_unit(context: RunContext) -> float:
+    """C, or 1 where nothing is clipped: rates act on gradients in units of it."""
+    clip = context.config.privacy.clip_norm
+    return clip if math.isfinite(clip) else 1.0
 
 
 def _noised_sum(
@@ -271,8 +282,7 @@ def _noised_sum(
     code: Tensor | None,
     encoder: Tensors,
     batch: UnitBatch,
-    draws: torch.Generator,
-    work: StepInput,
+    source: NoiseSource,
 ) -> dict[str, Tensor]:
     """Clip every unit's gradient as one vector, add up, add noise: the only data-dependent values that are kept."""
     config, shape = context.config, generator_shape(context)
@@ -294,14 +304,14 @@ def _noised_sum(
             batch.embeddings,
             batch.labels,
             batch.mask,
-            draws,
+            source,
         )
         factors = tape.factors(losses)
         if mode == "unprotected":
             factors.vectors.pop("code", None)
     summed = clipped_gradient_sum(factors, shapes, config.privacy.clip_norm)
     noise = context.plan.training_noise or 0.0
-    return add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, work.source)
+    return add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, source)
 
 
 def _raw_gradients(

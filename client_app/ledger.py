@@ -17,6 +17,9 @@ A round that comes again:
   refused instead; where the site's limits leave room, the plan is extended.
 
 A run that stops early is charged for its reserved rounds only, once it is closed.
+
+A patient who withdraws is left out of the data from the next round on. What left before can't be called back,
+and what it spent stays spent for the whole cohort, whoever joins or leaves.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ anybody goes on (`synchronous=FULL`). Whatever goes wrong, SQLite's own errors i
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,8 @@ from common.errors import LedgerError
 FORMAT = 1
 LOCK_TIMEOUT_S = 20.0
 _BEFORE_ALL = -(2**62)  # so that an entry put before the first one is seen, too
+
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 _SCHEMA = """
 CREATE TABLE entries (
@@ -281,7 +284,18 @@ def _new_file(destination: Path) -> Iterator[Path]:
     try:
         yield partial
         sync_path(partial)
-        os.link(partial, destination)
+        _give_name(partial, destination)
         sync_path(destination.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _give_name(partial: Path, destination: Path) -> None:
+    """Rename without replacing: by a hard link, or, where the disk has none (FAT, some shares), by taking the name."""
+    try:
+        os.link(partial, destination)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        partial.replace(destination)

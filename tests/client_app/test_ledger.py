@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -321,6 +322,20 @@ def test_backup_is_whole_and_refuses_to_replace(ledger: Ledger, tmp_path: Path) 
         assert copy.export()["entries"] == ledger.export()["entries"]
     with pytest.raises(LedgerError, match="exists already"):
         ledger.backup(tmp_path / "backup.db")
+
+
+def test_backup_works_on_a_disk_without_hard_links(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert ledger.backup(tmp_path / "backup.db") == ledger.head
+    before = (tmp_path / "backup.db").read_bytes()
+    with pytest.raises(LedgerError, match="exists already"):
+        ledger.backup(tmp_path / "backup.db")
+    assert (tmp_path / "backup.db").read_bytes() == before
 
 
 def test_ledger_round_needs_no_heavy_import_and_little_time(ledger: Ledger) -> None:

@@ -73,10 +73,10 @@ def clipped_gradient_sum(
     if squared is None:
         return ClippedSum({name: torch.zeros(shape) for name, shape in shapes.items()}, clip_norm)
     finite = torch.isfinite(squared)
-    scale = (
-        (clip_norm / squared.sqrt()).clamp(max=1.0) if math.isfinite(clip_norm) else torch.ones_like(squared)
-    )
-    scale = torch.where(finite, scale, torch.zeros_like(scale))
+    scale = torch.ones_like(squared)
+    if math.isfinite(clip_norm):
+        scale = (clip_norm / squared.sqrt()).clamp(max=1.0)
+    scale = torch.where(finite, scale, torch.zeros_like(scale)).to(_dtype(factors))
     keep = None if bool(finite.all()) else finite
     return ClippedSum(
         {name: _weighted_sum(factors, name, shape, scale, keep) for name, shape in shapes.items()}, clip_norm
@@ -84,9 +84,9 @@ def clipped_gradient_sum(
 
 
 def unit_squared_norms(factors: GradientFactors) -> Tensor | None:
-    """Squared Euclidean norm of every unit's whole gradient, (U,); None if there are no factors."""
+    """Squared Euclidean norm of every unit's whole gradient, (U,) float64; None if there are no factors."""
     parts = [_outer_squared_norm(_joined(pairs)) for pairs in factors.outer.values()]
-    parts += [_total(values).square().sum(1) for values in factors.vectors.values()]
+    parts += [_total(values).double().square().sum(1) for values in factors.vectors.values()]
     return torch.stack(parts).sum(0) if parts else None
 
 
@@ -109,6 +109,15 @@ def clipped_vector_sum(vectors: Tensor, clip_norm: float) -> ClippedSum:
     return ClippedSum({"sum": scale.nan_to_num(1.0) @ vectors}, clip_norm)
 
 
+def _dtype(factors: GradientFactors) -> torch.dtype:
+    """Type of the factors, and so of the sum."""
+    for pairs in factors.outer.values():
+        return pairs[0][0].dtype
+    for values in factors.vectors.values():
+        return values[0].dtype
+    return torch.get_default_dtype()
+
+
 def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Several outer products of one parameter as one, with the rows side by side."""
     if len(pairs) == 1:
@@ -125,7 +134,9 @@ def _total(values: list[Tensor]) -> Tensor:
 
 def _outer_squared_norm(pair: tuple[Tensor, Tensor]) -> Tensor:
     """|sum_R left x right|^2 a unit: (U, R, r), (U, R, c) -> (U,)."""
-    left, right = pair
+    # float64, since squares of float32 numbers under- and overflow float32: a tiny factor beside a huge one would
+    # count as no gradient at all
+    left, right = pair[0].double(), pair[1].double()
     if left.shape[1] == 1:
         return left[:, 0].square().sum(1) * right[:, 0].square().sum(1)
     # sum over row pairs of (left_i . left_j)(right_i . right_j): no (r, c) matrix a unit is formed

@@ -14,22 +14,19 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.concern import Concern
 from common.errors import ConfigError
+from common.rivals import RivalsConfig
 
 Scalar = str | int | float | bool
-
-
-class Concern(BaseModel):
-    """Base of one concern's settings: frozen, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
 
 class PrivacyConfig(Concern):
     """What is promised, and the noise that pays for it.
 
     `epsilon` may be infinite: no noise is drawn then, and everything the run writes says that it is not private.
-    `statistics_share` is the part of the budget (in mu^2 of Gaussian DP) that buys the one-shot statistics.
+    `spare_rounds` are paid for on top of those asked for: a round that a crash interrupts is charged and has to be done
+    again. `statistics_share` is the part of the budget (in mu^2 of Gaussian DP) that buys the one-shot statistics.
     """
 
     epsilon: float = Field(3.0, gt=0.0)
@@ -39,6 +36,7 @@ class PrivacyConfig(Concern):
     sampling_rate: float = Field(1.0, gt=0.0, le=1.0)
     clip_norm: float = Field(0.03, gt=0.0)
     statistics_share: float = Field(0.1, ge=0.0, lt=1.0)
+    spare_rounds: int = Field(1, ge=0, le=1000)
     encoder_training: Literal["sleep", "joint", "unprotected"] = "sleep"
     noise: Literal["secure", "test"] = "secure"
     trust: Literal["local"] = "local"
@@ -202,6 +200,7 @@ class RunConfig(BaseModel):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
+    rivals: RivalsConfig = RivalsConfig()
     federation: FederationConfig = FederationConfig()
 
     @model_validator(mode="after")
@@ -259,6 +258,7 @@ _CONCERNS: dict[str, type[Concern]] = {
     "model": ModelConfig,
     "training": TrainingConfig,
     "synthesis": SynthesisConfig,
+    "rivals": RivalsConfig,
     "federation": FederationConfig,
 }
 _CONCERN_OF = {

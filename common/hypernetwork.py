@@ -16,6 +16,7 @@ those columns is softmax(C^T (d(v)∘x) + class bias): the discriminative term o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def init_hypernet_params(shape: GeneratorShape, generator: torch.Generator) -> d
     model, features = shape.model, shape.feature_dim
     params: dict[str, Tensor] = {}
     sizes = [model.latent_dim, *model.widths, shape.dim]
-    for layer, (columns, rows) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for layer, (columns, rows) in enumerate(itertools.pairwise(sizes)):
         name, last = f"decoder.{layer}", layer == shape.num_layers - 1
         # the last layer starts small: its rows add up to an embedding of norm about 1
         params[f"{name}.base_weight"] = normal(rows, columns, 0.1 / math.sqrt(rows) if last else 1.0)

@@ -6,7 +6,7 @@ For benchmarks and tests, where a hundred sites or a thousand rounds must be che
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from common.methods.base import (
     StepInput,
 )
 from common.noise import NoiseSource, SecureNoise, TestNoise
-from common.sampling import SiteData, by_unit, draw_units
-from common.statistics import ReleasedStatistics, combine_statistics, release_statistics
+from common.sampling import SiteData, by_unit, draw_units, on_sphere
+from common.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics, release_statistics
 
 
 @dataclass(frozen=True)
@@ -45,43 +45,38 @@ class LoopResult:
 
 
 def noise_source(config: RunConfig, site_index: int, round_index: int) -> NoiseSource:
-    """The source of a site's secret randomness in a round; statistics are round -1.
+    """The source of a site's secret randomness in a round; statistics are round -1, a baseline -2.
 
     Under `noise = "test"` it is seeded, so that two ways of running the same configuration can be compared; such a run
     is not private, and says so.
     """
     if config.privacy.noise == "secure":
         return SecureNoise()
-    return TestNoise(1_000_003 * config.federation.seed + 1_009 * site_index + round_index + 1)
+    return TestNoise(1_000_003 * config.federation.seed + 1_009 * site_index + round_index + 2)
 
 
-def run_statistics(
-    context: RunContext, method: Method, sites: Sequence[SiteData]
-) -> ReleasedStatistics | None:
+def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData]) -> ReleasedStatistics | None:
     """The one-shot release of every site, combined; None if the method has none."""
     spec, noise = method.statistics(context), context.plan.statistics_noise
     if spec is None or noise is None:
         return None
     releases = [
-        site_statistics(context, method, data, noise_source(context.config, index, -1))
+        site_statistics(context, spec, noise, data, noise_source(context.config, index, -1))
         for index, data in enumerate(sites)
     ]
     return combine_statistics(spec, releases, noise)
 
 
 def site_statistics(
-    context: RunContext, method: Method, data: SiteData, source: NoiseSource
+    context: RunContext, spec: StatisticsSpec, noise_multiplier: float, data: SiteData, source: NoiseSource
 ) -> dict[str, Tensor]:
-    """One site's noised statistics: one Gaussian event with `plan.statistics_noise`; empty if there are none."""
-    spec, noise = method.statistics(context), context.plan.statistics_noise
-    if spec is None or noise is None:
-        return {}
+    """One site's noised statistics: one Gaussian event with `noise_multiplier`, over all units."""
+    data = by_unit(data, context.config.privacy.unit)
     data = by_unit(data, context.config.privacy.unit)
     if context.config.training.sphere:
-        norms = torch.linalg.vector_norm(data.embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
-        data = SiteData(data.embeddings / norms, data.labels, data.groups)
+        data = replace(data, embeddings=on_sphere(data.embeddings))
     batch = draw_units(data, 1.0, context.config.privacy.records_per_unit, source)
-    return release_statistics(spec, batch, noise, source)
+    return release_statistics(spec, batch, noise_multiplier, source)
 
 
 def problem_of(sites: Sequence[SiteData], class_names: Sequence[str]) -> Problem:

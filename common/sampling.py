@@ -69,6 +69,11 @@ def by_unit(data: SiteData, unit: Literal["record", "patient"]) -> SiteData:
     return data
 
 
+def on_sphere(embeddings: Tensor) -> Tensor:
+    """Rows scaled to unit length, zero rows left alone: (..., d) -> (..., d). A map of one record, so it is public."""
+    return embeddings / torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
+
+
 def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, source: NoiseSource) -> UnitBatch:
     """Draw units independently with probability `sampling_rate`; of each, at most `records_per_unit` records.
 

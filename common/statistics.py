@@ -76,6 +76,11 @@ class StatisticsSpec:
         return parts
 
 
+def class_means_spec(dim: int, num_classes: int, radius: float) -> StatisticsSpec:
+    """Counts and class sums alone: the best use of a whole budget for class means."""
+    return StatisticsSpec(dim, num_classes, radius, total_weight=0.0)
+
+
 def clip_to_ball(embeddings: Tensor, radius: float) -> Tensor:
     """Scale rows down to norm at most `radius`: (..., d) -> (..., d). A map of one record."""
     norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
@@ -190,10 +195,7 @@ def combine_statistics(
         raise ConfigError("statistics need at least one site and the class counts, found none")
     sums = {name: torch.stack([site[name] for site in sites]).sum(0) for name in spec.shapes}
     weights = _part_weights(spec)
-    spread = {
-        name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(len(sites))
-        for name in spec.shapes
-    }
+    spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(len(sites)) for name in spec.shapes}
     counts = sums["class_counts"].clamp(min=1.0)
     total = max(float(sums["class_counts"].sum()), 1.0)
     centre = torch.zeros(spec.dim)

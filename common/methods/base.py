@@ -26,16 +26,24 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Problem:
-    """The public facts of a federation: width of an embedding, names of the classes, number of sites."""
+    """The public facts of a federation: width of an embedding, names of the classes, number of sites.
+
+    `site_dims` gives each site's own width where the sites' encoders differ; empty where all have `dim`.
+    """
 
     dim: int
     class_names: tuple[str, ...]
     num_sites: int
+    site_dims: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+    def dim_of(self, site_index: int) -> int:
+        """Width of the embeddings at a site."""
+        return self.site_dims[site_index] if self.site_dims else self.dim
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,9 @@ class PrivacyPlan:
     Attributes:
         statistics_noise: noise multiplier of the one-shot statistics; None without them; 0 without a guarantee.
         training_noise: noise multiplier of every local step; None if nothing is trained.
-        sampling_rate: q. steps_per_round, num_rounds: T is their product.
+        sampling_rate: q. steps_per_round, num_rounds: what is asked for.
         delta: δ at which ε is stated.
+        spare_rounds: rounds that are paid for on top, for those that a crash interrupts; T counts them.
     """
 
     statistics_noise: float | None
@@ -55,6 +64,7 @@ class PrivacyPlan:
     steps_per_round: int
     num_rounds: int
     delta: float
+    spare_rounds: int = 0
 
     @property
     def statistics_events(self) -> tuple[PrivacyEvent, ...]:
@@ -74,7 +84,8 @@ class PrivacyPlan:
     @property
     def all_events(self) -> tuple[PrivacyEvent, ...]:
         """Everything that a site releases in the whole run."""
-        rounds = tuple(replace(event, count=event.count * self.num_rounds) for event in self.round_events)
+        number = self.num_rounds + self.spare_rounds
+        rounds = tuple(replace(event, count=event.count * number) for event in self.round_events)
         return self.statistics_events + (rounds if self.num_rounds else ())
 
 
@@ -164,6 +175,8 @@ class Method:
         server_step: (context, state, uploads by site index) -> next state.
         finish: (context, state) -> what is published.
         sample: (context, artifact, labels (n,), seed) -> (embeddings (n, d_x), labels (n,)); None for heads.
+        broadcast: (context, state, site_index) -> what that site receives; None: every site receives `state.params`.
+        site_upload_shapes: (context, site_index) -> as `upload_shapes`, where sites send different shapes; else None.
     """
 
     name: str
@@ -178,6 +191,18 @@ class Method:
     server_step: Callable[[RunContext, ServerState, Mapping[int, Tensors]], ServerState]
     finish: Callable[[RunContext, ServerState], Artifact]
     sample: Callable[[RunContext, Artifact, Tensor, int], tuple[Tensor, Tensor]] | None
+    broadcast: Callable[[RunContext, ServerState, int], Tensors] | None = None
+    site_upload_shapes: Callable[[RunContext, int], Shapes] | None = None
+
+    def params_for(self, context: RunContext, state: ServerState, site_index: int) -> Tensors:
+        """What a site receives at the start of a round."""
+        return state.params if self.broadcast is None else self.broadcast(context, state, site_index)
+
+    def shapes_from(self, context: RunContext, site_index: int) -> Shapes:
+        """Names and shapes of what a site sends in a round."""
+        if self.site_upload_shapes is None:
+            return self.upload_shapes(context)
+        return self.site_upload_shapes(context, site_index)
 
 
 def seeded(*parts: object) -> torch.Generator:
@@ -198,7 +223,8 @@ def private_plan(config: RunConfig) -> PrivacyPlan:
     from common.accounting import calibrate_noise_multiplier, split_budget
 
     privacy, training = config.privacy, config.training
-    steps = training.num_rounds * training.local_steps
+    spare = privacy.spare_rounds if training.num_rounds else 0
+    steps = (training.num_rounds + spare) * training.local_steps
     statistics: float | None
     noise: float | None
     if not math.isfinite(privacy.epsilon):
@@ -211,5 +237,5 @@ def private_plan(config: RunConfig) -> PrivacyPlan:
             privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, privacy.statistics_share
         )
     return PrivacyPlan(
-        statistics, noise, privacy.sampling_rate, training.local_steps, training.num_rounds, privacy.delta
+        statistics, noise, privacy.sampling_rate, training.local_steps, training.num_rounds, privacy.delta, spare
     )

@@ -41,7 +41,7 @@ from common.methods.base import (
 )
 from common.noise import NoiseSource, add_gaussian
 from common.objective import FeatureTarget, data_free_loss, record_losses
-from common.sampling import UnitBatch, by_unit, draw_units
+from common.sampling import UnitBatch, by_unit, draw_units, on_sphere
 from common.statistics import ReleasedStatistics, StatisticsSpec, clip_to_ball
 from common.synthesis import MetaCodes, fit_meta_codes, sample_embeddings
 from common.tape import GradientFactors, Tape
@@ -60,8 +60,7 @@ def normalised(context: RunContext, embeddings: Tensor, centre: Tensor) -> Tenso
     """Embeddings as the generator sees them: on the unit sphere, around the centre, clipped; row by row."""
     training = context.config.training
     if training.sphere:
-        norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
-        embeddings = embeddings / norms.clamp(min=1e-12)
+        embeddings = on_sphere(embeddings)
     return clip_to_ball(embeddings - centre, training.feature_norm)
 
 
@@ -249,9 +248,7 @@ def _trained(context: RunContext, params: Tensors) -> list[str]:
     training = context.config.training
     names = [name for name in params if not name.startswith("constant.")]
     if training.elbo_weight > 0 or training.mmd == "per-example":
-        return (
-            names if training.discriminative_weight > 0 else [n for n in names if not n.startswith("class_")]
-        )
+        return names if training.discriminative_weight > 0 else [n for n in names if not n.startswith("class_")]
     output = generator_shape(context).output_layer
     kept = (f"{output}.class_weight", f"{output}.row_scale", "class_bias.", "class_shift.", "trunk.")
     return [name for name in names if name.startswith(kept)]

@@ -1,0 +1,114 @@
+"""The ClientApp: handlers only. Whatever goes wrong, the server learns a code and a reference, never a text with data.
+
+The text of an error, with its traceback, goes to the site's own log under that reference.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client_app.data import load_records
+from client_app.place import Place, find_place
+from client_app.work import Answer, Work, answer_baseline, answer_evaluate, answer_statistics, answer_train
+from common.config import RunConfig
+from common.errors import FedHypeVAEError, PolicyRefusal
+from common.wire import check_words, load_context
+
+app = ClientApp()
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Say what the site holds: name, width, class set, encoder; no counts."""
+
+    def reply() -> RecordDict:
+        words = message.content.config_records["words"]
+        config = RunConfig.from_flat({key.replace("_", "-"): value for key, value in words.items()})
+        place = find_place(context.node_config, config.federation, config.privacy)
+        metadata = load_records(place.records, place.cache_dir).metadata
+        facts = {
+            "site": place.name,
+            "position": place.position,
+            "dim": metadata.identity.dimension,
+            "classes": json.dumps(list(metadata.class_names)),
+            "encoder": metadata.identity.fingerprint(),
+            "public": place.policy.data_is_public,
+        }
+        check_words("hello", facts)
+        return RecordDict({"words": ConfigRecord(facts)})
+
+    return _guarded(message, context, reply)
+
+
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """Release the noised class statistics."""
+    return _guarded(message, context, lambda: _records(answer_statistics(*_read(message, context))))
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Release one round's noised sums."""
+    return _guarded(message, context, lambda: _records(answer_train(*_read(message, context))))
+
+
+@app.query("baseline")
+def baseline(message: Message, context: Context) -> Message:
+    """Release noised class means for the comparison; public data only."""
+    return _guarded(message, context, lambda: _records(answer_baseline(*_read(message, context))))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score heads on the site's test split; public data only."""
+
+    def reply() -> RecordDict:
+        return RecordDict({"scores": MetricRecord(dict(answer_evaluate(*_read(message, context))))})
+
+    return _guarded(message, context, reply)
+
+
+def _read(message: Message, context: Context) -> tuple[Place, Work]:
+    """The site and its task; the policy is loaded, no record is."""
+    words = message.content.config_records["words"]
+    run = load_context(str(words["context"]))
+    place = find_place(context.node_config, run.config.federation, run.config.privacy)
+    tensors = message.content.array_records["tensors"].to_torch_state_dict()
+    round_index = int(words.get("round", -1))
+    return place, Work(run, str(words["run"]), int(words["index"]), round_index, tensors, dict(words))
+
+
+def _records(answer: Answer) -> RecordDict:
+    return RecordDict({"words": ConfigRecord(dict(answer.words)), "tensors": ArrayRecord(dict(answer.tensors))})
+
+
+def _guarded(message: Message, context: Context, reply: Callable[[], RecordDict]) -> Message:
+    """Run a handler; an error becomes a code and a reference."""
+    try:
+        content = reply()
+    except Exception as error:
+        reference = secrets.token_hex(4)
+        _log(context, reference)
+        code = error.code if isinstance(error, FedHypeVAEError) else "failure"
+        if isinstance(error, PolicyRefusal):
+            code = f"{code}:{error.rule}"
+        content = RecordDict({"words": ConfigRecord({"error": code, "reference": reference})})
+    return Message(content, reply_to=message)
+
+
+def _log(context: Context, reference: str) -> None:
+    """Write the whole error to the site's own log, or to its console where it has no folder."""
+    text = f"{datetime.now(UTC).isoformat()} reference {reference}\n{traceback.format_exc()}\n"
+    folder = context.node_config.get("data-dir")
+    print(text, flush=True)
+    if folder is not None:
+        with (Path(str(folder)) / "site.log").open("a", encoding="utf-8") as log:
+            log.write(text)

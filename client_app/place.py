@@ -1,0 +1,95 @@
+"""Which site this process speaks for: its folder, its policy, its records.
+
+A deployed site is started with `data-dir` in its node's configuration; its policy and ledger lie there, outside the
+app. In a simulation the node's partition number makes the site, whose data is the demonstration's and public.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from client_app.data import Simulated
+from client_app.site import SitePolicy, load_policy
+from common.config import FederationConfig, PrivacyConfig
+from common.errors import DataError
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site, as its own machine knows it.
+
+    Attributes:
+        name: what it calls itself.
+        position: its partition in a simulation; -1 elsewhere.
+        folder: everything it keeps.
+        policy: what it allows.
+        records: where its embeddings are.
+        cache_dir: cache of a simulation's pool.
+        new_ledger: whether a missing ledger may be made (simulations), or means that one was lost.
+    """
+
+    name: str
+    position: int
+    folder: Path
+    policy: SitePolicy
+    records: Path | Simulated
+    cache_dir: Path
+    new_ledger: bool
+
+
+def find_place(node_config: Mapping[str, Scalar], federation: FederationConfig, privacy: PrivacyConfig) -> Place:
+    """The site of this node.
+
+    Args:
+        node_config: of the SuperNode: `data-dir` and optionally `site-name` and `data-file`; or a simulation's
+            `partition-id` and `num-partitions`.
+        federation: folders, seed and partition of a simulation. A deployed site uses none of it.
+        privacy: ε and unit that a simulated site's policy is made to allow.
+
+    Raises:
+        DataError: the node's configuration names no site. ConfigError: its policy is missing or wrong.
+    """
+    if "data-dir" in node_config:
+        folder = Path(str(node_config["data-dir"]))
+        records = folder / str(node_config.get("data-file", "site.parquet"))
+        name = str(node_config.get("site-name", folder.name))
+        return Place(name, -1, folder, load_policy(folder / "policy.toml"), records, folder, new_ledger=False)
+    if "partition-id" not in node_config:
+        raise DataError("the node names no site: start it with --node-config 'data-dir=\"/srv/site\"'")
+    index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
+    home = Path(os.environ.get("FEDHYPEVAE_HOME", "")).resolve()
+    sites = home / (federation.sites_dir or f"{federation.output_dir}/sites")
+    name = f"site-{index + 1}"
+    simulated = Simulated(index, count, federation.alpha, federation.seed)
+    policy = simulated_policy(name, privacy)
+    return Place(name, index, sites / name, policy, simulated, home / federation.cache_dir, new_ledger=True)
+
+
+def simulated_policy(name: str, privacy: PrivacyConfig) -> SitePolicy:
+    """The policy of a site whose data is the public demonstration: it allows every setting that makes sense.
+
+    The budget still holds: `run_epsilon` is the run's own ε, and the ledger is real.
+    """
+    from common.methods import method_names
+
+    epsilon = min(privacy.epsilon, 100.0)
+    return SitePolicy(
+        cohort_id=f"demo/{name}",
+        lifetime_epsilon=100.0,
+        lifetime_delta=min(privacy.delta, 1e-2),
+        run_epsilon=epsilon,
+        unit=privacy.unit,
+        max_records_per_patient=privacy.max_records_per_patient,
+        max_clip_norm=1e6,
+        min_noise_multiplier=1e-3,
+        allowed_methods=method_names(),
+        allowed_encoder_training=("sleep", "joint", "unprotected"),
+        data_is_public=True,
+        metrics_may_leave=True,
+        allow_test_noise=True,
+    )

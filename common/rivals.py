@@ -1,0 +1,57 @@
+"""Settings of the methods that FedHypeVAE is compared with."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from common.concern import Concern
+
+
+class RivalsConfig(Concern):
+    """What FedAvg and its kin, DP-CVAE, DP-CGAN and MH-pFedHN need beside the common settings.
+
+    `local_*` is the SGD that a site runs on its records in the methods that average or pull back models; `local_decay`
+    is the weight decay. `architectures` are the sites' own models, comma-separated and handed out in turn: `linear`, or
+    `mlp-` and the widths of its hidden layers. `chunk_size` is the number of parameters that one embedding of
+    MH-pFedHN generates; `teacher_*` belong to its distillation.
+    """
+
+    local_epochs: int = Field(1, ge=1, le=10_000)
+    local_batch_size: int = Field(64, ge=1)
+    local_rate: float = Field(0.01, gt=0.0)
+    local_momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    local_decay: float = Field(3e-3, ge=0.0)
+    prox_mu: float = Field(0.01, ge=0.0)
+    adam_rate: float = Field(1e-3, gt=0.0)
+    cvae_width: int = Field(256, ge=1, le=8192)
+    gan_width: int = Field(512, ge=1, le=8192)
+    noise_dim: int = Field(100, ge=1, le=4096)
+    architectures: str = "linear,mlp-16,mlp-32,mlp-32-16"
+    chunk_size: int = Field(3072, ge=1)
+    chunk_embedding_dim: int = Field(64, ge=1, le=4096)
+    body_width: int = Field(128, ge=1, le=8192)
+    hyper_rate: float = Field(2e-4, gt=0.0)
+    hyper_gradient_norm: float = Field(50.0, gt=0.0)
+    teacher_weight: float = Field(0.2, ge=0.0, le=1.0)
+    teacher_temperature: float = Field(15.0, gt=0.0)
+
+    @property
+    def hidden_widths_of(self) -> tuple[tuple[int, ...], ...]:
+        """Widths of the hidden layers of every architecture; none for a linear one."""
+        return tuple(_parse(name.strip()) for name in self.architectures.split(","))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _ = self.hidden_widths_of
+        return self
+
+
+def _parse(name: str) -> tuple[int, ...]:
+    if name == "linear":
+        return ()
+    widths = name.removeprefix("mlp-").split("-")
+    if not name.startswith("mlp-") or not all(width.isdecimal() and 1 <= int(width) <= 8192 for width in widths):
+        raise ValueError(f"architectures must be linear or mlp-WIDTH-..., such as linear,mlp-32-16, found {name!r}")
+    return tuple(int(width) for width in widths)

@@ -1,0 +1,119 @@
+"""What may cross between server and sites: the allow-list of names, shapes and dtypes of every message.
+
+Checked at the site before anything is sent and at the server when it arrives. Whatever is not on the list is refused
+whole. Contexts travel as JSON text: configuration, problem and privacy plan, all of them public.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from common.config import RunConfig
+from common.errors import WireError
+from common.methods.base import PrivacyPlan, Problem, RunContext
+
+Kind = Literal["hello", "statistics", "train", "baseline", "evaluate"]
+
+# Words that a site's reply may hold beside its tensors, by kind of message. None of them depends on a record: what a
+# site was charged follows from what it was asked, and the receipt is a digest of its ledger.
+REPLY_WORDS: dict[Kind, frozenset[str]] = {
+    "hello": frozenset({"site", "position", "dim", "classes", "encoder", "public"}),
+    "statistics": frozenset({"receipt", "charged"}),
+    "train": frozenset({"receipt", "charged"}),
+    "baseline": frozenset(),
+    "evaluate": frozenset(),
+}
+# Scores travel only where the site's policy declares its data public.
+SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed")
+ERROR_WORDS = frozenset({"error", "reference"})
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """What a site tells about itself before a run; no counts.
+
+    Attributes:
+        site: its name.
+        position: its index in a simulation, or -1.
+        dim: width of its embeddings.
+        classes: names of its class set.
+        encoder: fingerprint of encoder, revision, preprocessing and class list.
+        public: whether its policy declares its data public.
+    """
+
+    site: str
+    position: int
+    dim: int
+    classes: tuple[str, ...]
+    encoder: str
+    public: bool
+
+
+def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a set of tensors that is not exactly the one allowed.
+
+    Args:
+        kind: of the message, for the error's text.
+        tensors: what is to be sent, or has arrived.
+        shapes: allowed name -> shape; every one must be there, and no other.
+
+    Raises:
+        WireError: names the first tensor that is missing, unknown, of another shape or dtype, or not finite. Its text
+            holds names and shapes, never values.
+    """
+    unknown = sorted(set(tensors) - set(shapes))
+    missing = sorted(set(shapes) - set(tensors))
+    if unknown:
+        raise WireError(f"message {kind}: tensor {unknown[0]!r} is not on the allow-list; nothing of it is used")
+    if missing:
+        raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != torch.float32:
+            raise WireError(
+                f"message {kind}: tensor {name!r} must be float32 of shape {tuple(shape)}, found "
+                f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise WireError(f"message {kind}: tensor {name!r} has values that are not finite")
+
+
+def check_words(kind: Kind, words: Mapping[str, object]) -> None:
+    """Refuse a reply with a word that is not on the allow-list of its kind (WireError)."""
+    unknown = sorted(set(words) - REPLY_WORDS[kind])
+    if unknown:
+        raise WireError(f"message {kind}: field {unknown[0]!r} is not on the allow-list; nothing of it is used")
+
+
+def dump_context(context: RunContext) -> str:
+    """A run's public context as JSON text."""
+    return json.dumps(
+        {
+            "config": context.config.to_flat(),
+            "problem": {**asdict(context.problem), "class_names": list(context.problem.class_names)},
+            "plan": asdict(context.plan),
+        },
+        sort_keys=True,
+    )
+
+
+def load_context(text: str) -> RunContext:
+    """The inverse of `dump_context`.
+
+    Raises:
+        WireError: the text is not a context; settings out of range raise ConfigError.
+    """
+    try:
+        values: dict[str, Any] = json.loads(text)
+        problem = Problem(**{**values["problem"], "class_names": tuple(values["problem"]["class_names"])})
+        plan = PrivacyPlan(**values["plan"])
+        flat = values["config"]
+    except (ValueError, TypeError, KeyError):
+        raise WireError("the run's context can't be read: server and site must run the same version") from None
+    return RunContext(RunConfig.from_flat(flat), problem, plan)

@@ -1,0 +1,24 @@
+"""The environment that Flower's processes get from us: no telemetry, no update check, no installing while running."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SETTINGS = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def flower_environment(work_folder: Path) -> dict[str, str]:
+    """This process's environment with Flower's switches set and its home inside `work_folder`."""
+    tools = str(Path(sys.executable).parent)  # Flower starts its own commands by name
+    path = os.pathsep.join([tools, os.environ.get("PATH", "")])
+    home = os.environ.get("FLWR_HOME", str(work_folder / ".flwr"))
+    return {**os.environ, **SETTINGS, "PATH": path, "FLWR_HOME": home, "FEDHYPEVAE_HOME": str(work_folder)}

@@ -1,0 +1,166 @@
+"""A federation on this machine: `flwr run` with Flower's simulation engine, watched until it is really done.
+
+`flwr run --stream` exits 0 when the ServerApp crashes, and leaves a SuperLink daemon behind. So the run's own status is
+asked for afterwards, and the daemon that this command started is ended by its process id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from common.config import RunConfig, Scalar
+from common.errors import ConfigError, FedHypeVAEError
+from deploy.environment import flower_environment
+
+_DAEMON_PORT = "39091"
+_NOISE = ("INFO :", "WARNING :", "(pid=", "Ray", "[36m")
+
+
+def simulate(
+    settings: Mapping[str, Scalar],
+    *,
+    work_folder: Path,
+    app_folder: Path,
+    cpus_per_site: int = 1,
+    verbose: bool = False,
+) -> Path:
+    """Run a federation in simulation and wait for it.
+
+    Args:
+        settings: flat run settings that differ from the app's own.
+        work_folder: where outputs, caches and Flower's files go.
+        app_folder: the project's folder, with its pyproject.toml.
+        cpus_per_site: cores that one simulated site takes.
+        verbose: show Flower's own log lines too.
+
+    Returns:
+        The run's output folder, which holds a summary.json of a completed run.
+
+    Raises:
+        ConfigError: a setting is wrong; nothing was started.
+        FedHypeVAEError: the run failed; its own line says why.
+    """
+    config = RunConfig.from_flat({**_app_settings(app_folder), **settings})
+    output = work_folder / config.federation.output_dir
+    (output / "status.json").unlink(missing_ok=True)
+    environment = flower_environment(work_folder)
+    overrides = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
+    federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"
+    command = [_tool("flwr"), "run", str(app_folder), "local", "--stream", "--federation-config", federation]
+    if overrides:
+        command += ["--run-config", overrides]
+    before = _daemons()
+    try:
+        process = subprocess.Popen(
+            command, env=environment, cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        tail = _show(process.stdout or (), verbose)
+        code = process.wait()
+        return _outcome(output, code, tail, environment, work_folder)
+    finally:
+        end_daemons(_daemons() - before)
+
+
+def end_daemons(pids: Iterable[int]) -> None:
+    """End processes by id: politely first, then for good."""
+    left = set(pids)
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, sign)
+        end = time.monotonic() + 10
+        while left and time.monotonic() < end:
+            left = {pid for pid in left if _alive(pid)}
+            time.sleep(0.1)
+
+
+def _show(lines: Iterable[str], verbose: bool) -> list[str]:
+    """Print the run's own lines as they come; keep the last of all for the case of a failure."""
+    tail: list[str] = []
+    for line in lines:
+        tail = [*tail[-60:], line.rstrip()]
+        text = line.strip()
+        if verbose or (text and not any(mark in text for mark in _NOISE)):
+            print(line.rstrip(), flush=True)
+    return tail
+
+
+def _outcome(output: Path, code: int, tail: list[str], environment: Mapping[str, str], work_folder: Path) -> Path:
+    """Whether the run completed: by its own status file and by Flower's word."""
+    status = _read_json(output / "status.json")
+    if status.get("status") == "failed":
+        error = (
+            ConfigError(str(status["error"])) if status.get("exit_code") == 2 else FedHypeVAEError(str(status["error"]))
+        )
+        raise error
+    flower = _flower_status(environment, work_folder)
+    if status.get("status") != "completed" or flower != "finished:completed" or code != 0:
+        last = "\n".join(tail[-15:])
+        raise FedHypeVAEError(
+            f"the run did not complete (Flower says {flower}, exit code {code}); its last lines:\n{last}"
+        )
+    return output
+
+
+def _flower_status(environment: Mapping[str, str], work_folder: Path) -> str:
+    """Status of the newest run, as `flwr ls` tells it."""
+    command = [_tool("flwr"), "ls", "local", "--format", "json", "--limit", "1"]
+    done = subprocess.run(command, env=dict(environment), cwd=work_folder, capture_output=True, text=True, check=False)
+    try:
+        return str(json.loads(done.stdout)["runs"][0]["status"])
+    except (ValueError, KeyError, IndexError):
+        return "nothing"
+
+
+def _app_settings(app_folder: Path) -> dict[str, Scalar]:
+    import tomllib
+
+    try:
+        content = tomllib.loads((app_folder / "pyproject.toml").read_text(encoding="utf-8"))
+        return dict(content["tool"]["flwr"]["app"]["config"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{app_folder} holds no Flower app: run this in the project's folder") from error
+
+
+def _daemons() -> set[int]:
+    """Process ids of local SuperLinks and of what they started."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if any(b"flower-superlink" in word for word in words) and any(_DAEMON_PORT.encode() in w for w in words):
+                found.add(int(folder.name))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _toml(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).parent / name)

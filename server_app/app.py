@@ -1,0 +1,125 @@
+"""The ServerApp: reads the configuration, meets the sites, runs the method, writes the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import RunConfig
+from common.errors import ConfigError, FedHypeVAEError
+from common.methods import get_method
+from common.methods.base import Method, Problem, RunContext
+from common.wire import dump_context
+from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
+from server_app.evaluation import evaluate
+from server_app.meeting import meet
+from server_app.progress import RoundPrinter
+from server_app.results import build_summary, wanted_labels, write_generator, write_json, write_synthetic
+from server_app.strategy import FederatedStrategy
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation from the run's configuration.
+
+    Writes to `output-dir`: checkpoint.safetensors after every round, then synthetic.parquet, generator.safetensors and
+    summary.json. A failure leaves status.json with one line for a person, and ends the run as failed.
+    """
+    folder = work_folder() / "outputs" / "run"
+    try:
+        config = RunConfig.from_flat(dict(context.run_config))
+        folder = work_folder() / config.federation.output_dir
+        _run(grid, config, folder, f"run-{context.run_id}")
+    except Exception as error:
+        _report_failure(folder, error)
+        raise SystemExit(error.exit_code if isinstance(error, FedHypeVAEError) else 1) from error
+
+
+def work_folder() -> Path:
+    """Folder that relative paths of the configuration start from: FEDHYPEVAE_HOME, or where the process runs."""
+    return Path(os.environ.get("FEDHYPEVAE_HOME", "")).resolve()
+
+
+def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
+    printer = RoundPrinter()
+    method = get_method(config.method)
+    plan = method.plan(config)  # before the sites are asked: a budget that can't be met ends here
+    meeting = meet(grid, config, printer)
+    run_context = RunContext(config, Problem(meeting.dim, meeting.class_names, len(meeting.members)), plan)
+    write_json(folder / "status.json", {"status": "running"})
+    state, progress = (
+        method.init(run_context),
+        Progress(config.federation.run_name or flower_run, dump_context(run_context)),
+    )
+    if config.federation.resume:
+        state, progress = load_checkpoint(folder)
+        _check_same(progress.context, dump_context(run_context))
+        printer.say(f"resuming {progress.run_name} after round {state.round}")
+    else:
+        save_checkpoint(folder, state, progress)
+    strategy = FederatedStrategy(method, run_context, meeting.members, state, progress, folder, printer)
+    state = strategy.run(grid)
+    summary = _publish(grid, strategy, method, run_context, folder, meeting.data_is_public)
+    write_json(folder / "summary.json", summary)
+    write_json(folder / "status.json", {"status": "completed"})
+
+
+def _publish(
+    grid: Grid, strategy: FederatedStrategy, method: Method, context: RunContext, folder: Path, public: bool
+) -> dict[str, Any]:
+    """Fit and sample the artifact, write it, and score it where all data is public."""
+    artifact = method.finish(context, strategy.state)
+    write_generator(folder / "generator.safetensors", context, artifact)
+    synthetic, rows = None, 0
+    if method.sample is not None:
+        labels = wanted_labels(context, artifact)
+        synthetic = method.sample(context, artifact, labels, context.config.federation.seed)
+        rows = synthetic[1].shape[0]
+        write_synthetic(folder / "synthetic.parquet", context, *synthetic)
+    scores: Mapping[str, Any] = {}
+    if public:
+        scores = evaluate(grid, strategy, method, context, artifact, synthetic)
+    return build_summary(
+        context,
+        method,
+        strategy.progress,
+        rows=rows,
+        scores=scores,
+        data_is_public=public,
+        seconds=round(strategy.seconds(), 3),
+    )
+
+
+def _check_same(before: str, now: str) -> None:
+    """A resumed run must be the one that was declared to the sites' ledgers; folders and time-outs may differ."""
+
+    def essence(text: str) -> object:
+        values = json.loads(text)
+        for key in ("output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name"):
+            values["config"].pop(key, None)
+        return values
+
+    if essence(before) != essence(now):
+        raise ConfigError(
+            "the checkpoint is of a run with other settings or sites: resume with the same, or start anew with another "
+            "output-dir"
+        )
+
+
+def _report_failure(folder: Path, error: Exception) -> None:
+    known = isinstance(error, FedHypeVAEError)
+    line = str(error) if known else f"the server app failed ({type(error).__name__}): see the log above"
+    if not known:
+        traceback.print_exc()
+    print(f"error: {line}", flush=True)
+    code = error.exit_code if isinstance(error, FedHypeVAEError) else 1
+    write_json(folder / "status.json", {"status": "failed", "error": line, "exit_code": code})

@@ -1,0 +1,138 @@
+"""The server's state on disk: written after every round, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from common.errors import ConfigError, FedHypeVAEError
+from common.methods.base import ServerState
+from common.statistics import ReleasedStatistics
+
+_FILE = "checkpoint.safetensors"
+_PARTS = ("params", "memory")
+_STATISTICS = ("centre", "class_counts", "class_means", "covariance", "class_features")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a resumed run needs to know beside the tensors.
+
+    Attributes:
+        run_name: lasting name of the run, under which sites charge it.
+        context: the run's public context as JSON text; a resumed run must have the same.
+        taken_part: for each round, the sites whose sums were used.
+        missing: for each round, site -> why it was not.
+        charged: site -> JSON of the events in its own ledger, as it last said.
+        bytes_up: site -> bytes received. bytes_down: site -> bytes sent.
+        seconds: time spent so far.
+    """
+
+    run_name: str
+    context: str
+    taken_part: tuple[tuple[str, ...], ...] = ()
+    missing: tuple[Mapping[str, str], ...] = ()
+    charged: Mapping[str, str] = field(default_factory=dict)
+    bytes_up: Mapping[str, int] = field(default_factory=dict)
+    bytes_down: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def save_checkpoint(folder: Path, state: ServerState, progress: Progress) -> None:
+    """Write state and progress as one file, by way of a temporary one.
+
+    Raises:
+        FedHypeVAEError: the disk refuses; the last checkpoint is untouched.
+    """
+    tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(state, part).items()}
+    notes: dict[str, Any] = {"round": state.round, "progress": _progress_to_json(progress)}
+    statistics = state.statistics
+    if statistics is not None:
+        for name in _STATISTICS:
+            value = getattr(statistics, name)
+            if value is not None:
+                tensors[f"statistics/{name}"] = value
+        notes["statistics"] = {"total": statistics.total, "noise_std": dict(statistics.noise_std)}
+    content = save(
+        {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()},
+        {"notes": json.dumps(notes)},
+    )
+    write_atomically(folder / _FILE, content)
+
+
+def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
+    """Read the last checkpoint.
+
+    Raises:
+        ConfigError: there is none, or it can't be read.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        raise ConfigError(f"no checkpoint at {path}: start the run without resume, or name its output-dir")
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads(file.metadata()["notes"])
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ConfigError(
+            f"checkpoint {path} can't be read ({type(error).__name__}): restore it or start anew"
+        ) from error
+    parts: dict[str, dict[str, Tensor]] = {"params": {}, "memory": {}, "statistics": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = value
+    statistics = None
+    if "statistics" in notes:
+        found: dict[str, Any] = {name: parts["statistics"].get(name) for name in _STATISTICS}
+        statistics = ReleasedStatistics(**found, **notes["statistics"])
+    state = ServerState(notes["round"], parts["params"], parts["memory"], statistics)
+    progress = notes["progress"]
+    return state, Progress(
+        **{
+            **progress,
+            "taken_part": tuple(tuple(sites) for sites in progress["taken_part"]),
+            "missing": tuple(progress["missing"]),
+        }
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        FedHypeVAEError: the disk refuses; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FedHypeVAEError(f"can't write {path} ({error.strerror}): free the disk, then resume the run") from error
+
+
+def with_round(progress: Progress, taken_part: tuple[str, ...], missing: Mapping[str, str]) -> Progress:
+    """Progress after one more round."""
+    return replace(progress, taken_part=(*progress.taken_part, taken_part), missing=(*progress.missing, dict(missing)))
+
+
+def _progress_to_json(progress: Progress) -> dict[str, Any]:
+    return {name: getattr(progress, name) for name in Progress.__dataclass_fields__}

@@ -1,0 +1,92 @@
+"""Scores of a run, where every site declares its data public: heads go to the sites, scores come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from common.accounting import calibrate_noise_multiplier
+from common.classifier import LinearHead, fit_linear_head
+from common.methods.base import Artifact, Method, RunContext, seeded
+from common.statistics import ReleasedStatistics, class_means_spec, combine_statistics
+from common.wire import SCORE_NAMES
+from server_app.strategy import FederatedStrategy
+
+_PARTS = ("accuracy", "balanced_accuracy")
+
+
+def evaluate(
+    grid: Grid,
+    strategy: FederatedStrategy,
+    method: Method,
+    context: RunContext,
+    artifact: Artifact,
+    synthetic: tuple[Tensor, Tensor] | None,
+) -> dict[str, Any]:
+    """Score the published set at every site.
+
+    `statistics_only` is a head on Gaussians from noised class statistics that have the whole budget to themselves: what
+    no training at all would give. Its release is made for the comparison alone, on public data, and is not charged.
+
+    Returns:
+        For each of SCORE_NAMES: accuracy and balanced_accuracy, means over sites, and `per_site`.
+    """
+    heads = {"synthetic": published_head(method, context, artifact, synthetic)}
+    baseline = _baseline_head(grid, strategy, context)
+    if baseline is not None:
+        heads["statistics"] = baseline
+    tensors = {f"{name}.{part}": getattr(head, part) for name, head in heads.items() for part in ("weight", "bias")}
+    words = {"mixing": context.config.synthesis.mixing}
+    outcome = strategy.ask(grid, "evaluate", tensors, {}, words)
+    per_site = {strategy.members[node].name: reply.scores for node, reply in outcome.replies.items()}
+    return _means(per_site)
+
+
+def published_head(
+    method: Method, context: RunContext, artifact: Artifact, synthetic: tuple[Tensor, Tensor] | None
+) -> LinearHead:
+    """The linear classifier that anybody gets from what is published."""
+    if synthetic is None:
+        return LinearHead(artifact.tensors["head.weight"], artifact.tensors["head.bias"])
+    return fit_linear_head(*synthetic, num_classes=context.problem.num_classes)
+
+
+def _baseline_head(grid: Grid, strategy: FederatedStrategy, context: RunContext) -> LinearHead | None:
+    privacy = context.config.privacy
+    noise = 0.0
+    if privacy.epsilon < float("inf"):
+        noise = calibrate_noise_multiplier(privacy.epsilon, privacy.delta, 1.0, 1)
+    radius = 1.0 if context.config.training.sphere else context.config.training.embedding_radius
+    spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
+    outcome = strategy.ask(grid, "baseline", {}, spec.shapes, {"noise_multiplier": noise})
+    releases = {strategy.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
+    statistics = combine_statistics(spec, [releases[index] for index in sorted(releases)], noise)
+    return _gaussian_head(context, statistics)
+
+
+def _gaussian_head(context: RunContext, statistics: ReleasedStatistics) -> LinearHead | None:
+    if statistics.class_means is None:
+        return None
+    classes, rows = context.problem.num_classes, context.config.synthesis.synthetic_rows
+    labels = torch.arange(rows) % classes
+    spread = (context.config.model.residual_energy / context.problem.dim) ** 0.5
+    noise = torch.randn(rows, context.problem.dim, generator=seeded("baseline", context.config.federation.seed))
+    return fit_linear_head(statistics.class_means[labels] + spread * noise, labels, num_classes=classes)
+
+
+def _means(per_site: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for name in SCORE_NAMES:
+        sites = {
+            site: {part: values[f"{name}.{part}"] for part in _PARTS}
+            for site, values in sorted(per_site.items())
+            if f"{name}.accuracy" in values
+        }
+        if sites:
+            means = {part: sum(site[part] for site in sites.values()) / len(sites) for part in _PARTS}
+            scores[name] = {**means, "per_site": sites}
+    return scores

@@ -1,0 +1,167 @@
+"""One exchange with the sites: send, wait, check, and sort out who answered and who did not, and why.
+
+A reply is checked against the allow-list before anything of it is used, and none is counted twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from common.errors import WireError
+from common.wire import ERROR_WORDS, Kind, check_tensors, check_words
+
+_KINDS: dict[Kind, str] = {
+    "hello": "query.hello",
+    "statistics": "query.statistics",
+    "train": "train",
+    "baseline": "query.baseline",
+    "evaluate": "evaluate",
+}
+_ERROR_CODES = {2: "its app failed", 3: "answered too late", 5: "unreachable", 8: "its app was killed"}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A site's answer that passed the checks.
+
+    Attributes:
+        words: strings and numbers, by name.
+        tensors: float32 tensors, by name.
+        scores: numbers of an evaluation, by name.
+        num_bytes: size of its arrays.
+    """
+
+    words: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    scores: Mapping[str, float]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An exchange: answers by node, why others have none, and bytes sent to each."""
+
+    replies: Mapping[int, Reply]
+    missing: Mapping[int, str]
+    bytes_down: Mapping[int, int]
+
+
+def build_messages(
+    kind: Kind,
+    nodes: Iterable[int],
+    words: Callable[[int], Mapping[str, str | int | float]],
+    tensors: Callable[[int], Mapping[str, Tensor]],
+    group: str,
+    ttl: float,
+) -> list[Message]:
+    """One message for each node, with words and tensors of its own; equal tensors are packed once."""
+    packed: dict[int, ArrayRecord] = {}
+
+    def arrays(node: int) -> ArrayRecord:
+        own = tensors(node)
+        if id(own) not in packed:
+            packed[id(own)] = ArrayRecord(dict(own))
+        return packed[id(own)]
+
+    return [
+        Message(
+            RecordDict({"words": ConfigRecord(dict(words(node))), "tensors": arrays(node)}),
+            dst_node_id=node,
+            message_type=_KINDS[kind],
+            ttl=ttl,
+            group_id=group,
+        )
+        for node in nodes
+    ]
+
+
+def exchange(
+    grid: Grid,
+    kind: Kind,
+    messages: list[Message],
+    timeout: float,
+    shapes: Callable[[int], Mapping[str, tuple[int, ...]]],
+) -> Outcome:
+    """Send messages and collect the replies that pass the allow-list.
+
+    Args:
+        grid: the link to the sites.
+        kind: of the exchange.
+        messages: one a node.
+        timeout: seconds to wait.
+        shapes: allowed tensors of a node's reply.
+
+    Returns:
+        Answers and absences. Replies are matched by the message they answer: an error's own source is not to be
+        trusted.
+    """
+    waiting = _push(grid, messages)
+    replies: dict[int, Reply] = {}
+    missing: dict[int, str] = dict.fromkeys(waiting.values(), "did not answer in time")
+    for message in _pull(grid, list(waiting), timeout):
+        node = waiting.get(message.metadata.reply_to_message_id)
+        if node is None or node in replies:
+            continue
+        try:
+            replies[node] = _read(kind, message, shapes(node))
+            missing.pop(node, None)
+        except WireError as error:
+            missing[node] = str(error)
+    sent = {
+        message.metadata.dst_node_id: message.content.array_records["tensors"].count_bytes() for message in messages
+    }
+    return Outcome(replies, missing, sent)
+
+
+def _push(grid: Grid, messages: list[Message]) -> dict[str, int]:
+    """Send; returns message id -> node."""
+    nodes = [message.metadata.dst_node_id for message in messages]
+    return {identity: node for identity, node in zip(grid.push_messages(messages), nodes, strict=True) if identity}
+
+
+def _pull(grid: Grid, identities: list[str], timeout: float) -> Iterable[Message]:
+    """Yield replies as they come, until all are there or the time is up."""
+    open_ids, end = set(identities), time.monotonic() + timeout
+    while open_ids:
+        for message in grid.pull_messages(sorted(open_ids)):
+            open_ids.discard(message.metadata.reply_to_message_id)
+            yield message
+        if not open_ids or time.monotonic() >= end:
+            return
+        time.sleep(_POLL_S)
+
+
+_POLL_S = 0.2
+
+
+def _read(kind: Kind, message: Message, shapes: Mapping[str, tuple[int, ...]]) -> Reply:
+    """The checked content of a reply.
+
+    Raises:
+        WireError: it is an error, a refusal, or not what is allowed; the text says which.
+    """
+    if message.has_error():
+        raise WireError(_ERROR_CODES.get(message.error.code, f"failed (code {message.error.code})"))
+    try:
+        words = dict(message.content.config_records.get("words", ConfigRecord()))
+        tensors = message.content.array_records.get("tensors", ArrayRecord())
+        received = tensors.to_torch_state_dict()
+        scores = dict(message.content.metric_records.get("scores", {}))
+    except Exception:
+        raise WireError("sent something that can't be read") from None
+    if "error" in words:
+        if set(words) - ERROR_WORDS:
+            raise WireError("sent an error with fields that are not on the allow-list")
+        raise WireError(f"refused: {words['error']} (reference {words.get('reference', 'none')} in its own log)")
+    check_words(kind, words)
+    check_tensors(kind, received, shapes)
+    if scores and kind != "evaluate":
+        raise WireError(f"message {kind}: scores are not on the allow-list; nothing of it is used")
+    return Reply(words, received, {name: float(value) for name, value in scores.items()}, tensors.count_bytes())

@@ -1,0 +1,206 @@
+"""One Strategy for every method: it owns the server's state, and knows no method by name.
+
+The order of a run: sites say hello and are compared; noised statistics, where the method has them; the rounds, with a
+checkpoint after each; then the artifact, and, where all data is public, scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from common.errors import FederationError
+from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
+from common.statistics import combine_statistics
+from common.wire import Kind, check_tensors, dump_context
+from server_app.checkpoint import Progress, save_checkpoint, with_round
+from server_app.exchange import Outcome, build_messages, exchange
+from server_app.progress import RoundPrinter
+
+
+@dataclass(frozen=True)
+class Member:
+    """A site of this run: its node, its name, its stable index."""
+
+    node: int
+    name: str
+    index: int
+
+
+class FederatedStrategy(Strategy):
+    """Runs one method over the sites.
+
+    Args:
+        method: pure functions of the method.
+        context: public context of the run.
+        members: the sites, by node.
+        state: the server's state, new or from a checkpoint.
+        progress: what was done so far.
+        folder: where checkpoints go.
+        printer: tells a person how far it is.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        context: RunContext,
+        members: Mapping[int, Member],
+        state: ServerState,
+        progress: Progress,
+        folder: Path,
+        printer: RoundPrinter,
+    ) -> None:
+        self.method = method
+        self.context = context
+        self.members = dict(members)
+        self.state = state
+        self.progress = progress
+        self._folder = folder
+        self._printer = printer
+        self._started = time.monotonic() - progress.seconds
+        self._context_text = dump_context(context)
+        self._outcome = Outcome({}, {}, {})
+
+    # Flower's five seams, used by `start` below and usable by Flower's own loop.
+
+    def summary(self) -> None:
+        """Print what is about to run."""
+        self._printer.say(f"{self.method.name}: {len(self.members)} sites, {self.context.plan.num_rounds} rounds")
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One training message a site; round numbers count from 1."""
+        del arrays, config, grid
+        return self._messages("train", self._params_for, f"round-{server_round}", {"round": server_round - 1})
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Step the server with the answers of the last exchange; the state itself is `self.state`."""
+        del replies
+        uploads = {self.members[node].index: reply.tensors for node, reply in self._outcome.replies.items()}
+        self.state = self.method.server_step(self.context, self.state, uploads)
+        return ArrayRecord(dict(self.state.params)), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No evaluation between rounds: a score is a release."""
+        del server_round, arrays, config, grid
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """See `configure_evaluate`."""
+        del server_round, replies
+        return None
+
+    def run(self, grid: Grid) -> ServerState:
+        """Run statistics and all rounds that are left.
+
+        Raises:
+            FederationError: fewer than `min-sites` answered; the checkpoint holds what was done.
+        """
+        self.summary()
+        if self.state.round == 0 and self.state.statistics is None:
+            self._collect_statistics(grid)
+            self._save()
+        while self.state.round < self.context.plan.num_rounds:
+            number = self.state.round + 1
+            messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
+            self._exchange(grid, "train", messages, self._shapes_from, f"round {number}")
+            self.aggregate_train(number, [])
+            check_tensors("train", self.state.params, {n: tuple(v.shape) for n, v in self.state.params.items()})
+            taken = tuple(sorted(self.members[node].name for node in self._outcome.replies))
+            missing = {self.members[node].name: why for node, why in self._outcome.missing.items()}
+            self.progress = with_round(self.progress, taken, missing)
+            self._save()
+            self._printer.round(number, self.context, self.progress, len(self.members))
+        return self.state
+
+    def ask(
+        self,
+        grid: Grid,
+        kind: Kind,
+        tensors: Tensors,
+        shapes: Shapes,
+        words: Mapping[str, str | int | float] | None = None,
+    ) -> Outcome:
+        """One exchange outside the rounds: a baseline or an evaluation."""
+        messages = self._messages(kind, lambda _: tensors, kind, words or {})
+        return self._exchange(grid, kind, messages, lambda _: shapes, kind)
+
+    def seconds(self) -> float:
+        """Time spent on the run so far, earlier processes of a resumed run included."""
+        return time.monotonic() - self._started
+
+    def _collect_statistics(self, grid: Grid) -> None:
+        spec, noise = self.method.statistics(self.context), self.context.plan.statistics_noise
+        if spec is None or noise is None:
+            return
+        messages = self._messages("statistics", lambda _: {}, "statistics", {})
+        outcome = self._exchange(grid, "statistics", messages, lambda _: spec.shapes, "statistics")
+        by_index = {self.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
+        statistics = combine_statistics(spec, [by_index[index] for index in sorted(by_index)], noise)
+        self.state = self.method.prepare(self.context, self.state, statistics)
+
+    def _params_for(self, node: int) -> Tensors:
+        return self.method.params_for(self.context, self.state, self.members[node].index)
+
+    def _shapes_from(self, node: int) -> Shapes:
+        return self.method.shapes_from(self.context, self.members[node].index)
+
+    def _messages(
+        self, kind: Kind, tensors: Callable[[int], Tensors], group: str, extra: Mapping[str, str | int | float]
+    ) -> list[Message]:
+        def words(node: int) -> Mapping[str, str | int | float]:
+            own: dict[str, str | int | float] = {
+                "context": self._context_text,
+                "run": self.progress.run_name,
+                "index": self.members[node].index,
+            }
+            return {**own, **extra}
+
+        timeout = self.context.config.federation.round_timeout
+        return build_messages(kind, self.members, words, tensors, group, timeout)
+
+    def _exchange(
+        self, grid: Grid, kind: Kind, messages: list[Message], shapes: Callable[[int], Shapes], what: str
+    ) -> Outcome:
+        federation = self.context.config.federation
+        outcome = exchange(grid, kind, messages, federation.round_timeout, shapes)
+        self._outcome = outcome
+        self._count(outcome)
+        for node, why in outcome.missing.items():
+            self._printer.say(f"{what}: {self.members[node].name} is missing: {why}")
+        if len(outcome.replies) < federation.min_sites:
+            self._save()
+            reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in outcome.missing.items())
+            raise FederationError(
+                f"{what}: expected at least {federation.min_sites} sites, {len(outcome.replies)} answered ({reasons}); "
+                "mend the sites, then resume the run"
+            )
+        return outcome
+
+    def _count(self, outcome: Outcome) -> None:
+        """Add an exchange's bytes and the sites' charges to the progress."""
+        up, down = dict(self.progress.bytes_up), dict(self.progress.bytes_down)
+        charged = dict(self.progress.charged)
+        for node, member in self.members.items():
+            down[member.name] = down.get(member.name, 0) + outcome.bytes_down.get(node, 0)
+            reply = outcome.replies.get(node)
+            if reply is not None:
+                up[member.name] = up.get(member.name, 0) + reply.num_bytes
+                if "charged" in reply.words:
+                    charged[member.name] = str(reply.words["charged"])
+        self.progress = replace(self.progress, bytes_up=up, bytes_down=down, charged=charged)
+
+    def _save(self) -> None:
+        self.progress = replace(self.progress, seconds=self.seconds())
+        save_checkpoint(self._folder, self.state, self.progress)

@@ -62,7 +62,9 @@ def test_losses_are_the_equations_losses() -> None:
 @pytest.mark.parametrize("name", ["default", "joint patients", "mmd", "hidden trunk joint patients"])
 def test_factors_agree_with_torch_func_vmap(name: str) -> None:
     case = make_case(units=6, **CASES[name])
-    inputs = [torch.stack(parts) for parts in zip(*(reference_inputs(case, u) for u in range(6)), strict=True)]
+    inputs = [
+        torch.stack(parts) for parts in zip(*(reference_inputs(case, u) for u in range(6)), strict=True)
+    ]
     per_unit = vmap(
         grad(lambda leaves, *rest: reference_loss(case, leaves, *rest)), in_dims=(None, *[0] * len(inputs))
     )(case.leaves, *inputs)
@@ -101,7 +103,7 @@ def test_frozen_layers_leave_no_factors() -> None:
     width = case.encoder["encoder.0.weight"].shape[1]
     out = tape.linear("encoder.0", torch.ones(5, 1, width))
     kept = tape.linear("prior.embedding", torch.ones(5, 1, 3))
-    factors = tape.factors((kept.sum((1, 2)) + out.sum((1, 2))))
+    factors = tape.factors(kept.sum((1, 2)) + out.sum((1, 2)))
     assert set(factors.outer) == {"prior.embedding.weight"}
 
 

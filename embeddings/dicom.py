@@ -122,13 +122,16 @@ def read_frame(path: Path, name: str, frame: int = 0, window: Window | None = No
         if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise DataError(f"{name}: a DICOM file without pixels; leave it out")
         check_size(name, int(dataset.Columns), int(dataset.Rows))
-        pixels = pydicom.pixels.pixel_array(dataset, index=frame)
+        # The RLE plugin written in Rust panics on damaged input; pydicom's own decoder raises.
+        plain = dataset.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless
+        plugin = "pydicom" if plain else ""
+        pixels = pydicom.pixels.pixel_array(dataset, index=frame, decoding_plugin=plugin)
         return render(dataset, pixels, frame, window)
-    except DataError:
+    except (DataError, KeyboardInterrupt, SystemExit):
         raise
     except MemoryError:
         raise DataError(f"{name}: decoding needs more memory than there is") from None
-    except Exception as error:  # a damaged file may raise anything in a decoder; it must cost this file only
+    except BaseException as error:  # decoders raise anything, also what is no Exception; it costs this file only
         raise DataError(f"{name}: the DICOM pixels can't be decoded ({type(error).__name__})") from None
 
 

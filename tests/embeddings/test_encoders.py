@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from common.errors import ConfigError
 from embeddings.encoders import EncoderOptions, identity_of, load_encoder
-from PIL import Image
 
 
 def _images(rng: np.random.Generator, count: int) -> list[np.ndarray]:
@@ -141,9 +142,7 @@ def test_weights_digest_sees_one_changed_weight(tiny_dinov2: Path, tmp_path: Pat
     name = sorted(weights)[0]
     weights[name].view(-1)[0] += 1e-3
     save_file(weights, path, metadata={"format": "pt"})
-    assert (
-        load_encoder(str(tmp_path / "changed")).weights_digest != load_encoder(str(tiny_dinov2)).weights_digest
-    )
+    assert load_encoder(str(tmp_path / "changed")).weights_digest != load_encoder(str(tiny_dinov2)).weights_digest
 
 
 def test_load_encoder_needs_a_revision_for_hub_names() -> None:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from common.errors import ConfigError, DataError
 from embeddings.partition import (
     partition_by_column,
@@ -10,8 +13,6 @@ from embeddings.partition import (
     partition_iid,
     split_site,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @settings(max_examples=60, deadline=None)

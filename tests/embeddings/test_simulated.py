@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from common.errors import ConfigError, DataError
 from embeddings import simulated
 from embeddings.demo.draw import draw, stratified_rows

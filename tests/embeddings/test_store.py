@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from common.errors import DataError
 from embeddings.identity import EncoderIdentity
 from embeddings.sets import regroup
@@ -190,7 +191,9 @@ except DataError as error:
 
 
 def test_store_imports_without_torch() -> None:
-    code = "import sys, embeddings.store; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'PIL')))"
+    code = (
+        "import sys, embeddings.store; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'PIL')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,0 +1,154 @@
+"""`fedhypevae embed` and `fedhypevae data` as a user runs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.cli import main
+from embeddings.store import read_store
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    monkeypatch.setenv("FEDHYPEVAE_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["path,label,patient,place"]
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
+        lines.append(f"{number}.jpg,{'ab'[number % 2]},p{number // 2},{'xy'[number % 3 == 0]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedhypevae", *(str(argument) for argument in arguments)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _embed(monkeypatch: pytest.MonkeyPatch, home: Path, *more: object) -> int:
+    labels = home / "labels.csv"
+    out = home / "site.parquet"
+    return _run(
+        monkeypatch,
+        "embed",
+        home / "images",
+        "--labels",
+        labels,
+        "--out",
+        out,
+        "--column",
+        "place",
+        "--device",
+        "cpu",
+        *more,
+    )
+
+
+def test_embed_command_then_every_data_command(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = home / "site.parquet"
+    assert _embed(monkeypatch, home) == 0
+    assert "24 rows (24 embedded now" in capsys.readouterr().err
+    data = read_store(store)
+    assert data.embeddings.shape == (24, 1280)
+    assert len(set(data.groups.tolist())) == 12
+    assert _run(monkeypatch, "data", "check", store) == 0
+    assert "24 of width 1280" in capsys.readouterr().out
+    assert (home / "site.parquet.html").stat().st_size > 10_000
+    assert _run(monkeypatch, "data", "partition", store, "--by", "place", "--out", home / "sites") == 0
+    assert sorted(path.name for path in (home / "sites").iterdir()) == ["partition.png", "x.parquet", "y.parquet"]
+    sites = [home / "sites" / f"{name}.parquet" for name in "xy"]
+    assert sum(len(read_store(site)) for site in sites) == 24
+    assert read_store(sites[0]).splits is not None
+    assert _run(monkeypatch, "data", "compare", *sites) == 0
+    assert "2 stores agree" in capsys.readouterr().out
+    assert _run(monkeypatch, "data", "partition", store, "--by", "colour", "--out", home / "sites") == 2
+    assert "expected iid, dirichlet, patient, place; found 'colour'" in capsys.readouterr().err
+
+
+def test_embed_command_bad_file_is_exit_code_1_and_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "images" / "5.jpg").write_bytes(b"broken")
+    assert _embed(monkeypatch, home) == 1
+    errors = capsys.readouterr().err
+    assert "rejected: 5.jpg: can't be read (no image, or a damaged one)" in errors
+    assert len(read_store(home / "site.parquet")) == 23
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--slices", "some"], "--slices: expected all, middle; found 'some'"),
+        (["--window", "40"], "--window: expected CENTER,WIDTH, found '40'"),
+        (["--encoder", "dinov2-base"], "expected a pinned revision"),
+        (["--label-column", "dx"], "missing: dx"),
+        (["--classes", "a,a"], "class list"),
+        (["--precision", "float16"], "float32"),
+        (["--batch-size", "0"], "batch size"),
+    ],
+)
+def test_embed_command_wrong_setting_is_exit_code_2(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    assert _embed(monkeypatch, home, *more) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not (home / "site.parquet").exists()
+
+
+def test_embed_command_medmnist_and_import(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    arrays: dict[str, np.ndarray] = {}
+    for split, size in (("train", 6), ("val", 2), ("test", 2)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(size) % 2)[:, None]
+    np.savez(home / "m.npz", **arrays)
+    assert _run(monkeypatch, "embed", home / "m.npz", "--out", home / "m.parquet", "--device", "cpu") == 0
+    data = read_store(home / "m.parquet")
+    assert data.splits is not None
+    assert data.splits.tolist() == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
+    assert not list(home.glob(".m.parquet.work*"))
+    np.savez(home / "r.npz", embeddings=data.embeddings, labels=data.labels)
+    declared = ["--encoder", "e", "--revision", "1", "--preprocessing", "none"]
+    assert _run(monkeypatch, "data", "import", home / "r.npz", "--out", home / "r.parquet", *declared) == 0
+    np.testing.assert_array_equal(read_store(home / "r.parquet").embeddings, data.embeddings)
+    assert _run(monkeypatch, "data", "compare", home / "m.parquet", home / "r.parquet") == 1
+    assert "r.parquet: encoder is e" in capsys.readouterr().out
+    assert _run(monkeypatch, "embed", home / "r.npz", "--out", home / "q.parquet", "--device", "cpu") == 2
+    assert "fedhypevae data import" in capsys.readouterr().err
+
+
+def test_data_check_problem_is_exit_code_1(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _embed(monkeypatch, home) == 0
+    import shutil
+
+    shutil.copy(home / "images" / "0.jpg", home / "images" / "copy.jpg")
+    with (home / "labels.csv").open("a") as file:
+        file.write("copy.jpg,b,p0,x\n")
+    assert _embed(monkeypatch, home) == 0
+    assert _run(monkeypatch, "data", "check", home / "site.parquet") == 1
+    assert "1 pairs of equal or nearly equal rows have different labels" in capsys.readouterr().out
+    assert _run(monkeypatch, "data", "check", home / "none.parquet") == 2

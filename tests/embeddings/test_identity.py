@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import DataError, FederationError
+from embeddings.canary import CANARY_FILE, compare_canaries, decode, draw, embed_canary, encode
+from embeddings.encoders import EncoderOptions, load_encoder
+from embeddings.federation import check_sites, require_agreement
+from embeddings.identity import EncoderIdentity, compare
+from embeddings.patients import load_salt, patient_number
+from embeddings.sets import SetMetadata
+
+ONE = EncoderIdentity("enc", "r", 8, "resize", "d" * 64, "float32", ("a", "b"))
+
+
+def test_compare_agreeing_sites_have_one_fingerprint() -> None:
+    assert compare({"x": ONE, "y": dataclasses.replace(ONE)}) == ()
+    assert ONE.fingerprint() == dataclasses.replace(ONE).fingerprint()
+    assert EncoderIdentity.from_json(ONE.to_json()) == ONE
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("encoder", "other", "other"),
+        ("revision", "r2", "r2"),
+        ("dimension", 16, "16"),
+        ("preprocessing", "crop", "crop"),
+        ("weights_digest", "e" * 64, "e" * 64),
+        ("precision", "bfloat16", "bfloat16"),
+        ("class_names", ("b", "a"), "b, a"),
+    ],
+)
+def test_compare_names_the_site_and_the_field(field: str, value: object, shown: str) -> None:
+    other = dataclasses.replace(ONE, **{field: value})
+    assert other.fingerprint() != ONE.fingerprint()
+    (mismatch,) = compare({"north": ONE, "south": other, "west": ONE})
+    assert (mismatch.site, mismatch.field, mismatch.found) == ("south", field, shown)
+    assert str(mismatch).startswith(f"site south: {field} is {shown}, the other sites have ")
+
+
+def test_from_json_refuses_other_fields_and_types() -> None:
+    for value in ({"encoder": "x"}, {**ONE.to_json(), "more": 1}, {**ONE.to_json(), "dimension": "8"}):
+        with pytest.raises(DataError, match="encoder identity"):
+            EncoderIdentity.from_json(value)
+
+
+def test_canary_file_is_the_drawing() -> None:
+    np.testing.assert_array_equal(np.asarray(Image.open(CANARY_FILE)), draw())
+
+
+def test_canary_text_keeps_the_bits(rng: np.random.Generator) -> None:
+    vector = rng.standard_normal(9).astype(np.float32)
+    np.testing.assert_array_equal(decode(encode(vector)), vector)
+    with pytest.raises(DataError, match="base64"):
+        decode("no base64!")
+
+
+def test_compare_canaries_names_the_site_that_differs(rng: np.random.Generator) -> None:
+    right = rng.standard_normal(32).astype(np.float32)
+    near = right * np.float32(1 + 1e-5)
+    wrong = right + np.float32(0.01)
+    assert compare_canaries({"a": right, "b": near, "c": right}, "float32") == ()
+    (mismatch,) = compare_canaries({"a": right, "b": wrong, "c": near}, "float32")
+    assert mismatch.site == "b"
+    assert compare_canaries({"a": right, "b": wrong, "c": near}, "bfloat16") == ()
+    narrow, broken = right[:8], np.full(32, np.nan, dtype=np.float32)
+    assert [one.site for one in compare_canaries({"a": right, "b": narrow, "c": near}, "float32")] == ["b"]
+    assert "b" in [one.site for one in compare_canaries({"a": right, "b": broken, "c": near}, "float32")]
+
+
+def test_canary_finds_a_wrong_resizing_rule_and_wrong_weights(tiny_dinov2: Path, tmp_path: Path) -> None:
+    """What the identity can't see: a folder that claims the right settings, but computes something else."""
+    import torch
+
+    encoder = load_encoder(str(tiny_dinov2))
+    right = embed_canary(encoder)
+    same = embed_canary(load_encoder(str(tiny_dinov2), EncoderOptions(batch_size=3)))
+    original = encoder.processor.resample
+    encoder.processor.resample = 0
+    nearest = embed_canary(encoder)
+    encoder.processor.resample = original
+    with torch.no_grad():
+        encoder.network.encoder.layer[0].mlp.fc1.weight.mul_(1.05)
+    changed = embed_canary(encoder)
+    found = compare_canaries({"a": right, "b": same, "c": right, "nearest": nearest, "changed": changed}, "float32")
+    assert {mismatch.site for mismatch in found} == {"nearest", "changed"}
+
+
+def test_check_sites_compares_canaries_when_identities_agree(rng: np.random.Generator) -> None:
+    right = rng.standard_normal(8).astype(np.float32)
+    good, bad = SetMetadata(ONE, canary=encode(right)), SetMetadata(ONE, canary=encode(-right))
+    require_agreement({"a": good, "b": good})
+    assert {mismatch.field for mismatch in check_sites({"a": good, "b": bad, "c": good})} == {"canary embedding"}
+    with pytest.raises(FederationError, match="site b: canary embedding"):
+        require_agreement({"a": good, "b": bad, "c": good})
+    other = dataclasses.replace(good, identity=dataclasses.replace(ONE, dimension=9))
+    assert [mismatch.field for mismatch in check_sites({"a": good, "b": other, "c": good})] == ["dimension"]
+    imported = SetMetadata(ONE)
+    assert check_sites({"a": good, "b": imported}) == ()
+
+
+def test_load_salt_is_drawn_once_and_kept_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "patient.salt"
+    salt = load_salt(path)
+    assert len(salt) == 32
+    assert load_salt(path) == salt
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert load_salt(tmp_path / "other.salt") != salt
+    path.write_bytes(b"short")
+    with pytest.raises(DataError, match="expected a salt of 32 bytes, found 5"):
+        load_salt(path)
+
+
+def test_patient_number_depends_on_the_salt() -> None:
+    import hashlib
+    import hmac
+
+    expected = hmac.new(b"s" * 32, b"patient\0Doe", hashlib.sha256).digest()[:8]
+    assert patient_number(b"s" * 32, "Doe") == int.from_bytes(expected, "big", signed=True)
+    assert patient_number(b"s" * 32, "Doe") != patient_number(b"t" * 32, "Doe")

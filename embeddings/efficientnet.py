@@ -83,7 +83,7 @@ class EfficientNetLite0:
         )
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize and crop one image, (h, w) or (h, w, 3) uint8; returns (3, 112, 112) uint8."""
+        """Resize and crop one image, (h, w) or (h, w, 3) uint8; returns (112, 112, 3) uint8."""
         picture = Image.fromarray(image)
         height, width = image.shape[:2]
         if (height, width) != (SIDE, SIDE):
@@ -96,19 +96,20 @@ class EfficientNetLite0:
             picture = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)
         pixels = np.asarray(picture)
         if pixels.ndim == 2:
-            return np.broadcast_to(pixels, (3, SIDE, SIDE))
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+            return np.broadcast_to(pixels[:, :, None], (SIDE, SIDE, 3))
+        return pixels
 
     def forward(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
-        """Run the network on (b, 3, 112, 112) uint8; returns (b, 1280) float32."""
+        """Run the network on (b, 112, 112, 3) uint8; returns (b, 1280) float32."""
         import torch
 
         with torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(prepared)).to(self.device)
-            pixels = batch.to(torch.float32).div_(255.0)
+            # The colours stay innermost in memory: the layout the convolutions are fastest in.
+            pixels = batch.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
             mean = torch.tensor(_MEAN, device=self.device).view(1, 3, 1, 1)
             std = torch.tensor(_STD, device=self.device).view(1, 3, 1, 1)
-            pixels = pixels.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+            pixels = pixels.sub_(mean).div_(std)
             features = self.network.extract_features(pixels).mean(dim=(2, 3))
         result: NDArray[np.float32] = features.cpu().numpy()
         return result

@@ -56,7 +56,8 @@ def read_image(path: Path, name: str) -> NDArray[np.uint8]:
         with Image.open(path, formats=_FORMATS) as picture:
             check_size(name, *picture.size)
             picture.load()
-            return _pixels(ImageOps.exif_transpose(picture), name)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _pixels(picture, name)
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -75,9 +76,9 @@ def _pixels(picture: Image.Image, name: str) -> NDArray[np.uint8]:
     if picture.mode == "F":
         raise DataError(f"{name}: floating-point images have no fixed range; convert to 8 or 16 bits first")
     if picture.mode in ("1", "L"):
-        return np.asarray(picture.convert("L"))
+        return np.asarray(picture if picture.mode == "L" else picture.convert("L"))
     if picture.mode in ("LA", "RGBA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
         return np.asarray(Image.alpha_composite(ground, rgba).convert("RGB"))
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))

@@ -1,0 +1,262 @@
+"""Throughput of the embedding pipeline against the bare network, and its memory at 1,000 and 10,000 images.
+
+    python benchmarks/embedding.py --images ../shared/data/ham/images --out benchmarks/results/embedding.json
+
+The pipeline reads JPEG files, decodes, prepares and embeds them; the bare network runs on tensors that were
+prepared beforehand, in the faster of two ways (one pass per core with one thread each; one pass at a time
+with all threads). Both are timed in turns, since a machine that is shared is now faster and now slower; CPU
+seconds are reported beside wall seconds for the same reason. DINOv2-small has random weights: the arithmetic
+is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from embeddings.encoders import Encoder, EncoderOptions, load_encoder
+from embeddings.images import read_image
+from embeddings.pipeline import Item, core_count, embed_batches
+
+# Dense bfloat16 peak of the card that the GPU figures are for, in floating-point operations a second.
+PEAK_BF16 = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Images, wall seconds and CPU seconds of one turn."""
+
+    images: int
+    wall: float
+    cpu: float
+
+
+def timed(work: Callable[[], int]) -> Timing:
+    """Run `work`, which returns the number of images it embedded."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    images = work()
+    return Timing(images, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def bare_all_threads(encoder: Encoder, batches: list[np.ndarray]) -> int:
+    """One forward pass at a time, with torch's own number of threads."""
+    for batch in batches:
+        encoder.forward(batch)
+    return sum(len(batch) for batch in batches)
+
+
+def bare_per_core(encoder: Encoder, batches: list[np.ndarray]) -> int:
+    """One forward pass per core, each on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    queue = iter(batches)
+    lock = threading.Lock()
+
+    def worker() -> None:
+        while True:
+            with lock:
+                batch = next(queue, None)
+            if batch is None:
+                return
+            encoder.forward(batch)
+
+    threads = [threading.Thread(target=worker) for _ in range(core_count())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.set_num_threads(before)
+    return sum(len(batch) for batch in batches)
+
+
+def pipeline(encoder: Encoder, files: list[Path]) -> int:
+    """Files to embeddings, as the command does."""
+    items = (Item(path.name, partial(read_image, path, path.name), 0) for path in files)
+    return sum(len(batch.items) for batch in embed_batches(items, encoder))
+
+
+def throughput(encoder: Encoder, files: list[Path], turns: int) -> dict[str, Any]:
+    """Time pipeline and bare network in turns on the same images."""
+    size = encoder.batch_size
+    files = files[: len(files) // size * size]
+    prepared = [encoder.prepare(read_image(path, path.name)) for path in files]
+    batches = [np.stack(prepared[start : start + size]) for start in range(0, len(prepared), size)]
+    ways: dict[str, Callable[[], int]] = {
+        "pipeline": partial(pipeline, encoder, files),
+        "bare_per_core": partial(bare_per_core, encoder, batches),
+    }
+    if encoder.device == "cpu":
+        ways["bare_all_threads"] = partial(bare_all_threads, encoder, batches)
+    timings: dict[str, list[Timing]] = {name: [] for name in ways}
+    for work in ways.values():
+        work()
+    for _ in range(turns):
+        for name, work in ways.items():
+            timings[name].append(timed(work))
+    rates = {name: statistics.median(one.images / one.wall for one in turn) for name, turn in timings.items()}
+    per_cpu = {name: statistics.median(one.images / one.cpu for one in turn) for name, turn in timings.items()}
+    bare = max(rate for name, rate in rates.items() if name != "pipeline")
+    bare_cpu = max(rate for name, rate in per_cpu.items() if name != "pipeline")
+    result: dict[str, Any] = {
+        "encoder": encoder.name,
+        "device": encoder.device,
+        "precision": encoder.precision,
+        "images": len(files),
+        "batch_size": size,
+        "turns": turns,
+        "images_per_second": {name: round(rate, 2) for name, rate in rates.items()},
+        "images_per_cpu_second": {name: round(rate, 2) for name, rate in per_cpu.items()},
+        "pipeline_over_bare": round(rates["pipeline"] / bare, 3),
+        "pipeline_over_bare_cpu_seconds": round(per_cpu["pipeline"] / bare_cpu, 3),
+    }
+    if encoder.device != "cpu":
+        card = torch.cuda.get_device_name()
+        flops = flops_per_image(encoder, batches[0])
+        result |= {"card": card, "gigaflops_per_image": round(flops / 1e9, 2)}
+        if card in PEAK_BF16:
+            result["fraction_of_bf16_peak"] = round(rates["pipeline"] * flops / PEAK_BF16[card], 4)
+    return result
+
+
+def flops_per_image(encoder: Encoder, batch: np.ndarray) -> float:
+    """Count the floating-point operations of one image (a multiplication and an addition count as two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        encoder.forward(batch)
+    return float(counter.get_total_flops()) / len(batch)
+
+
+def extraction(files: Path, count: int, encoder: str) -> dict[str, Any]:
+    """Run an extraction of `count` images in a process of its own; report its rate and its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [sys.executable, __file__, "--child", str(files), str(count), folder, encoder]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def child(files: Path, count: int, folder: Path, encoder: str) -> None:
+    """The process of `extraction`."""
+    from embeddings.extract import extract
+    from embeddings.readers import Listing
+
+    network = load_encoder(encoder)
+    names = sorted(path for path in files.iterdir() if path.suffix == ".jpg")[:count]
+    items = tuple(
+        Item(path.name, partial(read_image, path, path.name), number % 2, stamp=(path.name,))
+        for number, path in enumerate(names)
+    )
+    memory_before = peak_memory()
+    wall, cpu = time.perf_counter(), time.process_time()
+    outcome = extract(Listing(items, (), ("a", "b")), network, folder / "out.parquet", bytes(32))
+    print(
+        json.dumps(
+            {
+                "images": outcome.rows,
+                "seconds": round(time.perf_counter() - wall, 2),
+                "cpu_seconds": round(time.process_time() - cpu, 2),
+                "images_per_second": round(outcome.rows / (time.perf_counter() - wall), 2),
+                "peak_mebibytes": peak_memory(),
+                "peak_mebibytes_before": memory_before,
+            }
+        )
+    )
+
+
+def peak_memory() -> float:
+    """Return the most memory this process held so far, in MiB (what the parent held before does not count)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return round(int(line.split()[1]) / 1024, 1)
+
+
+def random_dinov2_small(folder: Path) -> Path:
+    """Save a DINOv2-small with random weights, as a download would lie there."""
+    from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518}
+    Dinov2Model(Dinov2Config(patch_size=14, **sizes)).save_pretrained(folder)
+    BitImageProcessorPil(
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+        resample=3,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(folder)
+    return folder
+
+
+def drawn_jpegs(folder: Path, count: int) -> Iterator[Path]:
+    """Write JPEG files of 200x150, where no real ones are given."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = np.cumsum(rng.integers(-3, 4, (150, 200, 3)), axis=1) + 128
+        path = folder / f"{number:05d}.jpg"
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=90)
+        yield path
+
+
+def main() -> None:
+    """Measure and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder of JPEG files; without it they are drawn")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "embedding.json")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--large", type=int, default=10_000, help="images of the larger extraction")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.images
+        if folder is None:
+            folder = Path(scratch) / "images"
+            folder.mkdir()
+            list(drawn_jpegs(folder, options.large))
+        files = sorted(path for path in folder.iterdir() if path.suffix == ".jpg")
+        gpu = options.device != "cpu"
+        dinov2 = random_dinov2_small(Path(scratch) / "dinov2-small")
+        encoders = {
+            "efficientnet-lite0": (EncoderOptions(device=options.device), 4096 if gpu else 320),
+            str(dinov2): (EncoderOptions(device=options.device, precision=options.precision), 4096 if gpu else 48),
+        }
+        report: dict[str, Any] = {
+            "machine": {"cores": core_count(), "processor": platform.processor() or platform.machine()},
+            "torch": torch.__version__,
+            "images": "given" if options.images is not None else "drawn",
+            "load_average_at_start": os.getloadavg()[0],
+            "throughput": [
+                throughput(load_encoder(name, chosen), files[:count], options.turns)
+                for name, (chosen, count) in encoders.items()
+            ],
+            "extraction": [
+                extraction(folder, count, "efficientnet-lite0") for count in (1_000, min(options.large, len(files)))
+            ],
+        }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5])
+    else:
+        main()

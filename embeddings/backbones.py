@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SHORT_NAMES = {
     for size in _SIZES
     for suffix in ("", "-registers")
 }
+_COMMIT = re.compile("[0-9a-f]{40}")  # a branch or tag may move: two sites would get different weights
 _BATCH = {"cpu": 8, "cuda": 128}
 
 
@@ -65,7 +67,7 @@ class TransformersEncoder:
 
         local = Path(name).is_dir()
         source = name if local else SHORT_NAMES.get(name, name)
-        if not local and options.revision is None:
+        if not local and (options.revision is None or not _COMMIT.fullmatch(options.revision)):
             raise ConfigError(
                 f"encoder {name}: expected a pinned revision (--revision COMMIT of "
                 f"huggingface.co/{source}), or a "

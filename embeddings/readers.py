@@ -20,6 +20,7 @@ from embeddings.labels import LabelColumns, LabelRow, class_list, read_labels
 from embeddings.pipeline import Item
 
 Slices = Literal["all", "middle"]
+_NAMELESS = "the patient is not known, as those of most others are; give a patient column, or use --no-patients"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,10 @@ def list_folder(
     class_names = class_list(options.classes, [one.row.label for one in found])
     index = {name: number for number, name in enumerate(class_names)}
     patients = options.patients and _has_patients(root, found)
+    if patients:
+        nameless = [one for one in found if not one.patient]
+        rejected.update({_source(one): _NAMELESS for one in nameless})
+        found = [one for one in found if one.patient]
     items = []
     for one in found:
         if one.row.label not in index:
@@ -203,8 +208,9 @@ def _middle_of_series(found: list[_Found]) -> list[_Found]:
 
 
 def _has_patients(root: Path, found: list[_Found]) -> bool:
+    """Tell whether patients are known: for most images (the others are rejected one by one), or for none."""
     known = sum(one.patient != "" for one in found)
-    if 0 < known < len(found):
+    if 0 < known <= len(found) / 2:
         raise DataError(
             f"{root}: the patient is known for {known} of {len(found)} images; expected all or none: give "
             f"a patient "

@@ -147,8 +147,9 @@ def test_weights_digest_sees_one_changed_weight(tiny_dinov2: Path, tmp_path: Pat
 
 def test_load_encoder_needs_a_revision_for_hub_names() -> None:
     for name in ("dinov2-base", "facebook/dinov2-base"):
-        with pytest.raises(ConfigError, match="pinned revision"):
-            load_encoder(name)
+        for revision in (None, "main", "v1.0"):
+            with pytest.raises(ConfigError, match="pinned revision"):
+                load_encoder(name, EncoderOptions(revision=revision))
 
 
 def test_load_encoder_offline_without_a_cache_is_one_clear_line(tmp_path: Path) -> None:

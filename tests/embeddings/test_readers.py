@@ -101,6 +101,14 @@ def test_list_folder_names_images_without_a_row(folder: Path) -> None:
     assert all("no row" in reason for _, reason in listing.rejected)
 
 
+def test_list_folder_rejects_the_few_images_without_a_patient(tmp_path: Path) -> None:
+    for number, patient in enumerate(["Doe", "Roe", ""]):
+        _ct(tmp_path / "a" / f"{number}.dcm", PatientID=patient)
+    listing = list_folder(tmp_path, None, FolderOptions())
+    assert [item.patient for item in listing.items] == ["Doe", "Roe"]
+    assert [name for name, _ in listing.rejected] == ["a/2.dcm"]
+
+
 def test_list_folder_patients_of_some_images_only_is_refused(folder: Path) -> None:
     pydicom_file = _ct(folder / "scan.dcm")
     text = f"path,label\ni0.png,a\n{pydicom_file.name},a\n"

@@ -26,6 +26,7 @@ SHORT_NAMES = {
     for size in _SIZES
     for suffix in ("", "-registers")
 }
+_CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
 _COMMIT = re.compile("[0-9a-f]{40}")  # a branch or tag may move: two sites would get different weights
 _BATCH = {"cpu": 8, "cuda": 128}
 
@@ -43,6 +44,7 @@ class TransformersEncoder:
     weights_digest: str
     precision: str
     pooling: str
+    class_token: bool
     prefix_tokens: int
     device: str
     batch_size: int
@@ -69,9 +71,8 @@ class TransformersEncoder:
         source = name if local else SHORT_NAMES.get(name, name)
         if not local and (options.revision is None or not _COMMIT.fullmatch(options.revision)):
             raise ConfigError(
-                f"encoder {name}: expected a pinned revision (--revision COMMIT of "
-                f"huggingface.co/{source}), or a "
-                "local folder; without it two sites may get different weights"
+                f"encoder {name}: expected a pinned revision (--revision with the 40 digits of a commit of "
+                f"huggingface.co/{source}), or a local folder; else two sites may get different weights"
             )
         shared: dict[str, Any] = {"local_files_only": options.offline or local}
         if not local:
@@ -85,8 +86,11 @@ class TransformersEncoder:
                 f"revision and "
                 "the access to the hub, or download it once and give its folder"
             ) from None
-        network = network.to(options.device).eval().requires_grad_(False)
-        digest = _state_digest(network.state_dict())
+        # Of a model of images and texts (CLIP, SigLIP) the images' half.
+        network = getattr(network, "vision_model", network).to(options.device).eval().requires_grad_(False)
+        state = network.state_dict()
+        digest = _state_digest(state)
+        size = _BATCH.get(options.device, 128) if options.batch_size is None else options.batch_size
         trial = processor(images=[np.zeros((64, 64, 3), np.uint8)], return_tensors="np")["pixel_values"]
         encoder = TransformersEncoder(
             network=torch.compile(network) if options.compile else network,
@@ -98,10 +102,13 @@ class TransformersEncoder:
             weights_digest=digest,
             precision=options.precision,
             pooling=options.pooling,
-            prefix_tokens=1 + int(getattr(network.config, "num_register_tokens", 0) or 0),
+            class_token=any(mark in key for key in state for mark in _CLASS_TOKENS),
+            prefix_tokens=_prefix_tokens(network.config, state),
             device=options.device,
-            batch_size=_BATCH.get(options.device, 128) if options.batch_size is None else options.batch_size,
+            batch_size=size,
         )
+        # A compiled network is compiled here, for the batch it will get, before several threads call it.
+        trial = np.repeat(trial, size if options.compile else 1, axis=0)
         return dataclasses.replace(encoder, dimension=int(encoder.forward(trial).shape[1]))
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -121,27 +128,32 @@ class TransformersEncoder:
                 pixels = pixels.pin_memory()
             pixels = pixels.to(self.device, getattr(torch, self.precision), non_blocking=True)
             output = self.network(pixel_values=pixels)
-            features = _pool(output, self.pooling, self.prefix_tokens, self.name)
+            features = self._pool(output.last_hidden_state)
         result: NDArray[np.float32] = features.float().cpu().numpy()
         return result
+
+    def _pool(self, hidden: Any) -> Any:
+        import torch
+
+        if self.pooling != "mean-patch" and not self.class_token:
+            raise ConfigError(f"encoder {self.name}: it has no class token; expected --pooling mean-patch")
+        if hidden.ndim == 4:  # a convolutional backbone: (b, channels, h, w)
+            return hidden.mean(dim=(2, 3))
+        token, patches = hidden[:, 0], hidden[:, self.prefix_tokens :].mean(dim=1)
+        if self.pooling == "cls":
+            return token
+        return patches if self.pooling == "mean-patch" else torch.cat([token, patches], dim=1)
 
     def embed(self, batch: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Embed decoded images; returns (n, d) float32."""
         return self.forward(np.stack([self.prepare(image) for image in batch]))
 
 
-def _pool(output: Any, pooling: str, prefix_tokens: int, name: str) -> Any:
-    import torch
-
-    hidden = output.last_hidden_state
-    if hidden.ndim == 4:  # a convolutional backbone: (b, channels, h, w), no class token
-        if pooling != "mean-patch":
-            raise ConfigError(f"encoder {name}: it has no class token; expected --pooling mean-patch")
-        return hidden.mean(dim=(2, 3))
-    token, patches = hidden[:, 0], hidden[:, prefix_tokens:].mean(dim=1)
-    if pooling == "cls":
-        return token
-    return patches if pooling == "mean-patch" else torch.cat([token, patches], dim=1)
+def _prefix_tokens(config: Any, state: dict[str, Any]) -> int:
+    """Count the tokens before the patches: class, distillation, registers."""
+    marks = (*_CLASS_TOKENS, "distillation_token")
+    tokens = sum(any(mark in key for key in state) for mark in marks)
+    return tokens + int(getattr(config, "num_register_tokens", 0) or 0)
 
 
 def _public_name(network: Any, source: str, local: bool) -> str:

@@ -194,3 +194,32 @@ def test_bfloat16_is_near_float32_and_another_identity(tiny_dinov2: Path, rng: n
     assert second.dtype == np.float32
     assert 0 < np.linalg.norm(first - second) / np.linalg.norm(first) < 0.05
     assert identity_of(full, ["a"]).fingerprint() != identity_of(half, ["a"]).fingerprint()
+
+
+def test_other_backbones_are_pooled_by_what_they_have(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A windowed transformer without a class token, and the images' half of CLIP with one."""
+    from transformers import BitImageProcessorPil, CLIPConfig, CLIPModel, SwinConfig, SwinModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = {**sizes, "image_size": 32, "patch_size": 16}
+    clip = CLIPModel(CLIPConfig(text_config={**sizes, "vocab_size": 50}, vision_config=vision))
+    swin = SwinModel(
+        SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    )
+    images = _images(rng, 2)
+    for name, model in (("clip", clip), ("swin", swin)):
+        model.save_pretrained(tmp_path / name)
+        processor = BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+        processor.save_pretrained(tmp_path / name)
+    with pytest.raises(ConfigError, match="no class token"):
+        load_encoder(str(tmp_path / "swin"))
+    mean = load_encoder(str(tmp_path / "swin"), EncoderOptions(pooling="mean-patch"))
+    pixels = torch.from_numpy(np.stack([mean.prepare(image) for image in images]))
+    with torch.no_grad():
+        expected = swin.eval()(pixels).last_hidden_state.mean(dim=1).numpy()
+        hidden = clip.eval().vision_model(pixels).last_hidden_state.numpy()
+    np.testing.assert_allclose(mean.embed(images), expected, atol=1e-5)
+    both = load_encoder(str(tmp_path / "clip"), EncoderOptions(pooling="both"))
+    np.testing.assert_allclose(
+        both.embed(images), np.concatenate([hidden[:, 0], hidden[:, 1:].mean(axis=1)], axis=1), atol=1e-5
+    )

@@ -9,31 +9,38 @@ import json
 import secrets
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.data import load_records
+from client_app.data import check_records, load_records
+from client_app.egress import check_reply
 from client_app.place import Place, find_place
 from client_app.work import Answer, Work, answer_baseline, answer_evaluate, answer_statistics, answer_train
 from common.config import RunConfig
 from common.errors import FedHypeVAEError, PolicyRefusal
-from common.wire import check_words, load_context
+from common.wire import Kind, load_context
 
 app = ClientApp()
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Say what the site holds: name, width, class set, encoder; no counts."""
+    """Say what the site holds: name, width, class set, encoder; no counts.
+
+    This is where records that can't be used are refused: before any run, when nothing has been charged.
+    """
 
     def reply() -> RecordDict:
         words = message.content.config_records["words"]
         config = RunConfig.from_flat({key.replace("_", "-"): value for key, value in words.items()})
         place = find_place(context.node_config, config.federation, config.privacy)
-        metadata = load_records(place.records, place.cache_dir).metadata
+        records = load_records(place.records, place.cache_dir)
+        check_records(records, place.policy.unit)
+        metadata = records.metadata
         facts = {
             "site": place.name,
             "position": place.position,
@@ -42,28 +49,27 @@ def hello(message: Message, context: Context) -> Message:
             "encoder": metadata.identity.fingerprint(),
             "public": place.policy.data_is_public,
         }
-        check_words("hello", facts)
         return RecordDict({"words": ConfigRecord(facts)})
 
-    return _guarded(message, context, reply)
+    return _guarded("hello", message, context, reply)
 
 
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """Release the noised class statistics."""
-    return _guarded(message, context, lambda: _records(answer_statistics(*_read(message, context))))
+    return _guarded("statistics", message, context, lambda: _records(answer_statistics(*_read(message, context))))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Release one round's noised sums."""
-    return _guarded(message, context, lambda: _records(answer_train(*_read(message, context))))
+    return _guarded("train", message, context, lambda: _records(answer_train(*_read(message, context))))
 
 
 @app.query("baseline")
 def baseline(message: Message, context: Context) -> Message:
     """Release noised class means for the comparison; public data only."""
-    return _guarded(message, context, lambda: _records(answer_baseline(*_read(message, context))))
+    return _guarded("baseline", message, context, lambda: _records(answer_baseline(*_read(message, context))))
 
 
 @app.evaluate()
@@ -73,7 +79,7 @@ def evaluate(message: Message, context: Context) -> Message:
     def reply() -> RecordDict:
         return RecordDict({"scores": MetricRecord(dict(answer_evaluate(*_read(message, context))))})
 
-    return _guarded(message, context, reply)
+    return _guarded("evaluate", message, context, reply)
 
 
 def _read(message: Message, context: Context) -> tuple[Place, Work]:
@@ -90,13 +96,22 @@ def _records(answer: Answer) -> RecordDict:
     return RecordDict({"words": ConfigRecord(dict(answer.words)), "tensors": ArrayRecord(dict(answer.tensors))})
 
 
-def _guarded(message: Message, context: Context, reply: Callable[[], RecordDict]) -> Message:
-    """Run a handler; an error becomes a code and a reference."""
+def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[], RecordDict]) -> Message:
+    """Run a handler and check what it wants to send; an error becomes a code and a reference.
+
+    Whatever a handler raises stays here: Flower would send its text to the server. Only the end of the process itself
+    goes on.
+    """
     try:
         content = reply()
-    except Exception as error:
+        check_reply(kind, content)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # libraries in Rust raise panics that are no Exception
         reference = secrets.token_hex(4)
-        _log(context, reference)
+        # a full disk must not turn the log's own failure into an answer
+        with suppress(OSError, ValueError):
+            _log(context, reference)
         code = error.code if isinstance(error, FedHypeVAEError) else "failure"
         if isinstance(error, PolicyRefusal):
             code = f"{code}:{error.rule}"
@@ -108,7 +123,8 @@ def _log(context: Context, reference: str) -> None:
     """Write the whole error to the site's own log, or to its console where it has no folder."""
     text = f"{datetime.now(UTC).isoformat()} reference {reference}\n{traceback.format_exc()}\n"
     folder = context.node_config.get("data-dir")
-    print(text, flush=True)
+    with suppress(OSError):
+        print(text, flush=True)
     if folder is not None:
         with (Path(str(folder)) / "site.log").open("a", encoding="utf-8") as log:
             log.write(text)

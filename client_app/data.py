@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.methods.base import RunContext
@@ -17,7 +20,8 @@ from common.sampling import SiteData
 if TYPE_CHECKING:
     from embeddings.store import EmbeddingSet
 
-_SPLIT_SEED = 20250211  # of a deployed site's split, where its file has none: public, and the same in every run
+# Shares of a deployed site's split, where its file has none, as ends of intervals in [0, 1).
+_TRAIN_END, _VALIDATION_END = 0.64, 0.80
 
 
 @dataclass(frozen=True)
@@ -63,38 +67,73 @@ def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
         DataError: patients are the unit but the file has no patient column; or a row is all zero.
     """
     part = records.split(name)
-    if unit == "patient" and part.groups is None:
-        raise DataError("the run protects patients, but the site's file has no patient column: embed with --patient")
-    zero = np.flatnonzero(~part.embeddings.any(axis=1))
-    if len(zero):
-        raise DataError(
-            f"embeddings must not be all zero, found {len(zero)} such rows, first at row {zero[0]} of {name}"
-        )
+    check_records(part, unit, f" of {name}")
     groups = torch.from_numpy(np.asarray(part.groups)) if unit == "patient" else None
     return SiteData(torch.from_numpy(part.embeddings), torch.from_numpy(part.labels), groups)
 
 
+def check_records(records: EmbeddingSet, unit: str, where: str = "") -> None:
+    """Refuse records that no run could use: asked at a site's hello, so that a bad file costs no budget.
+
+    Args:
+        records: the site's set, or one split of it.
+        unit: "patient" needs the patients' column.
+        where: ends the message's row number, such as " of train".
+
+    Raises:
+        DataError: patients are the unit but there is no such column; or a row is all zero.
+    """
+    if unit == "patient" and records.groups is None:
+        raise DataError("the run protects patients, but the site's file has no patient column: embed with --patient")
+    zero = np.flatnonzero(~records.embeddings.any(axis=1))
+    if len(zero):
+        raise DataError(
+            f"embeddings must not be all zero, found {len(zero)} such rows, first at row {zero[0]}{where}: remove them"
+        )
+
+
+def split_by_unit(records: EmbeddingSet) -> NDArray[np.str_]:
+    """Divide a site's rows 64/16/20, each unit by a hash of itself alone.
+
+    A draw over all rows, or one that balances the classes, would move other patients' rows between training and test
+    when one patient joins or leaves: two data sets that differ by one unit would then differ by many in training, and
+    the guarantee would not hold for the data set as a whole.
+
+    Args:
+        records: the site's set. A row's unit is its patient, or without patients its embedding.
+
+    Returns:
+        (n,) "train", "validation" or "test"; a patient's rows stay together. A small site may train on few rows.
+    """
+    if records.groups is not None:
+        names = [str(int(group)).encode() for group in records.groups]
+    else:
+        names = [row.tobytes() for row in np.ascontiguousarray(records.embeddings)]
+    draws = [int.from_bytes(hashlib.sha256(b"split/" + name).digest()[:8], "big") / 2.0**64 for name in names]
+    parts = np.searchsorted([_TRAIN_END, _VALIDATION_END], draws, side="right")
+    return np.asarray(("train", "validation", "test"))[parts]
+
+
 def check_matches(records: EmbeddingSet, context: RunContext) -> None:
     """Refuse records that are not what the run is about (DataError): another width or class set."""
-    if records.dimension != context.problem.dim:
-        raise DataError(f"the run has embeddings of width {context.problem.dim}, this site's have {records.dimension}")
-    if records.metadata.class_names != context.problem.class_names:
+    check_identity(records.dimension, records.metadata.class_names, context)
+
+
+def check_identity(dimension: int, class_names: tuple[str, ...], context: RunContext) -> None:
+    """As `check_matches`, from a file's metadata alone."""
+    if dimension != context.problem.dim:
+        raise DataError(f"the run has embeddings of width {context.problem.dim}, this site's have {dimension}")
+    if class_names != context.problem.class_names:
         raise DataError("the run has another class set than this site's file: embed with the federation's class list")
 
 
 @lru_cache(maxsize=4)
 def _stored(path: Path, modified: int) -> EmbeddingSet:
     del modified  # part of the key: a changed file is read again
-    from embeddings.partition import split_site
     from embeddings.store import read_store
 
     records = read_store(path)
-    if records.splits is not None:
-        return records
-    import dataclasses
-
-    splits = split_site(records.labels, np.random.default_rng(_SPLIT_SEED), records.groups)
-    return dataclasses.replace(records, splits=splits)
+    return records if records.splits is not None else dataclasses.replace(records, splits=split_by_unit(records))
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,8 @@
   composition). A run that is still open counts with all it declared, so that two runs at once can't overspend
   together; a closed one with what it was charged for.
 - The very first run may be admitted on its PLD bound alone, which is tighter; such a run counts whole for
-  ever, since mixing the two bounds after an early stop has no proof.
+  ever, since mixing the two bounds after an early stop has no proof. For the same reason its plan can't grow
+  once something was released, unless the filter has room for all of it.
 
 Neighbouring relation: add or remove one unit (`BudgetLimits.unit`).
 """
@@ -40,7 +41,12 @@ class Assessment:
 
 
 def assess_plan(
-    runs: Mapping[str, Run], run_id: str, planned: Sequence[PrivacyEvent], limits: BudgetLimits
+    runs: Mapping[str, Run],
+    run_id: str,
+    planned: Sequence[PrivacyEvent],
+    limits: BudgetLimits,
+    *,
+    chosen_late: bool = False,
 ) -> Assessment:
     """Whether a run may be declared (or its plan replaced) with these events.
 
@@ -49,6 +55,8 @@ def assess_plan(
         run_id: the run that asks.
         planned: all events it may ever be charged for.
         limits: what the site allows now.
+        chosen_late: the plan is another than the one declared before the run's first release (a round more, to
+            repeat one): it must pass the filter, whichever rule admitted the run.
 
     Returns:
         The figures on which it was admitted, for add/remove of one `limits.unit`.
@@ -74,10 +82,10 @@ def assess_plan(
             f"{limits.run_epsilon:g} for one run: ask for more noise, fewer steps or a smaller sampling rate"
         )
     spent = [event for run in others for event in run.counted]
-    if not filter_allows(spent, planned, limits.lifetime_epsilon, delta):
-        raise BudgetExceeded(_what_is_left(run_id, others, spent, planned, limits))
     together = [*spent, *planned]
     share = filter_share_spent(together, limits.lifetime_epsilon, delta)
+    if not share <= 1.0 and (chosen_late or not filter_allows(spent, planned, limits.lifetime_epsilon, delta)):
+        raise BudgetExceeded(_what_is_left(run_id, others, spent, planned, limits))
     return Assessment(
         run_epsilon=run_epsilon,
         lifetime_epsilon=filter_epsilon_spent(together, limits.lifetime_epsilon, delta),

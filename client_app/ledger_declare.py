@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 from client_app.ledger_budget import assess_plan
-from client_app.ledger_runs import Run, events_to_json, fold_entries
+from client_app.ledger_runs import Run, events_to_json, fold_entries, same_events
 from client_app.ledger_store import EntryStore
 from client_app.limits import BudgetLimits
 from common.errors import BudgetExceeded
@@ -27,7 +27,8 @@ def declare(
 
     Args:
         store: the ledger, inside `writing`.
-        run_id: the run; if it was declared before, its plan is replaced.
+        run_id: the run; if it was declared before, its plan is replaced. A plan that changes after a first release
+            was chosen knowing that release: the first-run rule is not for it.
         planned: every event it may ever be charged for.
         limits: what the site allows.
         fingerprint: digest of the data set; only recorded.
@@ -37,12 +38,15 @@ def declare(
         BudgetExceeded: the plan does not fit; what was appended is rolled back with the caller's transaction.
     """
     runs = fold_entries(store.entries)
+    before = runs.get(run_id)
+    chosen_late = before is not None and bool(before.rounds) and not same_events(planned, before.planned)
     try:
-        assessment = assess_plan(runs, run_id, planned, limits)
+        assessment = assess_plan(runs, run_id, planned, limits, chosen_late=chosen_late)
     except BudgetExceeded:
         if close_idle_after is None or not _close_idle(store, runs, run_id, close_idle_after):
             raise
-        assessment = assess_plan(fold_entries(store.entries), run_id, planned, limits)
+        runs = fold_entries(store.entries)
+        assessment = assess_plan(runs, run_id, planned, limits, chosen_late=chosen_late)
     body = {
         "planned": events_to_json(planned),
         "limits": asdict(limits),

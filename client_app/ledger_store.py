@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -136,11 +137,16 @@ class EntryStore:
         self.note_head()
 
     def append(self, kind: str, run_id: str, round_key: str, body: Mapping[str, Any]) -> Entry:
-        """Append one entry; only inside `writing`. `body` holds finite JSON values."""
+        """Append one entry; only inside `writing`. `body` holds finite JSON values.
+
+        Each entry holds 128 secret bits. Digests leave the site as receipts; without the salt, whoever knows all
+        records but one could try that record's values against the digest, which covers the data's fingerprint.
+        """
         if not self._connection.in_transaction:
             raise LedgerError("an entry can only be appended inside `writing`")
         with as_ledger_errors(self.path):
-            entry = make_entry(self.head.seq + 1, kind, run_id, round_key, body, self.head.digest)
+            salted = {**body, "salt": secrets.token_hex(16)}
+            entry = make_entry(self.head.seq + 1, kind, run_id, round_key, salted, self.head.digest)
             self._connection.execute(_INSERT, entry.row)
         self._entries.append(entry)
         return entry

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,25 @@ class PrivateState:
         """The rounds whose state is there, ascending."""
         names = (re.fullmatch(r"state-(\d{6,})\.safetensors", path.name) for path in self.folder.glob("state-*"))
         return sorted(int(name.group(1)) for name in names if name is not None)
+
+    def keep_states(self, rounds: Collection[int]) -> None:
+        """Remove the states of all rounds but these: those that a round left which was never committed.
+
+        Left there, they would be taken for the newest by a site that goes on without that round, and would push the
+        last committed state out of the two that are kept.
+
+        Args:
+            rounds: the committed rounds; the state before the first, round 0, is always kept.
+
+        Raises:
+            FedHypeVAEError: the disk refuses.
+        """
+        try:
+            for index in self.rounds():
+                if index > 0 and index not in rounds:
+                    self._state_path(index).unlink(missing_ok=True)
+        except OSError as error:
+            raise FedHypeVAEError(f"can't tidy {self.folder} ({error}): nothing is sent") from error
 
     def save_payload(self, round_key: str, payload: bytes) -> str:
         """Keep a round's payload, before it is committed and sent.

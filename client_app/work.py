@@ -7,8 +7,9 @@ comes twice gets the same bytes twice, and is charged once.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from client_app.data import check_matches, load_records, split_data
+from client_app.data import check_identity, check_matches, load_records, split_data
 from client_app.ledger import Ledger
 from client_app.ledger_runs import events_to_json
 from client_app.place import Place
 from client_app.private_state import PrivateState
 from client_app.release_log import ReleaseLog
-from client_app.request import RunRequest
+from client_app.request import RunRequest, short
 from common.classifier import LinearHead, score, score_site
 from common.errors import DataError, PolicyRefusal
 from common.events import PrivacyEvent
@@ -74,12 +75,14 @@ def request_of(context: RunContext, *, wants_metrics: bool = False) -> RunReques
     """
     config, plan, privacy = context.config, context.plan, context.config.privacy
     method = get_method(config.method)
-    told = (plan.sampling_rate, plan.steps_per_round, plan.num_rounds, plan.delta)
-    done = (privacy.sampling_rate, config.training.local_steps, config.training.num_rounds, privacy.delta)
-    if told != done:
-        raise PolicyRefusal(
-            "request", f"the plan to be charged is {told}, the settings carry out {done}; nothing charged"
-        )
+    if method.private:
+        # a method without training plans no round; rounds beyond the plan are refused where they are asked for
+        rounds, spare = (config.training.num_rounds, privacy.spare_rounds) if plan.num_rounds else (0, 0)
+        told = (plan.sampling_rate, plan.steps_per_round, plan.num_rounds, plan.spare_rounds, plan.delta)
+        done = (privacy.sampling_rate, config.training.local_steps, rounds, spare, privacy.delta)
+        if told != done or not all(isinstance(number, int) for number in told[1:4]):
+            line = f"the plan to be charged is {short(told)}, the settings carry out {done}"
+            raise PolicyRefusal("request", f"{line}; nothing was charged")
     events = plan.all_events
     return RunRequest(
         method=config.method,
@@ -106,7 +109,7 @@ def answer_statistics(place: Place, work: Work) -> Answer:
     if spec is None:
         raise PolicyRefusal("request", "the method has no statistics to release; nothing was charged")
 
-    def release(_: PrivateState) -> dict[str, Tensor]:
+    def release(_: PrivateState, __: frozenset[int]) -> dict[str, Tensor]:
         data = _training_data(place, work)
         source = noise_source(context.config, work.index, -1)
         return site_statistics(context, spec, context.plan.statistics_noise or 0.0, data, source)
@@ -117,8 +120,15 @@ def answer_statistics(place: Place, work: Work) -> Answer:
 def answer_train(place: Place, work: Work) -> Answer:
     """One round of training; the new code and encoder stay on the site's disk."""
     context, method = work.context, get_method(work.context.config.method)
+    if not 0 <= work.round_index < context.plan.num_rounds:
+        raise PolicyRefusal(
+            "request",
+            f"the run has {context.plan.num_rounds} rounds, the server asks for number {work.round_index + 1}; nothing "
+            "was charged",
+        )
 
-    def release(private: PrivateState) -> dict[str, Tensor]:
+    def release(private: PrivateState, committed: frozenset[int]) -> dict[str, Tensor]:
+        private.keep_states(committed)
         site = _site_state(private, work)
         source = noise_source(context.config, work.index, work.round_index)
         step = StepInput(work.tensors, site, _training_data(place, work), work.round_index, work.index, source)
@@ -146,8 +156,9 @@ def answer_baseline(place: Place, work: Work) -> Answer:
     source = noise_source(context.config, work.index, -2)
     noise = float(work.words["noise_multiplier"])
     released = site_statistics(context, spec, noise, _training_data(place, work), source)
-    check_tensors("baseline", released, spec.shapes)
-    return Answer(released, {})
+    payload = _payload("baseline", released, spec.shapes)
+    _log_public(place, work, "baseline", payload)
+    return Answer(load_tensors(payload), {})
 
 
 def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
@@ -168,6 +179,7 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     for name, value in found.items():
         scores[f"{name}.accuracy"] = value.accuracy
         scores[f"{name}.balanced_accuracy"] = value.balanced_accuracy
+    _log_public(place, work, "evaluate", json.dumps(scores, sort_keys=True).encode())
     return scores
 
 
@@ -177,9 +189,12 @@ def _release(
     round_key: str,
     events: tuple[PrivacyEvent, ...],
     shapes: Mapping[str, tuple[int, ...]],
-    compute: Callable[[PrivateState], Mapping[str, Tensor]],
+    compute: Callable[[PrivateState, frozenset[int]], Mapping[str, Tensor]],
 ) -> Answer:
-    """Check, reserve, compute, keep, commit, log: the only way anything leaves."""
+    """Check, reserve, compute, keep, commit, log: the only way anything about records leaves.
+
+    `compute` gets the private state and the rounds whose state counts: those that were committed.
+    """
     request = request_of(work.context)
     kind: Kind = "statistics" if round_key == "statistics" else "train"
     private = PrivateState(place.folder / "state", work.run_id)
@@ -187,11 +202,13 @@ def _release(
     if not request.protected:
         place.policy.check(request)
         with private.locked():
-            payload = _payload(kind, compute(private), shapes)
+            done = (release.round_key for release in log.read() if release.run_id == work.run_id)
+            payload = _payload(kind, compute(private, _round_numbers(done)), shapes)
             log.append(work.run_id, round_key, (), private.save_payload(round_key, payload), len(payload))
             private.drop_payloads(round_key)
         return Answer(load_tensors(payload), {"receipt": "", "charged": "[]"})
-    limits, fingerprint = place.policy.limits, _fingerprint(place)
+    place.policy.check(request, recompute_epsilon=False)  # the cheap rules, before anything is opened
+    limits, fingerprint = place.policy.limits, _fingerprint(place, work.context)
     with ExitStack() as stack:
         ledger = stack.enter_context(
             Ledger.open(
@@ -203,7 +220,8 @@ def _release(
         )
         known = ledger.runs.get(work.run_id)
         granted = known is not None and known.limits == limits and tuple(known.declared) == tuple(request.events)
-        place.policy.check(request, recompute_epsilon=not granted)
+        if not granted:
+            place.policy.check(request)
         stack.enter_context(private.locked())
         ledger.declare_run(
             work.run_id,
@@ -216,7 +234,9 @@ def _release(
         if reservation.payload_digest is not None:
             payload, digest = private.load_payload(round_key, reservation.payload_digest), reservation.payload_digest
         else:
-            payload = _payload(kind, compute(private), shapes)
+            rounds = ledger.runs[work.run_id].rounds.items()
+            done = (name for name, known in rounds if known.payload_digest is not None)
+            payload = _payload(kind, compute(private, _round_numbers(done)), shapes)
             digest = private.save_payload(round_key, payload)
             ledger.commit(reservation, digest)
         log.append(work.run_id, round_key, events_to_json(events), digest, len(payload))
@@ -232,8 +252,13 @@ def _payload(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str, tup
     return save_tensors({name: tensors[name].contiguous() for name in sorted(tensors)})
 
 
+def _round_numbers(round_keys: Iterable[str]) -> frozenset[int]:
+    """Numbers, from 1, of the rounds among these keys; the state a round leaves bears its number."""
+    return frozenset(int(key.removeprefix("round-")) for key in round_keys if key.startswith("round-"))
+
+
 def _site_state(private: PrivateState, work: Work) -> SiteState:
-    """The private state before this round: the newest that an earlier round left, or a fresh one."""
+    """The private state before this round: the newest that an earlier committed round left, or a fresh one."""
     earlier = [index for index in private.rounds() if index <= work.round_index]
     if not earlier:
         return get_method(work.context.config.method).init_site(work.context, work.index)
@@ -259,12 +284,24 @@ def _check_public(place: Place, work: Work) -> None:
         raise PolicyRefusal("metrics_may_leave", "scores may not leave this site; nothing was charged")
 
 
-def _fingerprint(place: Place) -> str:
-    """Digest of the data set as its file states it; no record is read."""
+def _log_public(place: Place, work: Work, what: str, payload: bytes) -> None:
+    """Note in the site's log that something left without charge: only where its data is public."""
+    digest = hashlib.sha256(payload).hexdigest()
+    ReleaseLog(place.folder / "releases.jsonl").append(work.run_id, what, (), digest, len(payload))
+
+
+def _fingerprint(place: Place, context: RunContext) -> str:
+    """Digest of the data set as its file states it, for the ledger; no record is read.
+
+    Raises:
+        DataError: the file is missing, or holds another width or class set than the run is about: nothing was charged.
+    """
     from embeddings.store import read_metadata
 
     if not isinstance(place.records, Path):
         return f"demo/{place.records}"
     if not place.records.is_file():
         raise DataError(f"no embeddings at {place.records}: make them with `fedhypevae embed`")
-    return read_metadata(place.records).fingerprint
+    metadata = read_metadata(place.records)
+    check_identity(metadata.identity.dimension, metadata.class_names, context)
+    return metadata.fingerprint

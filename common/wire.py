@@ -31,6 +31,7 @@ REPLY_WORDS: dict[Kind, frozenset[str]] = {
 }
 # Scores travel only where the site's policy declares its data public.
 SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed")
+SCORE_PARTS = ("accuracy", "balanced_accuracy")
 ERROR_WORDS = frozenset({"error", "reference"})
 
 
@@ -89,6 +90,14 @@ def check_words(kind: Kind, words: Mapping[str, object]) -> None:
     unknown = sorted(set(words) - REPLY_WORDS[kind])
     if unknown:
         raise WireError(f"message {kind}: field {unknown[0]!r} is not on the allow-list; nothing of it is used")
+
+
+def check_scores(scores: Mapping[str, object]) -> None:
+    """Refuse scores with names other than those of SCORE_NAMES and SCORE_PARTS (WireError)."""
+    allowed = {f"{name}.{part}" for name in SCORE_NAMES for part in SCORE_PARTS}
+    unknown = sorted(set(scores) - allowed)
+    if unknown:
+        raise WireError(f"message evaluate: score {unknown[0]!r} is not on the allow-list; nothing of it is used")
 
 
 def dump_context(context: RunContext) -> str:

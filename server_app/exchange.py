@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from common.errors import WireError
-from common.wire import ERROR_WORDS, Kind, check_tensors, check_words
+from common.wire import ERROR_WORDS, Kind, check_scores, check_tensors, check_words
 
 _KINDS: dict[Kind, str] = {
     "hello": "query.hello",
@@ -164,4 +164,5 @@ def _read(kind: Kind, message: Message, shapes: Mapping[str, tuple[int, ...]]) -
     check_tensors(kind, received, shapes)
     if scores and kind != "evaluate":
         raise WireError(f"message {kind}: scores are not on the allow-list; nothing of it is used")
+    check_scores(scores)
     return Reply(words, received, {name: float(value) for name, value in scores.items()}, tensors.count_bytes())

@@ -49,9 +49,7 @@ class PrivacyConfig(Concern):
     @property
     def certified(self) -> bool:
         """Whether a run with these settings has an end-to-end guarantee."""
-        return (
-            math.isfinite(self.epsilon) and self.noise == "secure" and self.encoder_training != "unprotected"
-        )
+        return math.isfinite(self.epsilon) and self.noise == "secure" and self.encoder_training != "unprotected"
 
 
 class ModelConfig(Concern):
@@ -81,15 +79,11 @@ class ModelConfig(Concern):
         try:
             widths = self.widths
         except ValueError:
-            raise ValueError(
-                "hidden-widths must be whole numbers with commas between, such as 64,128"
-            ) from None
+            raise ValueError("hidden-widths must be whole numbers with commas between, such as 64,128") from None
         if any(not 1 <= width <= 8192 for width in widths):
             raise ValueError("hidden-widths must lie between 1 and 8192")
         if widths and self.latent_dim == 0:
-            raise ValueError(
-                "hidden-widths need a latent: set latent-dim above 0, or leave hidden-widths empty"
-            )
+            raise ValueError("hidden-widths need a latent: set latent-dim above 0, or leave hidden-widths empty")
         return self
 
 
@@ -114,17 +108,17 @@ class TrainingConfig(Concern):
     feature_norm: float = Field(0.7, gt=0.0)
     class_bias_scale: float = Field(0.117, gt=0.0)
     discriminative_weight: float = Field(1.0, ge=0.0)
-    elbo_weight: float = Field(0.3, ge=0.0)
+    elbo_weight: float = Field(0.05, ge=0.0)
     kl_weight: float = Field(1.0, ge=0.0)
     code_penalty: float = Field(1e-3, ge=0.0)
-    code_radius: float = Field(1.0, gt=0.0)
+    code_radius: float = Field(0.1, gt=0.0)
     lipschitz_bound: float = Field(1.0, gt=0.0)
     lipschitz_penalty: float = Field(0.0, ge=0.0)
     mmd: Literal["off", "released", "per-example"] = "off"
     mmd_weight: float = Field(0.0, ge=0.0)
     mmd_features: int = Field(64, ge=2, le=4096)
     mmd_bandwidths: str = "0.5,1.0,2.0"
-    sleep_steps: int = Field(20, ge=0)
+    sleep_steps: int = Field(5, ge=0)
     encoder_rate: float = Field(2e-3, gt=0.0)
 
     @property
@@ -148,17 +142,24 @@ class TrainingConfig(Concern):
 
 
 class SynthesisConfig(Concern):
-    """What the server does after training: free, since it touches released values alone."""
+    """What the server does after training: free, since it touches released values alone.
+
+    `relabel` gives each synthetic row the class that the generator's own posterior finds likeliest there, or one drawn
+    from that posterior, flattened by `relabel_temperature`. `mixing` is the weight of a site's own head; `head_scale`
+    flattens the published one before they are mixed, since noise in training makes it overconfident.
+    """
 
     synthetic_rows: int = Field(20_000, ge=1, le=10_000_000)
     num_codes: int = Field(1, ge=1, le=64)
     mixture: Literal["samples", "parameters"] = "samples"
     latent_law: Literal["prior", "standard"] = "prior"
     balance: Literal["uniform", "dp-counts"] = "uniform"
-    relabel: bool = True
+    relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
+    relabel_temperature: float = Field(1.0, gt=0.0)
     covariance_weight: float = Field(0.0, ge=0.0)
     meta_steps: int = Field(200, ge=0)
     mixing: float = Field(0.5, ge=0.0, le=1.0)
+    head_scale: float = Field(0.5, gt=0.0)
 
 
 class FederationConfig(Concern):
@@ -184,9 +185,7 @@ class FederationConfig(Concern):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.min_sites > self.num_sites:
-            raise ValueError(
-                f"min-sites is {self.min_sites} but num-sites is {self.num_sites}: lower min-sites"
-            )
+            raise ValueError(f"min-sites is {self.min_sites} but num-sites is {self.num_sites}: lower min-sites")
         return self
 
 
@@ -261,9 +260,7 @@ _CONCERNS: dict[str, type[Concern]] = {
     "rivals": RivalsConfig,
     "federation": FederationConfig,
 }
-_CONCERN_OF = {
-    field.replace("_", "-"): concern for concern, cls in _CONCERNS.items() for field in cls.model_fields
-}
+_CONCERN_OF = {field.replace("_", "-"): concern for concern, cls in _CONCERNS.items() for field in cls.model_fields}
 
 
 def _one_line(error: ValidationError) -> str:

@@ -176,7 +176,8 @@ def sample_embeddings(
     *,
     mixture: Literal["samples", "parameters"] = "samples",
     latent_law: Literal["prior", "standard"] = "prior",
-    relabel: bool = False,
+    relabel: Literal["none", "likeliest", "drawn"] = "none",
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Draw synthetic embeddings around the centre (Eqs. 12-13).
 
@@ -188,7 +189,9 @@ def sample_embeddings(
         generator: source of the samples.
         mixture: "samples" draws a code for each row; "parameters" averages generated parameters as Eq. 13 prints.
         latent_law: "prior" draws z from the generated prior as Eq. 11 means; "standard" from N(0, I) as Eq. 12 prints.
-        relabel: give each row the class that the generator's own posterior finds most likely there.
+        relabel: keep the wanted label, or give each row the class that the generator's own posterior finds likeliest
+            there, or one drawn from that posterior.
+        temperature: T > 0; the posterior's logits are divided by it before a draw.
 
     Returns:
         embeddings (n, d_x) and labels (n,).
@@ -209,6 +212,16 @@ def sample_embeddings(
             shape, params, part, one_hot, generator, standard_latent=latent_law == "standard"
         )
         embeddings[rows] = values
-        if relabel:
-            drawn[rows] = class_scores(shape, params, part.features, values).argmax(1)
+        if relabel != "none" and rows.numel() > 0:
+            scores = class_scores(shape, params, part.features, values)
+            drawn[rows] = relabelled(scores, relabel, temperature, generator)
     return embeddings, drawn
+
+
+def relabelled(
+    scores: Tensor, relabel: Literal["likeliest", "drawn"], temperature: float, generator: torch.Generator
+) -> Tensor:
+    """Labels from class scores (log posterior up to a constant): (n, K) -> (n,). See `sample_embeddings`."""
+    if relabel == "likeliest":
+        return scores.argmax(1)
+    return torch.multinomial(torch.softmax(scores / temperature, 1), 1, generator=generator)[:, 0]

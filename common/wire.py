@@ -30,7 +30,7 @@ REPLY_WORDS: dict[Kind, frozenset[str]] = {
     "evaluate": frozenset(),
 }
 # Scores travel only where the site's policy declares its data public.
-SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed")
+SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
 ERROR_WORDS = frozenset({"error", "reference"})
 

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from common.errors import FedHypeVAEError
-from deploy.commands import data, embed, ledger
+from deploy.commands import data, demo, embed, ledger, provision, run, server, site
 
 app = typer.Typer(
     name="fedhypevae",
@@ -19,9 +19,14 @@ app = typer.Typer(
     help="Publish one synthetic, differentially private set of labelled embeddings, together.",
 )
 
+app.command("demo")(demo.demo)
 app.add_typer(ledger.app, name="ledger")
 app.command("embed")(embed.embed)
 app.add_typer(data.app, name="data")
+app.command("provision")(provision.provision)
+app.command("server")(server.server)
+app.add_typer(site.app, name="site")
+app.command("run")(run.run)
 
 
 def main() -> None:

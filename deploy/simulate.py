@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,10 @@ from common.errors import ConfigError, FedHypeVAEError
 from deploy.environment import flower_environment
 
 _DAEMON_PORT = "39091"
-_NOISE = ("INFO :", "WARNING :", "(pid=", "Ray", "[36m")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_NOISE = re.compile(
+    r"^(INFO|WARNING|DEBUG) *:|pid=\d+|SuperLink|Successfully (started|installed)|Flower configuration not found"
+)
 
 
 def simulate(
@@ -48,7 +52,7 @@ def simulate(
         ConfigError: a setting is wrong; nothing was started.
         FedHypeVAEError: the run failed; its own line says why.
     """
-    config = RunConfig.from_flat({**_app_settings(app_folder), **settings})
+    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
     output = work_folder / config.federation.output_dir
     (output / "status.json").unlink(missing_ok=True)
     environment = flower_environment(work_folder)
@@ -87,8 +91,8 @@ def _show(lines: Iterable[str], verbose: bool) -> list[str]:
     tail: list[str] = []
     for line in lines:
         tail = [*tail[-60:], line.rstrip()]
-        text = line.strip()
-        if verbose or (text and not any(mark in text for mark in _NOISE)):
+        text = _COLOUR.sub("", line).strip()
+        if verbose or (text and not text.startswith("error:") and not _NOISE.search(text)):
             print(line.rstrip(), flush=True)
     return tail
 
@@ -120,7 +124,8 @@ def _flower_status(environment: Mapping[str, str], work_folder: Path) -> str:
         return "nothing"
 
 
-def _app_settings(app_folder: Path) -> dict[str, Scalar]:
+def app_settings(app_folder: Path) -> dict[str, Scalar]:
+    """The app's own settings from its pyproject.toml (ConfigError if the folder holds no app)."""
     import tomllib
 
     try:

@@ -35,7 +35,8 @@ def evaluate(
     Returns:
         For each of SCORE_NAMES: accuracy and balanced_accuracy, means over sites, and `per_site`.
     """
-    heads = {"synthetic": published_head(method, context, artifact, synthetic)}
+    published = published_head(method, context, artifact, synthetic)
+    heads = {"synthetic": published.scaled(context.config.synthesis.head_scale)}
     baseline = _baseline_head(grid, strategy, context)
     if baseline is not None:
         heads["statistics"] = baseline

@@ -12,13 +12,18 @@ from common.events import PrivacyEvent
 from common.methods.base import RunContext
 from server_app.checkpoint import Progress
 
+_PACE_ROUNDS = 10
+
 
 class RoundPrinter:
     """Prints rounds, sites, ε spent and time left to standard output, line by line."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._first: int | None = None
+        self._ends: list[float] = []
+
+    def start(self) -> None:
+        """Note that the rounds begin now: the time left is told from the rounds alone."""
+        self._ends = [time.monotonic()]
 
     def say(self, text: str) -> None:
         """Print one line at once."""
@@ -26,10 +31,10 @@ class RoundPrinter:
 
     def round(self, number: int, context: RunContext, progress: Progress, num_sites: int) -> None:
         """Print the line of a finished round."""
-        if self._first is None:
-            self._first = number - 1
         plan = context.plan
-        pace = (time.monotonic() - self._started) / (number - self._first)
+        self._ends.append(time.monotonic())
+        recent = self._ends[-_PACE_ROUNDS - 1 :]
+        pace = (recent[-1] - recent[0]) / max(len(recent) - 1, 1)
         left = _duration(pace * (plan.num_rounds - number))
         spent = max(epsilon_per_site(progress.charged, plan.delta).values(), default=0.0)
         target = context.config.privacy.epsilon

@@ -111,6 +111,7 @@ class FederatedStrategy(Strategy):
         if self.state.round == 0 and self.state.statistics is None:
             self._collect_statistics(grid)
             self._save()
+        self._printer.start()
         while self.state.round < self.context.plan.num_rounds:
             number = self.state.round + 1
             messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))

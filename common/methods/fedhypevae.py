@@ -239,6 +239,7 @@ def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -
         mixture=synthesis.mixture,
         latent_law=synthesis.latent_law,
         relabel=synthesis.relabel,
+        temperature=synthesis.relabel_temperature,
     )
     return embeddings + artifact.tensors[_CENTRE], drawn
 

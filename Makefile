@@ -1,0 +1,53 @@
+# Everything that a newcomer needs: `make demo` and `make test`. The virtual environment is made on first use.
+VENV ?= .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+# Flower says nothing to the outside, installs nothing while running, and keeps its files in this folder.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export FLWR_HOME ?= $(CURDIR)/.flwr
+export FEDHYPEVAE_HOME ?= $(CURDIR)
+
+.PHONY: help install demo test test-federation test-compose check format bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name another with PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[simulation,offline-encoder,dicom,release,development]'
+	@touch $(STAMP)
+
+install: $(STAMP)  ## make the virtual environment
+
+demo: $(STAMP)  ## four simulated hospitals train one generator on real CT images (minutes)
+	$(BIN)/fedhypevae demo
+
+test: $(STAMP)  ## every test that needs no container engine
+	$(PYTEST) tests
+
+test-federation: $(STAMP)  ## real processes with TLS and node keys on this machine
+	$(PYTEST) tests/integration -m federation
+
+test-compose: $(STAMP)  ## the compose demo on a real container engine (root and namespaces)
+	bash tests/compose/run.sh
+
+check: $(STAMP)  ## ruff and strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## the comparison table (up to an hour on two cores)
+	$(BIN)/python -m benchmarks.table
+
+clean:  ## remove results and caches, keep the virtual environment
+	rm -rf outputs .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis

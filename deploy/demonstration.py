@@ -1,0 +1,133 @@
+"""The demonstration around its run: embeddings before it, a table and a picture after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import RunConfig, Scalar
+from deploy.simulate import app_settings
+
+_ROWS = {
+    "local_only": "local only",
+    "statistics_only": "noised statistics only",
+    "synthetic_only": "synthetic only",
+    "mixed": "mixed, half and half",
+    "own_lambda": "mixed as the site likes",
+}
+_SHOWN = 1500
+
+
+def prepare(work_folder: Path, settings: Mapping[str, Scalar], app_folder: Path) -> None:
+    """Check the settings and embed the images, once; the cache is kept.
+
+    Raises:
+        ConfigError: a setting is wrong. DataError: the images or the cache are damaged.
+    """
+    from embeddings.simulated import load_pool
+
+    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
+    load_pool(work_folder / config.federation.cache_dir)
+
+
+def present(output: Path, work_folder: Path) -> None:
+    """Draw the picture and print the table of a completed run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    config = RunConfig.from_flat(summary["config"])
+    picture = _picture(output, work_folder, config)
+    sites = sorted(next(iter(summary["scores"].values()))["per_site"], key=lambda name: int(name.split("-")[-1]))
+    table = Table(title="Accuracy / balanced accuracy in %, on each site's own test images")
+    table.add_column("trained on")
+    for name in [*sites, "mean"]:
+        table.add_column(name, justify="right")
+    for key, label in _ROWS.items():
+        scores = summary["scores"].get(key)
+        if scores is not None:
+            table.add_row(label, *[_cell(scores["per_site"][site]) for site in sites], _cell(scores))
+    console = Console()
+    console.print(table)
+    privacy = summary["privacy"]
+    spent = max(privacy["epsilon_spent_per_site"].values())
+    console.print(
+        f"epsilon spent {spent:.2f} of {privacy['epsilon_target']:g} at delta {privacy['delta']:g}, "
+        f"{privacy['neighbouring']} ({privacy['unit']}); end to end: {'yes' if privacy['end_to_end'] else 'NO'}"
+    )
+    console.print(f"{summary['synthetic_rows']} synthetic embeddings in {output / 'synthetic.parquet'}", soft_wrap=True)
+    console.print(f"picture {picture}", soft_wrap=True)
+
+
+def _cell(scores: Mapping[str, Any]) -> str:
+    return f"{100 * scores['accuracy']:.1f} / {100 * scores['balanced_accuracy']:.1f}"
+
+
+def _picture(output: Path, work_folder: Path, config: RunConfig) -> Path:
+    """Real and synthetic embeddings side by side, on the two main axes of the real ones. All data here is public."""
+    import pyarrow.parquet as pq
+
+    from embeddings.simulated import load_pool
+
+    pool = load_pool(work_folder / config.federation.cache_dir)
+    real = pool.embeddings / np.linalg.norm(pool.embeddings, axis=1, keepdims=True)
+    table = pq.read_table(output / "synthetic.parquet")
+    flat = table["embedding"].combine_chunks().flatten().to_numpy()
+    synthetic = flat.reshape(len(table), -1)
+    return draw_pair(
+        output / "embeddings.png",
+        (real, pool.labels),
+        (synthetic, table["label"].to_numpy()),
+        pool.metadata.class_names,
+    )
+
+
+def draw_pair(
+    path: Path,
+    real: tuple[NDArray[np.float32], NDArray[np.int64]],
+    synthetic: tuple[NDArray[np.float32], NDArray[np.int64]],
+    class_names: tuple[str, ...],
+) -> Path:
+    """Two scatter plots with one pair of axes, coloured by class.
+
+    Args:
+        path: the PNG to write.
+        real: embeddings (n, d) and labels (n,).
+        synthetic: embeddings (m, d) and labels (m,).
+        class_names: names of the labels.
+
+    Returns:
+        `path`.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    from sklearn.decomposition import PCA
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    # the directions that tell the classes apart, within the fifty that carry most variance
+    reduce = PCA(min(50, real[0].shape[1]), random_state=0).fit(real[0])
+    axes_of = LinearDiscriminantAnalysis(n_components=min(2, len(class_names) - 1))
+    axes_of.fit(reduce.transform(real[0]), real[1])
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.6), sharex=True, sharey=True, layout="constrained")
+    colours = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(class_names), 2)))
+    rng = np.random.default_rng(0)
+    for axis, title, (values, labels) in zip(axes, ("real", "synthetic, private"), (real, synthetic), strict=True):
+        rows = rng.permutation(len(labels))[:_SHOWN]
+        points = axes_of.transform(reduce.transform(values[rows]))
+        for index, name in enumerate(class_names):
+            chosen = labels[rows] == index
+            axis.scatter(points[chosen, 0], points[chosen, -1], s=7, color=colours[index], label=name, alpha=0.8)
+        axis.set_title(title)
+        axis.set_xlabel("first discriminant axis of the real embeddings")
+    axes[0].set_ylabel("second axis")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, markerscale=2)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

@@ -34,7 +34,7 @@ from common.methods import get_method
 from common.methods.base import RunContext, SiteState, StepInput
 from common.sampling import SiteData, on_sphere
 from common.statistics import class_means_spec
-from common.wire import Kind, check_tensors
+from common.wire import SCORE_NAMES, Kind, check_tensors
 from embeddings.sets import SPLIT_NAMES, EmbeddingSet
 
 
@@ -176,7 +176,8 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     if "statistics" in heads:
         found["statistics_only"] = score(heads["statistics"], *test)
     scores: dict[str, float] = {}
-    for name, value in found.items():
+    for name in (name for name in SCORE_NAMES if name in found):
+        value = found[name]
         scores[f"{name}.accuracy"] = value.accuracy
         scores[f"{name}.balanced_accuracy"] = value.balanced_accuracy
     _log_public(place, work, "evaluate", json.dumps(scores, sort_keys=True).encode())

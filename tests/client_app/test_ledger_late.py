@@ -59,7 +59,8 @@ def test_salt_differs_in_every_entry(tmp_path: Path) -> None:
         for number in range(3):
             ledger.declare_run(f"run-{number}", [gaussian(30.0)], LIMITS, fingerprint="f")
         salts = [entry["body"].get("salt") for entry in ledger.export()["entries"][1:]]
-    assert len(set(salts)) == 3 and None not in salts
+    assert len(set(salts)) == 3
+    assert None not in salts
 
 
 def test_plan_can_not_grow_past_the_filter_after_a_release(tmp_path: Path) -> None:

@@ -1,0 +1,392 @@
+"""A site at work: killed anywhere, asked twice, skipped, with a bad ledger or a full disk. Charged first, always."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from torch import Tensor
+
+from client_app import work
+from client_app.data import split_by_unit
+from client_app.ledger import Ledger
+from common.events import PrivacyEvent
+from common.methods.base import StepInput
+from tests.harness import Federation, Handler, HarnessSite, Killed, changed, deliver, make_set, words_of
+
+Tensors = Mapping[str, Tensor]
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensors]]:
+    """The private state that each round of the first site began with, by round number; one for each attempt."""
+    seen: dict[int, list[Tensors]] = {}
+    original = work.get_method
+
+    def spying(name: str) -> Any:
+        method = original(name)
+
+        def step(context: Any, step_input: StepInput) -> Any:
+            if step_input.site_index == 0:
+                seen.setdefault(step_input.round_index + 1, []).append(dict(step_input.site.tensors))
+            return method.client_step(context, step_input)
+
+        return replace(method, client_step=step)
+
+    monkeypatch.setattr(work, "get_method", spying)
+    return seen
+
+
+class KillAt:
+    """Kills the first site at a place in its code, in certain rounds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, target: str, rounds: set[int]) -> None:
+        self._monkeypatch, self._target, self._rounds = monkeypatch, target, rounds
+
+    def __call__(self, site: HarnessSite, message: Message, handler: Handler) -> Message:
+        number = int(message.content.config_records["words"].get("round", -1)) + 1
+        if site.name != "site-1" or number not in self._rounds:
+            return handler()
+        with self._monkeypatch.context() as patch:
+            patch.setattr(self._target, _die)
+            return handler()
+
+
+def _die(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def counts(events: tuple[PrivacyEvent, ...]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for event in events:
+        found[event.label] = found.get(event.label, 0) + event.count
+    return found
+
+
+def only_run(site: HarnessSite) -> Any:
+    (run,) = site.runs().values()
+    return run
+
+
+PLACES = {
+    "while computing": "client_app.work._payload",
+    "before the commit": "client_app.work.Ledger.commit",
+    "before the log": "client_app.work.ReleaseLog.append",
+    "before the charge": "client_app.work.Ledger.reserve",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_round_is_charged_if_the_data_was_read(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation.create(tmp_path, 2)
+    summary = federation.run(num_rounds=3, tamper=KillAt(monkeypatch, PLACES[place], {2}))
+    assert summary["rounds_taken_part"] == [["site-1", "site-2"], ["site-2"], ["site-1", "site-2"]]
+    charged = counts(only_run(federation.sites[0]).charged)["training"]
+    assert charged == (2 if place == "before the charge" else 3)
+    log = [release.round_key for release in federation.sites[0].releases()]
+    assert log == ["statistics", "round-1", "round-3"]
+
+
+def test_state_of_an_uncommitted_round_does_not_count(
+    tmp_path: Path, states: dict[int, list[Tensors]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between saving its state and the commit: the next round goes on from the last committed one."""
+    federation = Federation.create(tmp_path, 2)
+    federation.run(num_rounds=4, tamper=KillAt(monkeypatch, PLACES["before the commit"], {2}))
+    assert same(states[3][0], states[2][0])
+    assert not same(states[4][0], states[3][0])
+
+
+def test_state_survives_kills_in_a_row(
+    tmp_path: Path, states: dict[int, list[Tensors]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two uncommitted states in a row must not push the last committed one out."""
+    federation = Federation.create(tmp_path, 2)
+    federation.run(num_rounds=5, tamper=KillAt(monkeypatch, PLACES["before the commit"], {2, 3, 4}))
+    assert not same(states[2][0], states[1][0])
+    for number in (3, 4, 5):
+        assert same(states[number][0], states[2][0])
+
+
+def test_round_that_comes_again_after_a_kill_starts_from_the_same_state(
+    tmp_path: Path, states: dict[int, list[Tensors]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation.create(tmp_path, 1)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=2, tamper=KillAt(monkeypatch, PLACES["before the commit"], {2}))
+    site = federation.sites[0]
+    reply = deliver(site, federation.asked("train", "site-1"))
+    assert reply.content.array_records
+    assert same(states[2][1], states[2][0])
+    run = only_run(site)
+    assert run.rounds["round-2"].attempts == 2
+    assert counts(run.charged) == {"statistics": 1, "training": 3}
+
+
+def test_site_that_missed_rounds_goes_on_from_its_last(tmp_path: Path, states: dict[int, list[Tensors]]) -> None:
+    def absent(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
+        if site.name == "site-1" and int(message.content.config_records["words"].get("round", -1)) in (1, 2):
+            raise Killed
+        return handler()
+
+    federation = Federation.create(tmp_path, 2)
+    federation.run(num_rounds=5, tamper=absent)
+    assert sorted(states) == [1, 4, 5]
+    assert not same(states[4][0], states[1][0])
+    assert counts(only_run(federation.sites[0]).charged)["training"] == 3
+
+
+@pytest.mark.parametrize("kind", ["query.statistics", "train"])
+def test_message_delivered_twice_gets_the_same_bytes_and_one_charge(tmp_path: Path, kind: str) -> None:
+    federation = Federation.create(tmp_path, 1)
+
+    def twice(site: HarnessSite, message: Message, handler: Handler) -> Message:
+        first = handler()
+        if message.metadata.message_type == kind:
+            before = site.entries()
+            again = handler()
+            assert _bytes(again) == _bytes(first)
+            assert site.entries() == before
+        return first
+
+    federation.run(num_rounds=2, tamper=twice)
+    assert counts(only_run(federation.sites[0]).charged) == {"statistics": 1, "training": 2}
+    assert len(federation.sites[0].releases()) == 3
+
+
+def _bytes(reply: Message) -> dict[str, bytes]:
+    return {name: array.data for name, array in reply.content.array_records["tensors"].items()}
+
+
+def test_release_killed_after_its_commit_is_sent_later_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation.create(tmp_path, 1)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1, tamper=KillAt(monkeypatch, PLACES["before the log"], {1}))
+    site = federation.sites[0]
+    committed = only_run(site).rounds["round-1"].payload_digest
+    deliver(site, federation.asked("train", "site-1"))
+    assert site.releases()[-1].payload_digest == committed
+    assert counts(only_run(site).charged) == {"statistics": 1, "training": 1}
+
+
+def test_charge_lies_on_the_disk_before_a_record_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = Federation.create(tmp_path, 1)
+    found: list[int] = []
+    original = work.load_records
+
+    def reading(*arguments: Any) -> Any:
+        found.append(len(only_run(federation.sites[0]).charged))
+        return original(*arguments)
+
+    monkeypatch.setattr(work, "load_records", reading)
+    federation.run(num_rounds=2)
+    assert found == [1, 2, 3]
+
+
+def test_same_run_under_other_settings_is_refused(tmp_path: Path) -> None:
+    """A run's name stands for its declared events: with others, the ledger refuses, and charges nothing."""
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=1, run_name="trial")
+    charged = only_run(federation.sites[0]).charged
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1, run_name="trial", sampling_rate=0.4)
+    assert "refused: ledger" in federation.status()["error"]
+    assert only_run(federation.sites[0]).charged == charged
+
+
+def locked(site: HarnessSite) -> Callable[[], None]:
+    connection = sqlite3.connect(site.folder / "ledger.db", isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection.close
+
+
+def truncated(site: HarnessSite) -> Callable[[], None]:
+    path = site.folder / "ledger.db"
+    os.truncate(path, path.stat().st_size // 2)
+    return lambda: None
+
+
+def emptied(site: HarnessSite) -> Callable[[], None]:
+    os.truncate(site.folder / "ledger.db", 0)
+    return lambda: None
+
+
+def removed(site: HarnessSite) -> Callable[[], None]:
+    (site.folder / "ledger.db").unlink()
+    return lambda: None
+
+
+def of_another_cohort(site: HarnessSite) -> Callable[[], None]:
+    (site.folder / "ledger.db").unlink()
+    Ledger.create(site.folder / "ledger.db", "somebody else").close()
+    return lambda: None
+
+
+@pytest.mark.parametrize("damage", [locked, truncated, emptied, removed, of_another_cohort])
+def test_site_with_a_bad_ledger_releases_nothing(
+    tmp_path: Path, damage: Callable[[HarnessSite], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = Federation.create(tmp_path, 2)
+    opened = Ledger.open.__func__  # type: ignore[attr-defined]
+    patient = classmethod(lambda cls, *args, **more: opened(cls, *args, **{**more, "timeout_s": 0.2}))
+    monkeypatch.setattr(Ledger, "open", patient)
+    mend = damage(federation.sites[0])
+    try:
+        summary = federation.run(num_rounds=1)
+    finally:
+        mend()
+    assert summary["rounds_taken_part"] == [["site-2"]]
+    assert "refused: ledger" in summary["rounds_missing"][0]["site-1"]
+    assert not any(seen.message.content.array_records for seen in federation.sent("site-1"))
+    assert "LedgerError: " in federation.sites[0].log()
+    assert federation.sites[0].releases() == ()
+
+
+def test_site_with_a_rolled_back_ledger_releases_nothing(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 2, witness="witness.json")
+    path = federation.sites[0].folder / "ledger.db"
+    old = path.read_bytes()
+    federation.run(num_rounds=1)
+    sent = len(federation.sites[0].releases())
+    for leftover in path.parent.glob("ledger.db-*"):
+        leftover.unlink()
+    path.write_bytes(old)
+    federation.run(num_rounds=1, run_id=2)
+    assert "rolled back" in federation.sites[0].log()
+    assert len(federation.sites[0].releases()) == sent
+
+
+@pytest.mark.parametrize("target", ["client_app.private_state.write_atomically", "client_app.release_log.os.pwrite"])
+def test_full_disk_releases_nothing_and_loses_nothing(
+    tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round is charged, nothing leaves; once the disk is freed, the same round is answered."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    federation = Federation.create(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(target, full)
+        with pytest.raises(SystemExit):
+            federation.run(num_rounds=1)
+    site = federation.sites[0]
+    assert not any(seen.message.content.array_records for seen in federation.sent())
+    assert "free the disk" in site.log()
+    assert counts(only_run(site).charged) == {"statistics": 1}
+    assert "receipt" in words_of(deliver(site, federation.asked("query.statistics", "site-1")))
+
+
+def test_broken_release_log_stops_the_site(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 2)
+    federation.run(num_rounds=1)
+    path = federation.sites[0].folder / "releases.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"statistics", b"Statistics", 1))
+    summary = federation.run(num_rounds=1, run_id=2)
+    assert summary["rounds_taken_part"] == [["site-2"]]
+    assert "altered at line 1" in federation.sites[0].log()
+
+
+def test_one_record_site_takes_part_unnoticed(tmp_path: Path) -> None:
+    """A site with one record answers like any other: same names, same sizes, same charge."""
+    federation = Federation.create(tmp_path, 2, sets={0: make_set(1)})
+    summary = federation.run(num_rounds=2)
+    assert summary["rounds_taken_part"] == [["site-1", "site-2"]] * 2
+    for small, large in zip(federation.sent("site-1"), federation.sent("site-2"), strict=True):
+        assert len(small.wire) == len(large.wire)
+
+
+def test_patient_with_more_records_than_the_cap_is_subsampled(tmp_path: Path) -> None:
+    """One patient has all records of the site: capped, clipped as one unit, not refused."""
+    records = replace(make_set(60), groups=np.zeros(60, dtype=np.int64))
+    others = make_set(60, seed=1, patients=True)
+    settings = {"unit": "patient", "max_records_per_patient": 2}
+    federation = Federation.create(tmp_path, 2, sets={0: records, 1: others}, **settings)
+    summary = federation.run(num_rounds=1, **settings)
+    assert summary["rounds_taken_part"] == [["site-1", "site-2"]]
+    assert summary["privacy"]["unit"] == "patient"
+
+
+def test_nan_rows_are_refused_by_number_before_any_charge(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    federation = Federation.create(tmp_path, 1)
+    path = federation.sites[0].folder / "site.parquet"
+    table = pq.read_table(path)
+    rows = np.array(table.column("embedding").combine_chunks().flatten())
+    rows = rows.copy().reshape(len(table), -1)
+    rows[11, 3] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    index = table.schema.get_field_index("embedding")
+    pq.write_table(table.set_column(index, table.schema.field(index), column), path)
+    with pytest.raises(SystemExit):
+        federation.run()
+    assert "11" in federation.sites[0].log().split("DataError")[-1]
+    assert federation.sites[0].entries() == 1
+
+
+def test_public_site_logs_what_leaves_without_charge(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 1, data_is_public=True, metrics_may_leave=True)
+    summary = federation.run(num_rounds=1)
+    assert summary["scores"]["synthetic_only"]["accuracy"] >= 0.0
+    assert [release.round_key for release in federation.sites[0].releases()] == [
+        "statistics",
+        "round-1",
+        "baseline",
+        "evaluate",
+    ]
+
+
+def test_run_without_noise_at_a_public_site_keeps_its_state(tmp_path: Path, states: dict[int, list[Tensors]]) -> None:
+    public = {"data_is_public": True, "metrics_may_leave": True}
+    federation = Federation.create(tmp_path, 1, **public)
+    federation.run(num_rounds=3, epsilon=float("inf"))
+    assert not same(states[2][0], states[1][0])
+    assert not same(states[3][0], states[2][0])
+    assert federation.sites[0].entries() == 1
+
+
+@pytest.mark.parametrize("patients", [False, True])
+def test_split_by_unit_moves_nobody_else_when_one_joins_or_leaves(patients: bool) -> None:
+    """Neighbouring data sets have neighbouring training rows: else the promise would be about the split alone."""
+    records = make_set(300, patients=patients)
+    whole = split_by_unit(records)
+    for row in range(0, 300, 3):
+        kept = np.arange(300) // 3 != row // 3 if patients else np.arange(300) != row
+        assert np.array_equal(split_by_unit(records.take(kept)), whole[kept])
+    share = np.mean(whole == "train")
+    assert 0.5 < share < 0.78
+
+
+def test_split_by_unit_keeps_patients_together() -> None:
+    records = make_set(300, patients=True)
+    parts = split_by_unit(records)
+    assert records.groups is not None
+    assert all(len(set(parts[records.groups == patient])) == 1 for patient in np.unique(records.groups))
+
+
+def test_changed_message_of_the_same_round_gets_the_committed_bytes(tmp_path: Path) -> None:
+    """Other parameters for a committed round buy no second look at the records."""
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=1)
+    site, message = federation.sites[0], federation.asked("train", "site-1")
+    first = federation.sent("site-1", "train")[-1].message
+    other = changed(message, {"config": {"learning-rate": 1.0}})
+    assert _bytes(deliver(site, other)) == _bytes(first)

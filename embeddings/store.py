@@ -29,7 +29,7 @@ from embeddings.sets import FORMAT, SPLIT_NAMES, EmbeddingSet, SetMetadata, regr
 
 _METADATA_KEY = b"fedhypevae"
 _RESERVED = ("embedding", "label", "patient", "split", "key")
-ROW_GROUP = 4096
+ROW_GROUP = 512  # small, since a row group is what a reader or writer holds in memory
 __all__ = [
     "SPLIT_NAMES",
     "EmbeddingSet",
@@ -94,7 +94,8 @@ def write_chunks(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            texts = [field.name for field in schema if field.type == pa.string()]
+            with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=texts) as writer:
                 for chunk in regroup(chunks(), ROW_GROUP):
                     writer.write_table(_table(chunk, schema), row_group_size=ROW_GROUP)
             file.flush()

@@ -1,0 +1,33 @@
+"""`fedhypevae doctor`: look a site or a server over; each fault in one line with its cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="The site's folder, or the server's.")],
+    offline: Annotated[bool, typer.Option("--offline", help="Leave out ports and the link to the server.")] = False,
+) -> None:
+    """Look for faults; exit code 0 when there are none, 1 when there are.
+
+    Example: fedhypevae doctor /srv/fedhypevae-site
+    """
+    from rich.console import Console
+
+    from deploy.doctor import examine_server, examine_site
+    from deploy.folders import ServerFolder, SiteFolder
+
+    with Console(stderr=True).status("looking"):
+        if (folder / "server.toml").is_file():
+            findings = examine_server(ServerFolder(folder))
+        else:
+            findings = examine_site(SiteFolder(folder), online=not offline)
+    for line in findings:
+        typer.echo(line)
+    typer.echo(f"{len(findings)} faults found" if findings else "no fault found")
+    if findings:
+        raise typer.Exit(1)

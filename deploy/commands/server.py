@@ -1,0 +1,27 @@
+"""`fedhypevae server`: run the server of a federation, watched over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def server(
+    folder: Annotated[Path, typer.Argument(help="The server's folder, as `fedhypevae provision` made it.")],
+) -> None:
+    """Run the server until told to stop: the link to the sites, and the process that runs the app.
+
+    Example: fedhypevae server /srv/fedhypevae-server
+    """
+    import threading
+
+    from deploy.provision import server_folder
+    from deploy.supervise import stop_on_signals, supervise
+
+    place = server_folder(folder.resolve())
+    place.work.mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
+    stop_on_signals(stop)
+    supervise(place.programs(), place.environment(), place.work, stop, lambda line: typer.echo(line))

@@ -1,0 +1,194 @@
+"""`fedhypevae site`: set up and start a hospital's site; at the server, register and revoke sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="At a site: init, start, approve, renew-key. At the server: the rest.")
+
+SiteFolder = Annotated[Path, typer.Argument(help="The site's folder.")]
+ServerFolder = Annotated[Path, typer.Argument(help="The server's folder.")]
+PublicKey = Annotated[Path, typer.Argument(help="The site's node.pub.")]
+
+
+@app.command("init")
+def init(
+    folder: SiteFolder,
+    cohort: Annotated[str, typer.Option(help="Permanent name of the people the data is about.")],
+    lifetime_epsilon: Annotated[float, typer.Option(help="Epsilon of everything ever released.")] = 3.0,
+    lifetime_delta: Annotated[float, typer.Option(help="Its delta, far below 1/patients.")] = 1e-5,
+    run_epsilon: Annotated[float, typer.Option(help="Epsilon of one run.")] = 3.0,
+    unit: Annotated[str, typer.Option(help="record or patient.")] = "record",
+    max_records_per_patient: Annotated[int, typer.Option(help="Cap for unit patient; 0 for none.")] = 0,
+    witness: Annotated[str, typer.Option(help="A second place for the ledger's head.")] = "",
+    public_data: Annotated[bool, typer.Option(help="Only for public data: scores may leave.")] = False,
+) -> None:
+    """Make the site's key, secret, policy and ledger; needs site.toml and ca.crt of the coordinator.
+
+    Example: fedhypevae site init /srv/fedhypevae-site --cohort st-anna-breast --witness /mnt/b/witness.json
+    """
+    from deploy.provision import init_site
+
+    others: dict[str, str | float | bool | tuple[str, ...]] = {"unit": unit}
+    if max_records_per_patient > 0:
+        others["max_records_per_patient"] = max_records_per_patient
+    if public_data:
+        others |= {"data_is_public": True, "metrics_may_leave": True}
+    shown = init_site(
+        folder,
+        cohort,
+        lifetime_epsilon=lifetime_epsilon,
+        lifetime_delta=lifetime_delta,
+        run_epsilon=run_epsilon,
+        witness=witness,
+        **others,
+    )
+    typer.echo(f"send {folder / 'keys' / 'node.pub'} to the coordinator, and tell by telephone: {shown}")
+    typer.echo(f"read {folder / 'policy.toml'}: it is the site's own law")
+
+
+@app.command("start")
+def start(
+    folder: SiteFolder,
+    check: Annotated[bool, typer.Option(help="Look for faults first, as `fedhypevae doctor` does.")] = True,
+) -> None:
+    """Check the site, then run it until told to stop; a crash is followed by a new start, without limit.
+
+    Example: fedhypevae site start /srv/fedhypevae-site
+    """
+    import threading
+
+    from deploy.provision import site_folder
+    from deploy.supervise import stop_on_signals, supervise
+
+    site = site_folder(folder.resolve())
+    if check:
+        from deploy.doctor import examine_site
+
+        _refuse_faults(examine_site(site, online=False))
+    stop = threading.Event()
+    stop_on_signals(stop)
+    supervise(site.programs(), site.environment(), site.path, stop, lambda line: typer.echo(line))
+
+
+@app.command("renew-key")
+def renew_key(folder: SiteFolder) -> None:
+    """Make a new node key; the old one stays beside it until the coordinator has rotated.
+
+    Example: fedhypevae site renew-key /srv/fedhypevae-site
+    """
+    from deploy.provision import renew_site_key, site_folder
+
+    shown = renew_site_key(site_folder(folder).path)
+    typer.echo(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae site rotate`, and tell by telephone: {shown}")
+
+
+@app.command("package")
+def package(
+    app_folder: Annotated[Path, typer.Argument(help="The project's folder.")],
+    out: Annotated[Path, typer.Option(help="Where the package goes.")],
+) -> None:
+    """Pack the app for the sites to read and approve, and print its digest.
+
+    Example: fedhypevae site package . --out app.fab
+    """
+    from deploy.app_package import build_package, digest_of
+    from deploy.keys import write_new
+
+    content = build_package(app_folder)
+    write_new(out, content)
+    typer.echo(f"{out}: digest {digest_of(content)}")
+
+
+@app.command("approve")
+def approve(
+    folder: SiteFolder,
+    digest: Annotated[str, typer.Argument(help="SHA-256 of the app's package.")],
+    file: Annotated[Path | None, typer.Option(help="The package, if it did not arrive by a run.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
+) -> None:
+    """Show what is inside an app, compared with what this site approved before, and approve it.
+
+    Example: fedhypevae site approve /srv/fedhypevae-site 3fa9...c2 --file app.fab
+    """
+    from deploy.approve import approve_app, describe_app
+    from deploy.provision import site_folder
+
+    site = site_folder(folder)
+    package = describe_app(site, digest, file)
+    for line in package.lines:
+        typer.echo(line)
+    if not yes:
+        typer.confirm(f"May this code run on this site's data, within its policy? {package.digest}", abort=True)
+    approve_app(site, package)
+    typer.echo("approved: it may run from the next message on, no restart needed")
+
+
+@app.command("register")
+def register(
+    folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name.")], key: PublicKey
+) -> None:
+    """At the server: let a site in by its public key.
+
+    Example: fedhypevae site register /srv/fedhypevae-server st-anna node.pub
+    """
+    from deploy import registry
+    from deploy.provision import server_folder
+
+    site = registry.register(server_folder(folder), name, key)
+    typer.echo(f"registered {site.name} with key {site.fingerprint}: is it what you were told by telephone?")
+
+
+@app.command("list")
+def list_all(folder: ServerFolder) -> None:
+    """At the server: all sites, their keys, and who is online.
+
+    Example: fedhypevae site list /srv/fedhypevae-server
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from deploy import registry
+    from deploy.provision import server_folder
+
+    table = Table("site", "status", "key", "since", "node")
+    for site in registry.list_sites(server_folder(folder)):
+        table.add_row(site.name, site.status, site.fingerprint, site.since, site.node_id)
+    Console().print(table)
+
+
+@app.command("revoke")
+def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name.")]) -> None:
+    """At the server: shut a site out; its key is refused from now on.
+
+    Example: fedhypevae site revoke /srv/fedhypevae-server st-anna
+    """
+    from deploy import registry
+    from deploy.provision import server_folder
+
+    site = registry.revoke(server_folder(folder), name)
+    typer.echo(f"revoked {site.name}, key {site.fingerprint}")
+
+
+@app.command("rotate")
+def rotate(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name.")], key: PublicKey) -> None:
+    """At the server: replace a site's key by the one that `site renew-key` made there.
+
+    Example: fedhypevae site rotate /srv/fedhypevae-server st-anna node.pub
+    """
+    from deploy import registry
+    from deploy.provision import server_folder
+
+    site = registry.rotate(server_folder(folder), name, key)
+    typer.echo(f"{site.name} now has key {site.fingerprint}; the old one is refused")
+
+
+def _refuse_faults(findings: list[str]) -> None:
+    """End with exit code 2 where a check found something."""
+    if findings:
+        for line in findings:
+            typer.echo(line, err=True)
+        raise typer.Exit(2)

@@ -1,0 +1,259 @@
+"""Looks a site or a server over before it runs: each fault in one line, with its cure.
+
+A check returns lines; none means that all is well. No check changes anything, and none prints a value of the data.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+
+from common.errors import FedHypeVAEError
+from deploy.folders import ServerFolder, SiteFolder, SiteSettings
+from deploy.keys import fingerprint, read_certificate
+from deploy.reach import examine_link
+
+SAME_RELEASE = ("fedhypevae", "flwr", "torch", "safetensors")
+_NEEDED_BYTES = 2_000_000_000
+_SOON = timedelta(days=30)
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions here, as `provision` writes them down for the sites."""
+    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    for name in SAME_RELEASE:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None = None) -> list[str]:
+    """Every fault found at a site.
+
+    Args:
+        site: its folder.
+        online: also try the link to the server.
+        now: the time, for tests.
+    """
+    moment = datetime.now(UTC) if now is None else now
+    try:
+        settings = site.settings
+    except FedHypeVAEError as error:
+        return [f"settings: {error}; put the coordinator's site.toml there"]
+    agreed = _agreed(site.path / "federation.json")
+    checks: list[Callable[[], Iterable[str]]] = [
+        lambda: _versions(agreed),
+        lambda: _disk(site.path),
+        lambda: _secrets((site.node_key, site.path / "keys" / "superexec.secret")),
+        lambda: _node_key(site),
+        lambda: _certificate(site.path / "ca.crt", moment),
+        lambda: _policy(site),
+        lambda: _ledger(site),
+        lambda: _data(site, agreed),
+        lambda: _device(settings),
+        lambda: _ports((settings.runtime_port, settings.health_port)) if online else (),
+        lambda: examine_link(settings.server, site.path / "ca.crt") if online else (),
+    ]
+    return _all(checks)
+
+
+def examine_server(server: ServerFolder, *, now: datetime | None = None) -> list[str]:
+    """Every fault found at a server."""
+    moment = datetime.now(UTC) if now is None else now
+    try:
+        settings = server.settings
+    except FedHypeVAEError as error:
+        return [f"settings: {error}; run `fedhypevae provision`"]
+    checks: list[Callable[[], Iterable[str]]] = [
+        lambda: _disk(server.path),
+        lambda: _secrets((server.path / "server.key", server.path / "superexec.secret")),
+        lambda: _certificate(server.path / "ca.crt", moment),
+        lambda: _certificate(server.path / "server.pem", moment),
+        lambda: _control(settings.control_host),
+        lambda: examine_link(f"127.0.0.1:{settings.fleet_port}", server.path / "ca.crt"),
+    ]  # fmt: skip
+    return _all(checks)
+
+
+def _all(checks: Iterable[Callable[[], Iterable[str]]]) -> list[str]:
+    lines: list[str] = []
+    for check in checks:
+        try:
+            lines.extend(check())
+        except FedHypeVAEError as error:
+            lines.append(str(error))
+        except Exception as error:  # a check that fails is a finding, never a silent pass
+            lines.append(f"a check failed itself ({type(error).__name__}: {error}): report it")
+    return [" ".join(line.split()) for line in lines]
+
+
+def _control(host: str) -> Iterable[str]:
+    if host in {"127.0.0.1", "::1", "localhost"}:
+        return []
+    return [
+        "control port: it listens beyond this machine, and whoever reaches it may start runs: set control_host = "
+        '"127.0.0.1" in server.toml, and reach it by ssh -L'
+    ]
+
+
+def _agreed(path: Path) -> Mapping[str, object]:
+    """What the coordinator wrote down of the federation; empty where nothing was sent."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _versions(agreed: Mapping[str, object]) -> Iterable[str]:
+    wanted = agreed.get("versions")
+    if not isinstance(wanted, dict):
+        return ["versions: the coordinator's federation.json is missing or unreadable: ask for it, to compare releases"]
+    here = versions()
+    return [
+        f"version of {name}: the server has {theirs}, this site {here.get(name, 'none')}: install {name} {theirs}"
+        for name, theirs in wanted.items()
+        if _release(str(theirs)) != _release(here.get(name, "none"))
+    ]
+
+
+def _release(version: str) -> str:
+    return version.partition("+")[0]  # 2.13.0+cpu and 2.13.0+cu126 are one release
+
+
+def _disk(folder: Path) -> Iterable[str]:
+    free = shutil.disk_usage(folder).free
+    if free < _NEEDED_BYTES:
+        return [f"disk: {free / 1e9:.2f} GB free at {folder}, {_NEEDED_BYTES / 1e9:.0f} GB needed: free some"]
+    return []
+
+
+def _secrets(paths: Iterable[Path]) -> Iterable[str]:
+    lines = []
+    for path in paths:
+        if not path.is_file():
+            lines.append(f"secret: {path} is missing: make it with `fedhypevae site init`, or restore it")
+        elif stat.S_IMODE(path.stat().st_mode) & 0o077:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            lines.append(f"secret: {path} can be read by others (mode {mode:o}): chmod 600 {path}")
+    return lines
+
+
+def _node_key(site: SiteFolder) -> Iterable[str]:
+    if not site.node_key.is_file():
+        return []  # told as a missing secret
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    public = site.node_key.with_suffix(".pub")
+    fingerprint(public)
+    try:
+        key = serialization.load_ssh_private_key(site.node_key.read_bytes(), None)
+    except ValueError:
+        return [f"node key: {site.node_key} can't be read: restore it, or `fedhypevae site renew-key` and rotate"]
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        return [f"node key: {site.node_key} is no ECDSA key: `fedhypevae site renew-key` and rotate"]
+    form = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    told = public.read_bytes().split()[:2]
+    if key.public_key().public_bytes(*form).split()[:2] != told:
+        return [f"node key: {public} does not belong to {site.node_key}: `fedhypevae site renew-key` and rotate"]
+    return []
+
+
+def _certificate(path: Path, now: datetime) -> Iterable[str]:
+    certificate = read_certificate(path)
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < start:
+        return [
+            f"clock: {now:%Y-%m-%d %H:%M} UTC here, before {path.name} was made ({start:%Y-%m-%d %H:%M}): set it (NTP)"
+        ]
+    if now > end:
+        return [f"certificate: {path} ended on {end:%Y-%m-%d}: the coordinator makes a new one, or the clock is wrong"]
+    if now > end - _SOON:
+        return [f"certificate: {path} ends on {end:%Y-%m-%d}, in less than 30 days: ask the coordinator for a new one"]
+    return []
+
+
+def _policy(site: SiteFolder) -> Iterable[str]:
+    from client_app.site import load_policy
+
+    path = site.path / "policy.toml"
+    policy = load_policy(path)
+    lines = []
+    if stat.S_IMODE(path.stat().st_mode) & 0o022:
+        lines.append(f"policy: others may write {path}: chmod 600 {path}")
+    if not policy.approved_app_digests:
+        lines.append("policy: no app is approved, so none will run: read it and `fedhypevae site approve` its digest")
+    return lines
+
+
+def _ledger(site: SiteFolder) -> Iterable[str]:
+    from client_app.ledger import Ledger
+    from client_app.site import load_policy
+
+    try:
+        policy = load_policy(site.path / "policy.toml")
+    except FedHypeVAEError:
+        return []  # told by the policy's own check
+    path = policy.ledger_path(site.path)
+    if not path.is_file():
+        return [f"ledger: {path} is missing: restore it from a copy; only a site that never released makes a new one "
+                "(`fedhypevae ledger create`)"]  # fmt: skip
+    try:
+        with Ledger.open(path, policy.cohort_id, policy.witness_path(site.path), read_only=True, timeout_s=5.0):
+            return []
+    except FedHypeVAEError as error:
+        return [f"ledger: {error}; nothing is released until it is restored (`fedhypevae ledger verify`)"]
+
+
+def _data(site: SiteFolder, agreed: Mapping[str, object]) -> Iterable[str]:
+    from embeddings.store import read_store
+
+    if not site.data.is_file():
+        return [f"data: no embeddings at {site.data}: make them with `fedhypevae embed`"]
+    try:
+        records = read_store(site.data)
+    except FedHypeVAEError as error:
+        return [f"data: {error}"]
+    classes = agreed.get("classes")
+    here = list(records.metadata.class_names)
+    if isinstance(classes, list) and classes and here != classes:
+        odd = sorted(set(map(str, classes)) ^ set(here))
+        which = f"differing in {', '.join(odd[:3])}" if odd else "in another order"
+        return [f"class set: this site has {len(here)} classes, the federation {len(classes)}, {which}: embed again "
+                "with the federation's class list"]  # fmt: skip
+    return []
+
+
+def _device(settings: SiteSettings) -> Iterable[str]:
+    if settings.device != "cuda":
+        return []
+    import torch
+
+    if not torch.cuda.is_available():
+        return [
+            'GPU: site.toml says device = "cuda" and torch finds none: install the driver and a CUDA build of torch, '
+            'or set device = "auto"'
+        ]
+    return []
+
+
+def _ports(ports: Iterable[int]) -> Iterable[str]:
+    lines = []
+    for port in ports:
+        with socket.socket() as one:
+            one.settimeout(1.0)
+            if one.connect_ex(("127.0.0.1", port)) == 0:
+                lines.append(
+                    f"port {port}: taken on this machine (is the site running already?): change it in site.toml"
+                )
+    return lines

@@ -1,0 +1,219 @@
+"""The two folders of a deployment, the server's and a site's: where files lie, and how Flower's programs are started.
+
+Only this module knows the command lines of the pinned Flower release.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from common.errors import ConfigError
+from deploy.environment import flower_environment
+from deploy.supervise import Program
+
+SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+CONNECTION = "federation"  # the name of our server in Flower's own configuration
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Settings from a TOML file.
+
+        Raises:
+            ConfigError: it is missing, no TOML, or a line is unknown or out of range.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            return cls.model_validate(values)
+        except OSError as error:
+            raise ConfigError(f"no settings at {path} ({error.strerror})") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is no TOML: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "file"
+            raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+
+    def write(self) -> str:
+        """The same settings as TOML."""
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.model_dump().items())
+
+
+class ServerSettings(_Settings):
+    """server.toml. `fleet_*` is the gRPC link that sites reach; the control port stays on loopback."""
+
+    name: SiteName
+    fleet_host: str = "0.0.0.0"
+    fleet_port: Port = 9092
+    control_host: str = "127.0.0.1"
+    control_port: Port = 8000
+    health_port: Port = 8001
+
+
+class SiteSettings(_Settings):
+    """site.toml. `server` is host:port of the server's gRPC link; the other ports stay on loopback."""
+
+    name: SiteName
+    server: Annotated[str, StringConstraints(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
+    runtime_port: Port = 9094
+    health_port: Port = 9095
+    data_file: str = "site.parquet"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class ServerFolder:
+    """The server's files, below `path`."""
+
+    path: Path
+
+    @property
+    def settings(self) -> ServerSettings:
+        """server.toml."""
+        return ServerSettings.read(self.path / "server.toml")
+
+    @property
+    def work(self) -> Path:
+        """Where runs write their results."""
+        return self.path / "work"
+
+    def environment(self) -> dict[str, str]:
+        """Of the server's programs and of the coordinator's commands: Flower's files lie in this folder."""
+        return _environment(self.path, self.work)
+
+    def programs(self) -> tuple[Program, ...]:
+        """The SuperLink, and the process that runs server apps; the second can't be replaced from outside."""
+        settings, certificates = self.settings, _server_tls(self.path)
+        secret = str(self.path / "superexec.secret")
+        superlink = [
+            _tool("flower-superlink"),
+            *("--host", settings.control_host, "--port", str(settings.control_port)),
+            *("--fleet-api-type", "grpc-rere"),
+            *("--fleet-api-address", f"{settings.fleet_host}:{settings.fleet_port}"),
+            *("--health-server-address", f"127.0.0.1:{settings.health_port}"),
+            *certificates,
+            "--enable-supernode-auth",
+            *("--database", str(self.path / "superlink.db")),
+            *("--isolation", "process", "--superexec-auth-secret-file", secret),
+            "--disable-runtime-dependency-installation",
+        ]
+        superexec = [
+            _tool("flower-superexec"),
+            *("--runtime-api-address", f"{_reached(settings.control_host)}:{settings.control_port}"),
+            *("--root-certificates", str(self.path / "ca.crt")),
+            *("--superexec-auth-secret-file", secret),
+        ]
+        return (
+            Program("superlink", tuple(superlink), self.path / "logs" / "superlink.log"),
+            Program("server-app", tuple(superexec), self.path / "logs" / "server-app.log"),
+        )
+
+    def connect(self) -> None:
+        """Tell Flower's command line where this server is."""
+        settings = self.settings
+        home = self.path / ".flwr"
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f'address = "{_reached(settings.control_host)}:{settings.control_port}"\n'
+            f"root-certificates = {json.dumps(str((self.path / 'ca.crt').resolve()))}\n",
+            encoding="utf-8",
+        )
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """A site's files, below `path`: all of them stay there, but for keys/node.pub."""
+
+    path: Path
+
+    @property
+    def settings(self) -> SiteSettings:
+        """site.toml."""
+        return SiteSettings.read(self.path / "site.toml")
+
+    @property
+    def node_key(self) -> Path:
+        """The private key; its public half lies beside it."""
+        return self.path / "keys" / "node"
+
+    @property
+    def apps(self) -> Path:
+        """App packages that arrived, by digest: approved ones and refused ones."""
+        return self.path / "apps"
+
+    @property
+    def data(self) -> Path:
+        """The site's embeddings."""
+        return self.path / self.settings.data_file
+
+    def environment(self) -> dict[str, str]:
+        """Of the site's programs: the commands that would run an app are ours, first on the path."""
+        from deploy.app_guard import guard_folder
+
+        environment = _environment(self.path, self.path)
+        guarded = guard_folder(self.path)
+        return {**environment, "PATH": f"{guarded}:{environment['PATH']}", "FEDHYPEVAE_SITE": str(self.path.resolve())}
+
+    def programs(self) -> tuple[Program, ...]:
+        """The SuperNode, and the process that starts the app: apart, so that we choose what starts it."""
+        settings = self.settings
+        secret = str(self.path / "keys" / "superexec.secret")
+        node_config = " ".join(
+            f"{key}={json.dumps(value)}"
+            for key, value in (
+                ("data-dir", str(self.path.resolve())),
+                ("site-name", settings.name),
+                ("data-file", settings.data_file),
+            )
+        )
+        supernode = [
+            _tool("flower-supernode"),
+            *("--grpc-rere", "--superlink", settings.server, "--root-certificates", str(self.path / "ca.crt")),
+            *("--auth-supernode-private-key", str(self.node_key)),
+            *("--host", "127.0.0.1", "--port", str(settings.runtime_port)),
+            *("--health-server-address", f"127.0.0.1:{settings.health_port}"),
+            *("--isolation", "process", "--superexec-auth-secret-file", secret),
+            *("--node-config", node_config),
+        ]
+        superexec = [
+            _tool("flower-superexec"),
+            *("--insecure", "--runtime-api-address", f"127.0.0.1:{settings.runtime_port}"),
+            *("--superexec-auth-secret-file", secret),
+        ]
+        return (
+            Program("supernode", tuple(supernode), self.path / "logs" / "supernode.log"),
+            Program("app", tuple(superexec), self.path / "logs" / "app.log"),
+        )
+
+
+def _environment(folder: Path, work: Path) -> dict[str, str]:
+    home = str((folder / ".flwr").resolve())  # never the caller's own: each node needs its own
+    return {**flower_environment(work.resolve()), "FLWR_HOME": home}
+
+
+def _server_tls(path: Path) -> tuple[str, ...]:
+    return (
+        *("--ssl-ca-certfile", str(path / "ca.crt")),
+        *("--ssl-certfile", str(path / "server.pem")),
+        *("--ssl-keyfile", str(path / "server.key")),
+    )
+
+
+def _reached(host: str) -> str:
+    return "127.0.0.1" if host in {"0.0.0.0", ""} else host
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).parent / name)

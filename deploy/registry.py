@@ -1,0 +1,148 @@
+"""The sites that a server knows: registered by public key, listed, revoked, given a new key.
+
+Flower keeps node ids; `sites.json` beside the server's files keeps which site has which.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError, FederationError
+from deploy.folders import CONNECTION, ServerFolder
+from deploy.keys import fingerprint
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A site as the server knows it; `status` is Flower's word for it, "revoked" once it is taken off."""
+
+    name: str
+    node_id: str
+    fingerprint: str
+    since: str
+    status: str
+
+
+def register(server: ServerFolder, name: str, public_key: Path) -> Registered:
+    """Let a site in, by its public key.
+
+    Raises:
+        ConfigError: no such key, or a site of this name is registered. FederationError: the server can't be asked, or
+            refuses the key.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(f"a site's name has small letters, digits and hyphens, found {name!r}")
+    shown = fingerprint(public_key)
+    book = _read(server)
+    if any(site.name == name and site.status != "revoked" for site in book):
+        raise ConfigError(f"site {name} is registered already: revoke it first, or rotate its key")
+    answer = _flower(server, "register", str(public_key.resolve()), CONNECTION, "--name", name)
+    site = Registered(
+        name, str(answer["node-id"]), shown, datetime.now(UTC).isoformat(timespec="seconds"), "registered"
+    )
+    _write(server, [*book, site])
+    return site
+
+
+def revoke(server: ServerFolder, name: str) -> Registered:
+    """Shut a site out: its key is refused from now on.
+
+    Raises:
+        ConfigError: no such site. FederationError: the server can't be asked.
+    """
+    book = _read(server)
+    site = next((one for one in book if one.name == name and one.status != "revoked"), None)
+    if site is None:
+        raise ConfigError(f"no site {name} is registered; see `fedhypevae site list`")
+    _flower(server, "unregister", site.node_id, CONNECTION)
+    revoked = Registered(site.name, site.node_id, site.fingerprint, site.since, "revoked")
+    _write(server, [revoked if one is site else one for one in book])
+    return revoked
+
+
+def rotate(server: ServerFolder, name: str, public_key: Path) -> Registered:
+    """Give a site a new key; the old one is refused from now on."""
+    new = fingerprint(public_key)
+    if any(site.fingerprint == new for site in _read(server)):
+        raise ConfigError(f"the key {new} was used before: make a new one at the site")
+    revoke(server, name)
+    return register(server, name, public_key)
+
+
+def list_sites(server: ServerFolder) -> list[Registered]:
+    """All sites ever registered, with Flower's word on who is online."""
+    answer = _flower(server, "list", CONNECTION)
+    status = {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+    return [
+        site
+        if site.status == "revoked"
+        else Registered(site.name, site.node_id, site.fingerprint, site.since, status.get(site.node_id, "unknown"))
+        for site in _read(server)
+    ]
+
+
+def site_names(server: ServerFolder) -> dict[str, str]:
+    """Node id -> name of the sites that are not revoked."""
+    return {site.node_id: site.name for site in _read(server) if site.status != "revoked"}
+
+
+def _flower(server: ServerFolder, verb: str, *words: str) -> dict[str, Any]:
+    """Ask the server through Flower's own command line."""
+    server.connect()
+    command: Sequence[str] = (str(Path(sys.executable).parent / "flwr"), "supernode", verb, *words, "--format", "json")
+    try:
+        done = subprocess.run(
+            command, env=server.environment(), cwd=server.path, capture_output=True, text=True, check=False, timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        raise FederationError(
+            "the server did not answer within 2 minutes: is it started (`fedhypevae server`)?"
+        ) from None
+    answer = _last_json(done.stdout)
+    if done.returncode != 0 or not answer.get("success", False):
+        last = next((line for line in reversed((done.stdout + done.stderr).splitlines()) if line.strip()), "no word")
+        reason = str(answer.get("error-message") or last.strip())
+        raise FederationError(f"the server would not {verb} the site: {reason}")
+    return answer
+
+
+def _last_json(text: str) -> dict[str, Any]:
+    """The JSON object in an output that also holds lines for people."""
+    start = text.find("{")
+    if start < 0:
+        return {}
+    try:
+        found = json.loads(text[start:])
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _book(server: ServerFolder) -> Path:
+    return server.path / "sites.json"
+
+
+def _read(server: ServerFolder) -> list[Registered]:
+    path = _book(server)
+    if not path.is_file():
+        return []
+    try:
+        return [Registered(**site) for site in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} can't be read ({type(error).__name__}): restore it from a copy") from None
+
+
+def _write(server: ServerFolder, sites: Sequence[Registered]) -> None:
+    from server_app.checkpoint import write_atomically
+
+    write_atomically(_book(server), (json.dumps([asdict(site) for site in sites], indent=2) + "\n").encode())

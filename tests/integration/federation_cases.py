@@ -1,0 +1,203 @@
+"""A real federation on loopback for the tests: provisioned, with one process tree for the server and one per site."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from common.config import RunConfig
+from deploy.app_package import build_package, digest_of
+from deploy.environment import SETTINGS
+from deploy.folders import ServerFolder, SiteFolder
+from deploy.provision import FederationPlan, init_site, provision
+from deploy.registry import list_sites, register
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PARTS = ("common", "server_app", "client_app", "embeddings")
+RUN_EPSILON = 3.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def wait_for(what: str, test: Callable[[], bool], seconds: float, every: float = 0.3) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if test():
+            return
+        time.sleep(every)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, **SETTINGS, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+class Process:
+    """A node in a process group of its own, so that the whole of it can be killed at once."""
+
+    def __init__(self, verb: list[str], folder: Path, output: Path) -> None:
+        self._log = output.open("ab")
+        self.output = output
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli", *verb, str(folder)],
+            cwd=folder, env=environment(), stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def kill(self) -> None:
+        """SIGKILL to the node and everything it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._log.close()
+
+    def end(self) -> None:
+        """SIGTERM, as systemd would."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+        self.kill()
+
+
+class Federation:
+    """A provisioned server and its sites."""
+
+    def __init__(self, root: Path, sites: int, *, data: Callable[[Path, int], None], epsilon: float = RUN_EPSILON):
+        self.root = root
+        ports = free_ports(3 + 2 * sites)
+        names = [f"site-{number + 1}" for number in range(sites)]
+        plan = FederationPlan(
+            name="trial", server_names=["127.0.0.1"], sites=names,
+            fleet_port=ports[0], control_port=ports[1], health_port=ports[2],
+        )  # fmt: skip
+        provision(plan, root / "out")
+        self.server = ServerFolder(root / "out" / "server")
+        self.app = copy_app(root / "app")
+        self.digest = digest_of(build_package(self.app))
+        self.sites: dict[str, SiteFolder] = {}
+        for number, name in enumerate(names):
+            folder = root / "out" / "sites" / name
+            text = (folder / "site.toml").read_text()
+            text = text.replace("runtime_port = 9094", f"runtime_port = {ports[3 + 2 * number]}")
+            text = text.replace("health_port = 9095", f"health_port = {ports[4 + 2 * number]}")
+            (folder / "site.toml").write_text(text)
+            init_site(
+                folder, f"trial/{name}", lifetime_epsilon=20.0, lifetime_delta=1e-5, run_epsilon=epsilon * 1.2,
+                max_clip_norm=10.0, min_noise_multiplier=0.01, data_is_public=True, metrics_may_leave=True,
+                approved_app_digests=(self.digest,),
+            )  # fmt: skip
+            data(folder / "site.parquet", number)
+            self.sites[name] = SiteFolder(folder)
+        self.running: dict[str, Process] = {}
+
+    def start_server(self) -> None:
+        self.running["server"] = Process(["server"], self.server.path, self.root / "server.out")
+        port = self.server.settings.fleet_port
+        wait_for("the server listens", lambda: listens(port), 90)
+        wait_for("the control port listens", lambda: listens(self.server.settings.control_port), 30)
+
+    def register_all(self) -> None:
+        for name, site in self.sites.items():
+            register(self.server, name, site.node_key.with_suffix(".pub"))
+
+    def start_site(self, name: str) -> None:
+        self.running[name] = Process(["site", "start", "--no-check"], self.sites[name].path, self.root / f"{name}.out")
+
+    def wait_online(self, *names: str, seconds: float = 150) -> None:
+        wait_for(
+            f"{names} online",
+            lambda: {one.name for one in list_sites(self.server) if one.status == "online"} >= set(names),
+            seconds,
+            1.0,
+        )
+
+    def end(self) -> None:
+        for process in reversed(list(self.running.values())):
+            process.end()
+
+    def program_pid(self, name: str, program: str) -> int:
+        """Process id of a program under a node's supervisor, by the supervisor's own word."""
+        text = (self.root / f"{name}.out").read_text()
+        return int(re.findall(rf"{program} started \(process (\d+)\)", text)[-1])
+
+
+def children_of(pid: int) -> list[int]:
+    """Direct children of a process."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        one.settimeout(0.5)
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def copy_app(target: Path) -> Path:
+    """A copy of the app's own files, so that its digest does not depend on who edits what meanwhile."""
+    target.mkdir(parents=True)
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    head, rest = text.split("[tool.flwr.app.config]\n")
+    settings, tail = rest.split("\n[", 1)
+    known = {line.split("=")[0].strip() for line in settings.splitlines()}
+    # Flower lets a run set only what the app's own settings name
+    more = {key: value for key, value in RunConfig().to_flat().items() if key not in known}
+    settings += "".join(f"{key} = {json.dumps(value)}\n" for key, value in more.items())
+    (target / "pyproject.toml").write_text(f"{head}[tool.flwr.app.config]\n{settings}\n[{tail}", encoding="utf-8")
+    for part in PARTS:
+        shutil.copytree(REPOSITORY / part, target / part, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+    return target
+
+
+def demo_data(num_sites: int, rows: int) -> Callable[[Path, int], None]:
+    """Writes a site's share of the demonstration's embeddings, at most `rows` of them."""
+    import numpy as np
+
+    from embeddings.simulated import load_pool, load_site
+    from embeddings.store import write_store
+
+    cache = Path(os.environ.get("FEDHYPEVAE_TEST_CACHE", str(REPOSITORY / "outputs" / "cache")))
+    try:
+        pool = load_pool(cache)
+    except Exception as error:
+        pytest.skip(f"no demo embeddings: {error}")
+
+    def write(path: Path, number: int) -> None:
+        site = load_site(pool, number, num_sites, None, 2026)
+        write_store(path, site.take(np.arange(min(rows, len(site.labels)))))
+
+    return write
+
+
+@contextlib.contextmanager
+def running(federation: Federation) -> Iterator[Federation]:
+    try:
+        yield federation
+    finally:
+        federation.end()

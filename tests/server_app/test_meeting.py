@@ -1,0 +1,104 @@
+"""Sites that do not agree, or are too few, end a run before anything is charged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from tests.harness import Federation, make_set
+
+CASES = {
+    "width": ({1: make_set(60, dim=9)}, "embedding width"),
+    "classes": ({1: make_set(60, classes=("liver", "lung", "heart"))}, "class set"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sites_that_differ_are_named_with_the_field(tmp_path: Path, case: str) -> None:
+    sets, field = CASES[case]
+    federation = Federation.create(tmp_path, num_sites=2, sets=sets)
+    with pytest.raises(SystemExit):
+        federation.run()
+    error = federation.status()["error"]
+    assert field in error
+    assert "site-2" in error
+    assert all(site.entries() == 1 for site in federation.sites)  # nothing was charged
+
+
+def test_fewer_sites_than_asked_for_is_one_clear_line(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, num_sites=2)
+    with pytest.raises(SystemExit):
+        federation.run(num_sites=3, round_timeout=0.2)
+    assert "expected 3 sites, 2 are connected" in federation.status()["error"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"latnt_dim": 3}, "did you mean latent-dim"),
+        ({"statistics_share": 0.0}, "public-total"),
+        ({"num_rounds": 1, "min_sites": 9}, "min-sites"),
+        ({"method": "magic"}, "unknown method"),
+    ],
+)
+def test_wrong_setting_ends_with_code_2_and_nothing_written(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    federation = Federation.create(tmp_path, num_sites=2)
+    with pytest.raises(SystemExit) as stopped:
+        federation.run(**settings)
+    assert stopped.value.code == 2
+    assert words in federation.status()["error"]
+    assert not (federation.output / "summary.json").exists()
+    assert not federation.traffic or not federation.sent(kind="train")
+
+
+def spoiled(reply: Message, change: str) -> Message:
+    """A training reply with one thing wrong."""
+    tensors = reply.content.array_records["tensors"].to_torch_state_dict()
+    name = sorted(tensors)[0]
+    if change == "name":
+        tensors["surprise"] = tensors.pop(name)
+    elif change == "shape":
+        tensors[name] = tensors[name].flatten()[:1]
+    elif change == "dtype":
+        tensors[name] = tensors[name].double()
+    elif change == "nan":
+        tensors[name] = tensors[name] * float("nan")
+    words = dict(reply.content.config_records["words"])
+    if change == "word":
+        words["loss"] = 0.3
+    content = RecordDict({"words": ConfigRecord(words), "tensors": ArrayRecord(tensors)})
+    reply.content.clear()
+    reply.content.update(content)
+    return reply
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "dtype", "nan", "word"])
+def test_garbage_reply_is_not_used(tmp_path: Path, change: str) -> None:
+    federation = Federation.create(tmp_path, num_sites=3)
+
+    def tamper(site: Any, message: Message, handler: Any) -> Message:
+        reply = handler()
+        return spoiled(reply, change) if site.name == "site-2" and message.metadata.message_type == "train" else reply
+
+    summary = federation.run(min_sites=2, tamper=tamper)
+    assert summary["rounds_taken_part"] == [["site-1", "site-3"]] * 2
+    assert all("site-2" in missing for missing in summary["rounds_missing"])
+
+
+def test_late_site_is_missing_and_the_round_goes_on(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, num_sites=3)
+
+    def tamper(site: Any, message: Message, handler: Any) -> Message | None:
+        late = site.name == "site-3" and message.metadata.group_id == "round-1"
+        return None if late else handler()
+
+    summary = federation.run(min_sites=2, round_timeout=1.0, tamper=tamper)
+    assert summary["rounds_taken_part"] == [["site-1", "site-2"], ["site-1", "site-2", "site-3"]]
+    assert "in time" in summary["rounds_missing"][0]["site-3"]

@@ -1,0 +1,80 @@
+"""A run killed in mid-round and resumed: the rounds asked for, and no site's spent budget lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Federation, Killed
+
+
+def kill_server_at(round_number: int, after: int) -> Any:
+    """A network on which the server dies in a round, when `after` sites have answered."""
+    seen = []
+
+    def tamper(site: Any, message: Any, handler: Any) -> Any:
+        if message.metadata.group_id == f"round-{round_number}":
+            if len(seen) == after:
+                raise SystemExit(137)
+            seen.append(site.name)
+        return handler()
+
+    return tamper
+
+
+def test_run_killed_in_mid_round_resumes_to_the_end(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, num_sites=3)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=4, tamper=kill_server_at(3, after=2))
+    before = {site.name: next(iter(site.runs().values())).charged for site in federation.sites}
+    summary = federation.run(num_rounds=4, resume=True, run_id=2)
+    assert summary["rounds"] == 4
+    assert [len(sites) for sites in summary["rounds_taken_part"]] == [3, 3, 3, 3]
+    for site in federation.sites:
+        (run,) = site.runs().values()  # the resumed run is the same run to the ledger
+        assert run.charged[: len(before[site.name])] == before[site.name]
+        assert sum(event.count for event in run.charged) == 1 + 4  # statistics and rounds: nothing was charged twice
+    assert all(spent <= 3.0 for spent in summary["privacy"]["epsilon_spent_per_site"].values())
+
+
+def test_site_killed_between_charge_and_release_pays_with_a_spare_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from client_app.ledger import Ledger
+
+    federation = Federation.create(tmp_path, num_sites=2)
+    real, died = Ledger.commit, []
+
+    def commit(ledger: Ledger, reservation: Any, digest: str) -> Any:
+        if reservation.round_key == "round-2" and not died:
+            died.append(reservation)
+            raise Killed(137)
+        return real(ledger, reservation, digest)
+
+    monkeypatch.setattr(Ledger, "commit", commit)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=3, min_sites=2)  # the round falls short of min-sites, and the run stops
+    summary = federation.run(num_rounds=3, min_sites=2, resume=True, run_id=2)
+    assert summary["rounds"] == 3
+    charged = sorted(sum(event.count for event in next(iter(site.runs().values())).charged) for site in federation.sites)
+    assert charged == [1 + 3, 1 + 4]
+    assert all(spent <= 3.0 for spent in summary["privacy"]["epsilon_spent_per_site"].values())
+
+
+def test_resume_refuses_other_settings(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, num_sites=2)
+    federation.run(num_rounds=2)
+    with pytest.raises(SystemExit) as stopped:
+        federation.run(num_rounds=2, epsilon=2.0, resume=True, run_id=2)
+    assert stopped.value.code == 2
+    assert "other settings" in federation.status()["error"]
+
+
+def test_resume_without_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, num_sites=2)
+    with pytest.raises(SystemExit) as stopped:
+        federation.run(resume=True)
+    assert stopped.value.code == 2
+    assert "no checkpoint" in federation.status()["error"]

@@ -24,6 +24,9 @@ NEIGHBOURING = "add or remove one unit"
 # Share of the largest possible squared norm that is added to a Gram norm. float32 sums err by about 1e-6 of it; with
 # this margin a clipped unit's rounded contribution exceeds C by less than 1e-5 of C even under full cancellation.
 _CANCELLATION_MARGIN = 1e-4
+# Squares of float32 numbers under- and overflow float32: a tiny factor beside a huge one would count as no gradient.
+# While no factor is longer than 10^6, what underflow loses is below 10^-15; beyond, norms are computed in float64.
+_SAFE_SQUARE = 1e12
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def clipped_gradient_sum(
     """
     if not clip_norm > 0:
         raise ConfigError(f"clip norm must be above 0, found {clip_norm}")
-    unknown = (set(factors.outer) | set(factors.vectors)) - set(shapes)
+    unknown = (set(factors.outer) | set(factors.vectors) | set(factors.shared)) - set(shapes)
     if unknown:
         raise ConfigError(
             f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest"
@@ -85,8 +88,11 @@ def clipped_gradient_sum(
 
 def unit_squared_norms(factors: GradientFactors) -> Tensor | None:
     """Squared Euclidean norm of every unit's whole gradient, (U,) float64; None if there are no factors."""
-    parts = [_outer_squared_norm(_joined(pairs)) for pairs in factors.outer.values()]
-    parts += [_total(values).double().square().sum(1) for values in factors.vectors.values()]
+    lengths = _Lengths(torch.float32)
+    parts = _squared_norms(factors, lengths)
+    # written so that NaN takes the slow way too
+    if not all(bool(largest <= _SAFE_SQUARE) for largest in lengths.largest):
+        parts = _squared_norms(factors, _Lengths(torch.float64))
     return torch.stack(parts).sum(0) if parts else None
 
 
@@ -115,14 +121,9 @@ def _dtype(factors: GradientFactors) -> torch.dtype:
         return pairs[0][0].dtype
     for values in factors.vectors.values():
         return values[0].dtype
+    for left, _ in factors.shared.values():
+        return left.dtype
     return torch.get_default_dtype()
-
-
-def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Several outer products of one parameter as one, with the rows side by side."""
-    if len(pairs) == 1:
-        return pairs[0]
-    return torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 1)
 
 
 def _total(values: list[Tensor]) -> Tensor:
@@ -132,18 +133,59 @@ def _total(values: list[Tensor]) -> Tensor:
     return total
 
 
-def _outer_squared_norm(pair: tuple[Tensor, Tensor]) -> Tensor:
-    """|sum_R left x right|^2 a unit: (U, R, r), (U, R, c) -> (U,)."""
-    # float64, since squares of float32 numbers under- and overflow float32: a tiny factor beside a huge one would
-    # count as no gradient at all
-    left, right = pair[0].double(), pair[1].double()
-    if left.shape[1] == 1:
-        return left[:, 0].square().sum(1) * right[:, 0].square().sum(1)
-    # sum over row pairs of (left_i . left_j)(right_i . right_j): no (r, c) matrix a unit is formed
-    exact = ((left @ left.mT) * (right @ right.mT)).sum((1, 2)).clamp(min=0.0)
+class _Lengths:
+    """Squared lengths of factors, each computed once though several parameters may share a factor."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.largest: list[Tensor] = []
+        # the factor is kept beside its length: an id is free again once its tensor is gone
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def squared(self, rows: Tensor) -> Tensor:
+        """(..., d) -> (...) float64; remembers the largest."""
+        key = id(rows)
+        if key not in self._known:
+            value = torch.linalg.vector_norm(rows.to(self.dtype), dim=-1).square().double()
+            self._known[key] = (rows, value)
+            self.largest.append(value.max() if value.numel() else value.new_zeros(()))
+        return self._known[key][1]
+
+    def inner(self, left: Tensor, right: Tensor) -> Tensor:
+        """Inner products of rows, (..., d), (..., d) -> (...) float64."""
+        return (left.to(self.dtype) * right.to(self.dtype)).sum(-1).double()
+
+
+def _squared_norms(factors: GradientFactors, lengths: _Lengths) -> list[Tensor]:
+    """What each parameter adds to the units' squared norms, (U,) each."""
+    parts = [_outer_squared_norm(pairs, lengths) for pairs in factors.outer.values()]
+    parts += [lengths.squared(left) * lengths.squared(right) for left, right in factors.shared.values()]
+    parts += [
+        lengths.squared(values[0] if len(values) == 1 else _total(values))
+        for values in factors.vectors.values()
+    ]
+    return parts
+
+
+def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -> Tensor:
+    """|sum over pairs and rows of left x right|^2 a unit: (U, R, r), (U, R, c) each -> (U,)."""
+    each = [lengths.squared(left) * lengths.squared(right) for left, right in pairs]
+    if len(pairs) == 1 and pairs[0][0].shape[1] == 1:
+        return each[0][:, 0]
+    if all(left.shape[1] == 1 for left, _ in pairs):
+        exact = _total([value[:, 0] for value in each])
+        for index, (left, right) in enumerate(pairs):
+            for other_left, other_right in pairs[:index]:
+                product = lengths.inner(left, other_left) * lengths.inner(right, other_right)
+                exact = exact + 2.0 * product[:, 0]
+    else:
+        # sum over row pairs of (left_i . left_j)(right_i . right_j): no (r, c) matrix a unit is formed
+        lefts = torch.cat([left for left, _ in pairs], 1).to(lengths.dtype)
+        rights = torch.cat([right for _, right in pairs], 1).to(lengths.dtype)
+        exact = ((lefts @ lefts.mT).double() * (rights @ rights.mT).double()).sum((1, 2))
     # rows that nearly cancel leave a norm below the rounding error of the sum itself: never underestimate it
-    largest = (left.norm(dim=2) * right.norm(dim=2)).sum(1).square()
-    return exact + _CANCELLATION_MARGIN * largest
+    largest = torch.cat(each, 1).sqrt().sum(1).square()
+    return exact.clamp(min=0.0) + _CANCELLATION_MARGIN * largest
 
 
 def _weighted_sum(
@@ -155,11 +197,17 @@ def _weighted_sum(
 ) -> Tensor:
     """Sum over units of scale x gradient, for one parameter; units outside `keep` are left out."""
     total = torch.zeros(shape, dtype=scale.dtype, device=scale.device)
+    weight = scale if keep is None else scale[keep]
     for left, right in factors.outer.get(name, []):
-        left, right, weight = (left, right, scale) if keep is None else (left[keep], right[keep], scale[keep])
-        weighted = left * weight[:, None, None]
-        total += weighted.flatten(0, 1).T @ right.flatten(0, 1)
+        left, right = (left, right) if keep is None else (left[keep], right[keep])
+        if left.shape[2] > right.shape[2]:  # the factor goes to the smaller side
+            right = right * weight[:, None, None]
+        else:
+            left = left * weight[:, None, None]
+        total += left.flatten(0, 1).T @ right.flatten(0, 1)
     for value in factors.vectors.get(name, []):
-        value, weight = (value, scale) if keep is None else (value[keep], scale[keep])
-        total += weight @ value
+        total += weight @ (value if keep is None else value[keep])
+    if name in factors.shared:
+        left, right = factors.shared[name]
+        total += torch.outer(weight @ (left if keep is None else left[keep]), right)
     return total

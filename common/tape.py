@@ -25,15 +25,23 @@ class GradientFactors:
     """Factors of every unit's gradient, by parameter.
 
     `outer[name]` holds pairs (left (U, R, r), right (U, R, c)): the unit's gradient is the sum over pairs and rows of
-    left x right. `vectors[name]` holds (U, r) arrays that add up to the unit's gradient.
+    left x right. `vectors[name]` holds (U, r) arrays that add up to the unit's gradient. `shared[name]` holds pairs
+    (left (U, r), right (c,)) whose right side is the same for every unit, such as the code's features.
     """
 
     outer: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     vectors: dict[str, list[Tensor]] = field(default_factory=dict)
+    shared: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def add_outer(self, name: str, left: Tensor, right: Tensor) -> None:
         """Add outer products to a matrix parameter's gradient."""
         self.outer.setdefault(name, []).append((left, right))
+
+    def add_shared(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add an outer product with the one right side of that parameter: lefts of several calls are added."""
+        if name in self.shared:
+            left = left + self.shared[name][0]
+        self.shared[name] = (left, right)
 
     def add_vector(self, name: str, value: Tensor) -> None:
         """Add one vector a unit to a vector parameter's gradient."""
@@ -182,7 +190,7 @@ class Tape:
             weighted = grad if layer.row_scale is None else grad * layer.row_scale
             result.add_outer(f"{layer.name}.base_weight", weighted, layer.inputs)
             if layer.one_hot is not None:
-                result.add_outer(f"{layer.name}.class_weight", weighted * layer.class_scale, layer.one_hot)
+                result.add_outer(f"{layer.name}.class_weight", weighted, layer.one_hot * layer.class_scale)
             total = grad.sum(1) if grad.shape[1] > 1 else grad[:, 0]
             result.add_vector(f"{layer.name}.base_bias", total)
             if layer.row_scale is not None:
@@ -195,14 +203,14 @@ class Tape:
             if grad is None:
                 continue
             result.add_outer(f"{scores.name}.class_weight", scores.scaled, grad)
-            bias_grad = scores.bias_scale * grad.sum(1)
+            bias_grad = scores.bias_scale * (grad.sum(1) if grad.shape[1] > 1 else grad[:, 0])
             result.add_vector("class_bias.weight", bias_grad)
             if scores.row_scale is not None and self.features is not None:
                 pulled = grad @ self._params[f"{scores.name}.class_weight"].T
-                scale_grad = (scores.inputs * pulled).sum(1)
+                pulled.mul_(scores.inputs)
+                scale_grad = pulled.sum(1) if pulled.shape[1] > 1 else pulled[:, 0]
                 features_grad = self._hyper_factors(scores.name, scale_grad, None, features_grad, result)
-                rows = self.features.expand(bias_grad.shape[0], 1, -1)
-                result.add_outer("class_shift.weight", bias_grad[:, None], rows)
+                result.add_shared("class_shift.weight", bias_grad, self.features)
                 features_grad = features_grad + bias_grad @ self._params["class_shift.weight"]
         return features_grad
 
@@ -218,11 +226,10 @@ class Tape:
         features = self.features
         if features is None:  # a row scale exists only where a code does
             raise RuntimeError("a row-scaled layer without code features")
-        rows = features.expand(scale_grad.shape[0], 1, -1)
-        into.add_outer(f"{name}.row_scale", scale_grad[:, None], rows)
+        into.add_shared(f"{name}.row_scale", scale_grad, features)
         pulled = scale_grad @ self._params[f"{name}.row_scale"]
         if shift_grad is not None:
-            into.add_outer(f"{name}.bias_shift", shift_grad[:, None], rows)
+            into.add_shared(f"{name}.bias_shift", shift_grad, features)
             pulled = pulled + shift_grad @ self._params[f"{name}.bias_shift"]
         return pulled if carried is None else carried + pulled
 

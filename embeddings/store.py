@@ -186,6 +186,8 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
         raise DataError(f"{path}: expected `embedding` as a fixed-size list of float16 or float32, found {kind}")
     try:
         value = json.loads(raw)
+        if value["format"] != FORMAT:
+            raise DataError(f"{path}: expected the format {FORMAT}, found {value['format']}; extract it again")
         metadata = SetMetadata(
             identity=EncoderIdentity.from_json(value["identity"]),
             class_counts=tuple(value["class_counts"]),

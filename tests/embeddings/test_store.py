@@ -162,6 +162,15 @@ def test_read_store_refuses_a_parquet_file_of_somebody_else(tmp_path: Path) -> N
         read_store(tmp_path / "a.parquet")
 
 
+def test_read_store_refuses_another_format(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.parquet", _set())
+    table = pq.read_table(tmp_path / "a.parquet")
+    text = table.schema.metadata[b"fedhypevae"].replace(b"fedhypevae-embeddings/1", b"fedhypevae-embeddings/9")
+    pq.write_table(table.replace_schema_metadata({b"fedhypevae": text}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="found fedhypevae-embeddings/9"):
+        read_store(tmp_path / "b.parquet")
+
+
 def test_write_store_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path) -> None:
     """A limit on the file size stands for the full disk: the system call fails in the same place."""
     path = tmp_path / "a.parquet"

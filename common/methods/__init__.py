@@ -9,6 +9,13 @@ from common.methods.base import Method
 
 _MODULES = {
     "fedhypevae": "common.methods.fedhypevae",
+    "fedavg": "common.methods.fedavg",
+    "fedprox": "common.methods.fedprox",
+    "fedlambda": "common.methods.fedlambda",
+    "dp_fedsgd": "common.methods.dp_fedsgd",
+    "dp_cvae": "common.methods.dp_cvae",
+    "dp_cgan": "common.methods.dp_cgan",
+    "dp_gauss": "common.methods.dp_gauss",
 }
 
 

@@ -1,0 +1,115 @@
+"""What private training of any network shares: features, one clipped and noised sum a step, and Adam on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from common.clipping import clipped_gradient_sum
+from common.methods.base import RunContext, StepInput, Tensors
+from common.methods.linear import CENTRE, feature_scale
+from common.noise import NoiseSource, add_gaussian
+from common.sampling import SiteData, UnitBatch, by_unit, on_sphere
+from common.statistics import clip_to_ball
+from common.tape import GradientFactors, Tape
+
+Losses = Callable[[Tape, UnitBatch, NoiseSource], Tensor]
+
+
+def network_data(context: RunContext, work: StepInput) -> SiteData:
+    """A site's records by unit, with coordinates of about 1: on the sphere, centred, clipped; row by row."""
+    training = context.config.training
+    data = by_unit(work.data, context.config.privacy.unit)
+    rows = on_sphere(data.embeddings) if training.sphere else data.embeddings
+    rows = clip_to_ball(rows - work.params[CENTRE], training.feature_norm)
+    return replace(data, embeddings=rows * feature_scale(context, rows.shape[-1]))
+
+
+def noised_gradient_sum(
+    context: RunContext, params: Tensors, batch: UnitBatch, losses: Losses, source: NoiseSource
+) -> dict[str, Tensor]:
+    """Clip every unit's gradient of all parameters as one vector, add up, add noise.
+
+    Args:
+        context: the run; clip norm C and noise multiplier σ.
+        params: every parameter that is trained on records, by name.
+        batch: the units drawn; may be none.
+        losses: (tape, batch, source) -> (U,), one loss a unit that depends on its own records alone.
+        source: secret randomness.
+
+    Returns:
+        The noised sum, by parameter: one Gaussian release with standard deviation σ C, for adding or removing one
+        unit.
+    """
+    factors = GradientFactors()
+    if batch.labels.shape[0] > 0:
+        tape = Tape(params, None, batch.labels.shape[0])
+        factors = tape.factors(losses(tape, batch, source))
+    shapes = {name: value.shape for name, value in params.items()}
+    summed = clipped_gradient_sum(factors, shapes, context.config.privacy.clip_norm)
+    noise = context.plan.training_noise or 0.0
+    return add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, source)
+
+
+def adam_step(
+    params: Tensors,
+    gradients: Tensors,
+    moments: Tensors,
+    rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One step of Adam as a pure function.
+
+    Args:
+        params: by name.
+        gradients: by name; a parameter without one stays.
+        moments: what the last step returned, or nothing at the start.
+        rate: learning rate.
+        betas: decay of the two moments.
+
+    Returns:
+        New parameters and moments: "adam.steps", and "adam.first." and "adam.second." before each name.
+
+    Source: Kingma & Ba (2015), Algorithm 1, with ε = 1e-8.
+    """
+    after, kept = dict(params), dict(moments)
+    steps = float(kept.get("adam.steps", torch.zeros(()))) + 1.0
+    kept["adam.steps"] = torch.tensor(steps)
+    for name, gradient in gradients.items():
+        first = betas[0] * kept.get(f"adam.first.{name}", torch.zeros_like(gradient)) + (1 - betas[0]) * gradient
+        second = kept.get(f"adam.second.{name}", torch.zeros_like(gradient))
+        second = betas[1] * second + (1 - betas[1]) * gradient.square()
+        kept[f"adam.first.{name}"], kept[f"adam.second.{name}"] = first, second
+        corrected = (second / (1 - betas[1] ** steps)).sqrt() + 1e-8
+        after[name] = params[name] - rate / (1 - betas[0] ** steps) * first / corrected
+    return after, kept
+
+
+def with_prefix(tensors: Tensors, *prefixes: str) -> dict[str, Tensor]:
+    """The tensors whose names start with one of the prefixes."""
+    return {name: value for name, value in tensors.items() if name.startswith(prefixes)}
+
+
+def init_layers(sizes: Mapping[str, tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
+    """Weights and biases of linear layers, uniform within ±1/√inputs as torch's own: name -> (inputs, outputs)."""
+    params: dict[str, Tensor] = {}
+    for name, (inputs, outputs) in sizes.items():
+        bound = 1.0 / math.sqrt(inputs)
+        params[f"{name}.weight"] = (2 * torch.rand(outputs, inputs, generator=generator) - 1) * bound
+        params[f"{name}.bias"] = (2 * torch.rand(outputs, generator=generator) - 1) * bound
+    return params
+
+
+def mean_of(uploads: Mapping[int, Tensors]) -> dict[str, Tensor]:
+    """The plain average of the sites' tensors: no site tells how many records it has."""
+    sites = sorted(uploads)
+    return {name: torch.stack([uploads[site][name] for site in sites]).mean(0) for name in uploads[sites[0]]}
+
+
+def normals(shape: tuple[int, ...], source: NoiseSource) -> Tensor:
+    """Standard normal float32 values that meet records: from the secret source, so that no record's draw is known."""
+    return torch.from_numpy(source.gaussian(shape, 1.0)).float()

@@ -100,6 +100,7 @@ def extract(
     start = time.monotonic()
     with _alone(out):
         identity = identity_of(encoder, listing.class_names)
+        identity = dataclasses.replace(identity, preprocessing=listing.rendering + identity.preprocessing)
         keys = {image_key(salt, *item.stamp): item for item in listing.items}
         have = _existing_keys(out, identity, precision)
         reused = {key for key in have if key in keys}

@@ -27,7 +27,8 @@ _NAMELESS = "the patient is not known, as those of most others are; give a patie
 class Listing:
     """What a site has to embed: `items` in a fixed order, `rejected` (source, reason) pairs, and remarks.
 
-    `column_names` name each item's `columns`.
+    `column_names` name each item's `columns`. `rendering` is what the reader was told of showing the files (a
+    DICOM window): a part of the preprocessing that sites compare.
     """
 
     items: tuple[Item, ...]
@@ -35,6 +36,7 @@ class Listing:
     class_names: tuple[str, ...]
     column_names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    rendering: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,7 @@ def list_folder(
     base = root.resolve()
     rejected: dict[str, str] = {}
     remarks: list[str] = []
+    window = options.window
     if labels is None:
         wanted = _by_folder(base, rejected)
     else:
@@ -118,13 +121,14 @@ def list_folder(
         if one.row.label not in index:
             rejected[_source(one)] = f"unknown label {one.row.label!r}; expected {_short(class_names)}"
         else:
-            items.append(_item(one, index[one.row.label], patients, options.window))
+            items.append(_item(one, index[one.row.label], patients, window))
     return Listing(
         items=tuple(items),
         rejected=tuple(sorted(rejected.items())),
         class_names=class_names,
         column_names=options.columns.extra if labels is not None else (),
         remarks=tuple(remarks),
+        rendering="" if window is None else f"dicom window {window.center:g},{window.width:g}; ",
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from common.errors import DataError
 from embeddings import extract as extract_module
+from embeddings.dicom import Window
 from embeddings.encoders import EncoderOptions, load_encoder
 from embeddings.extract import Outcome, extract, reject_file, work_folder
 from embeddings.labels import LabelColumns
@@ -134,6 +135,23 @@ def test_extract_refuses_another_encoder_or_precision(
     assert (tmp_path / "out.parquet").read_bytes() == before
 
 
+def test_extract_window_is_part_of_what_sites_compare(tmp_path: Path, tiny_dinov2: Path) -> None:
+    pydicom_data = pytest.importorskip("pydicom.data")
+    (tmp_path / "a").mkdir()
+    scan = Path(str(pydicom_data.get_testdata_file("CT_small.dcm")))
+    (tmp_path / "a" / "x.dcm").write_bytes(scan.read_bytes())
+    encoder = load_encoder(str(tiny_dinov2))
+    stores = []
+    for number, window in enumerate((Window(40, 400), Window(40, 80), Window(40, 400))):
+        listing = list_folder(tmp_path, None, FolderOptions(window=window, patients=False))
+        extract(listing, encoder, tmp_path.parent / f"{tmp_path.name}-{number}.parquet", SALT)
+        stores.append(read_store(tmp_path.parent / f"{tmp_path.name}-{number}.parquet"))
+    prints = [store.metadata.identity.fingerprint() for store in stores]
+    assert prints[0] == prints[2] != prints[1]
+    assert stores[0].metadata.identity.preprocessing.startswith("dicom window 40,400; pil ")
+    assert np.abs(stores[0].embeddings - stores[1].embeddings).max() > 1e-3
+
+
 def test_extract_takes_parts_of_the_same_encoder_only(
     tmp_path: Path, tiny_dinov2: Path, tiny_dinov2_registers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +197,7 @@ _SCRIPT = """
 import os, sys
 from pathlib import Path
 from embeddings import extract as module
+from embeddings.dicom import Window
 from embeddings.encoders import EncoderOptions, load_encoder
 from embeddings.labels import LabelColumns
 from embeddings.readers import FolderOptions, list_folder

@@ -153,6 +153,7 @@ def test_list_folder_multi_frame_file_gives_all_or_the_middle(tmp_path: Path) ->
     middle = list_folder(tmp_path, None, FolderOptions(slices="middle", window=Window(1e6, 5e5)))
     assert [item.source for item in middle.items] == ["a/dose.dcm#7"]
     assert middle.items[0].load().shape == (10, 10)
+    assert middle.rendering == "dicom window 1e+06,500000; "
 
 
 def test_list_folder_without_images_or_folder(tmp_path: Path) -> None:

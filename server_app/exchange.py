@@ -5,6 +5,7 @@ A reply is checked against the allow-list before anything of it is used, and non
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _KINDS: dict[Kind, str] = {
     "baseline": "query.baseline",
     "evaluate": "evaluate",
 }
+_APP_REFUSED = "AppRefused"  # the error that a site's launcher reports before any of the app's code runs
 _ERROR_CODES = {2: "its app failed", 3: "answered too late", 5: "unreachable", 8: "its app was killed"}
 
 
@@ -88,6 +90,7 @@ def exchange(
     messages: list[Message],
     timeout: float,
     shapes: Callable[[int], Mapping[str, tuple[int, ...]]],
+    largest_norm: float = math.inf,
 ) -> Outcome:
     """Send messages and collect the replies that pass the allow-list.
 
@@ -97,6 +100,7 @@ def exchange(
         messages: one a node.
         timeout: seconds to wait.
         shapes: allowed tensors of a node's reply.
+        largest_norm: L2 norm that no honest reply's tensors, taken together, exceed.
 
     Returns:
         Answers and absences. Replies are matched by the message they answer: an error's own source is not to be
@@ -110,7 +114,9 @@ def exchange(
         if node is None or node in replies:
             continue
         try:
-            replies[node] = _read(kind, message, shapes(node))
+            reply = _read(kind, message, shapes(node))
+            _check_norm(reply.tensors, largest_norm)
+            replies[node] = reply
             missing.pop(node, None)
         except WireError as error:
             missing[node] = str(error)
@@ -128,17 +134,26 @@ def _push(grid: Grid, messages: list[Message]) -> dict[str, int]:
 
 def _pull(grid: Grid, identities: list[str], timeout: float) -> Iterable[Message]:
     """Yield replies as they come, until all are there or the time is up."""
-    open_ids, end = set(identities), time.monotonic() + timeout
+    open_ids, end, pause = set(identities), time.monotonic() + timeout, _FIRST_POLL_S
     while open_ids:
         for message in grid.pull_messages(sorted(open_ids)):
             open_ids.discard(message.metadata.reply_to_message_id)
             yield message
         if not open_ids or time.monotonic() >= end:
             return
-        time.sleep(_POLL_S)
+        time.sleep(pause)
+        pause = min(pause * 1.2, _LAST_POLL_S)  # each question costs the SuperLink an HTTP request and a query
 
 
-_POLL_S = 0.2
+_FIRST_POLL_S = 0.2
+_LAST_POLL_S = 2.0
+
+
+def _check_norm(tensors: Mapping[str, Tensor], largest: float) -> None:
+    """Refuse a reply that is larger than any honest one (WireError)."""
+    norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+    if not norm <= largest:
+        raise WireError(f"sent tensors of norm {norm:.3g}, more than the {largest:.3g} that clipping and noise allow")
 
 
 def _read(kind: Kind, message: Message, shapes: Mapping[str, tuple[int, ...]]) -> Reply:
@@ -148,6 +163,8 @@ def _read(kind: Kind, message: Message, shapes: Mapping[str, tuple[int, ...]]) -
         WireError: it is an error, a refusal, or not what is allowed; the text says which.
     """
     if message.has_error():
+        if _APP_REFUSED in (message.error.reason or ""):
+            raise WireError("refused the app: its digest is not one that the site approved, so none of it was run")
         raise WireError(_ERROR_CODES.get(message.error.code, f"failed (code {message.error.code})"))
     try:
         words = dict(message.content.config_records.get("words", ConfigRecord()))

@@ -6,6 +6,7 @@ checkpoint after each; then the artifact, and, where all data is public, scores.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -115,7 +116,7 @@ class FederatedStrategy(Strategy):
         while self.state.round < self.context.plan.num_rounds:
             number = self.state.round + 1
             messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
-            self._exchange(grid, "train", messages, self._shapes_from, f"round {number}")
+            self._exchange(grid, "train", messages, self._shapes_from, f"round {number}", self._largest_norm())
             self.aggregate_train(number, [])
             check_tensors("train", self.state.params, {n: tuple(v.shape) for n, v in self.state.params.items()})
             taken = tuple(sorted(self.members[node].name for node in self._outcome.replies))
@@ -172,10 +173,16 @@ class FederatedStrategy(Strategy):
         return build_messages(kind, self.members, words, tensors, group, timeout)
 
     def _exchange(
-        self, grid: Grid, kind: Kind, messages: list[Message], shapes: Callable[[int], Shapes], what: str
+        self,
+        grid: Grid,
+        kind: Kind,
+        messages: list[Message],
+        shapes: Callable[[int], Shapes],
+        what: str,
+        largest_norm: float = math.inf,
     ) -> Outcome:
         federation = self.context.config.federation
-        outcome = exchange(grid, kind, messages, federation.round_timeout, shapes)
+        outcome = exchange(grid, kind, messages, federation.round_timeout, shapes, largest_norm)
         self._outcome = outcome
         self._count(outcome)
         for node, why in outcome.missing.items():
@@ -188,6 +195,23 @@ class FederatedStrategy(Strategy):
                 "mend the sites, then resume the run"
             )
         return outcome
+
+    def _largest_norm(self) -> float:
+        """A norm that no honest site's sum of one round exceeds, with ten-fold room; infinite where nothing is clipped.
+
+        Each step's sum is at most C times the units of one site, which are fewer than all sites' together; the noise
+        has standard deviation sigma C in every coordinate.
+        """
+        plan, privacy = self.context.plan, self.context.config.privacy
+        if not self.method.private or plan.training_noise is None:
+            return math.inf
+        statistics = self.state.statistics
+        units = self.context.config.federation.public_total if statistics is None else statistics.total
+        if not units > 0:
+            return math.inf
+        size = sum(math.prod(shape) for node in self.members for shape in self._shapes_from(node).values())
+        noise = plan.training_noise * math.sqrt(size)
+        return 10.0 * plan.steps_per_round * privacy.clip_norm * (units + noise)
 
     def _count(self, outcome: Outcome) -> None:
         """Add an exchange's bytes and the sites' charges to the progress."""

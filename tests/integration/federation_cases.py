@@ -116,7 +116,7 @@ class Federation:
     def start_server(self) -> None:
         self.running["server"] = Process(["server"], self.server.path, self.root / "server.out")
         port = self.server.settings.fleet_port
-        wait_for("the server listens", lambda: listens(port), 90)
+        wait_for("the server listens", lambda: listens(port), 300)
         wait_for("the control port listens", lambda: listens(self.server.settings.control_port), 30)
 
     def register_all(self) -> None:
@@ -126,7 +126,7 @@ class Federation:
     def start_site(self, name: str) -> None:
         self.running[name] = Process(["site", "start", "--no-check"], self.sites[name].path, self.root / f"{name}.out")
 
-    def wait_online(self, *names: str, seconds: float = 150) -> None:
+    def wait_online(self, *names: str, seconds: float = 400) -> None:
         wait_for(
             f"{names} online",
             lambda: {one.name for one in list_sites(self.server) if one.status == "online"} >= set(names),
@@ -150,7 +150,15 @@ def children_of(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
             found += [int(word) for word in (task / "children").read_text().split()]
-    return found
+    return [child for child in found if _lives(child)]
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is there and no mere entry that nobody has asked about."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def listens(port: int) -> bool:

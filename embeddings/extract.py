@@ -38,7 +38,7 @@ from embeddings.store import (
     write_chunks,
 )
 
-PART_ROWS = 512
+PART_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)

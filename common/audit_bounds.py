@@ -87,16 +87,23 @@ def two_world_power(noise_multiplier: float, sampling_rate: float, draws: int, c
     """
     judged = draws - draws // 5
     share = 1.0 - (1.0 - confidence) / 2.0
-    for factor in np.arange(0.99, 0.005, -0.01):
+
+    def caught(factor: float) -> bool:
         mu = 1.0 / (factor * noise_multiplier)
-        for threshold in np.linspace(-1.0, mu + 3.0, 60):
+        for threshold in np.linspace(-0.5, mu + 2.5, 25):
             level = stats.norm.sf(threshold)
             power = (1.0 - sampling_rate) * level + sampling_rate * stats.norm.sf(threshold - mu)
             _, false_rate = proportion_bounds(round(judged * level), judged, share)
             true_rate, _ = proportion_bounds(round(judged * power), judged, share)
             if _mu_of_rates(true_rate, false_rate, sampling_rate) * noise_multiplier > 1.0:
-                return float(factor)
-    return 0.0
+                return True
+        return False
+
+    low, high = 0.0, 1.0
+    while high - low > 0.01:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if caught(middle) else (low, middle)
+    return low
 
 
 def one_run_pvalue(correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:

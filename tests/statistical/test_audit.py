@@ -48,7 +48,6 @@ def test_two_worlds_leave_the_claim_standing() -> None:
     result = two_world_audit(STEP, dim=8, num_classes=2, background=0, draws=10_000)
     assert result.passed, result
     assert result.epsilon_bound > 0.8 * result.epsilon_claimed  # and it is not powerless
-    assert "noise below about 0.9" in result.power
 
 
 @pytest.mark.parametrize("fault", ["noise x 0.5", "no clipping"])
@@ -61,6 +60,7 @@ def test_two_worlds_catch(fault: str, monkeypatch) -> None:
     assert not result.passed, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["", "no clipping", "noise x 0.25"])
 def test_two_worlds_with_the_default_model(fault: str, monkeypatch) -> None:
     if fault == "no clipping":

@@ -1,0 +1,168 @@
+"""One round by hand, the limits, and what a round may and may not depend on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.config import RunConfig
+from common.errors import DataError
+from common.methods.base import PrivacyPlan, Problem, RunContext, StepInput
+from common.methods.fedhypevae import METHOD
+from common.noise import TestNoise
+from common.sampling import SiteData
+
+FREE = {
+    "epsilon": math.inf,
+    "clip-norm": math.inf,
+    "sleep-steps": 0,
+    "momentum": 0.0,
+    "averaging-fraction": 0.0,
+}
+
+
+def _context(
+    sites: int = 1, dim: int = 4, classes: int = 2, total: int = 4, noise: float = 0.0, **flat
+) -> RunContext:
+    keys = {
+        "num-sites": sites,
+        "min-sites": 1,
+        "public-total": total,
+        "statistics-share": 0.0,
+        "num-rounds": 2,
+    }
+    config = RunConfig.from_flat({**keys, **{k.replace("_", "-"): v for k, v in flat.items()}})
+    plan = PrivacyPlan(None, noise, config.privacy.sampling_rate, config.training.local_steps, 2, 1e-5)
+    return RunContext(config, Problem(dim, tuple(str(k) for k in range(classes)), sites), plan)
+
+
+def _data(count: int, dim: int = 4, seed: int = 0) -> SiteData:
+    generator = torch.Generator().manual_seed(seed)
+    return SiteData(torch.randn(count, dim, generator=generator), torch.arange(count) % 2)
+
+
+def _step(context: RunContext, data: SiteData, source_seed: int = 0, site_index: int = 0, state=None):
+    state = METHOD.init(context) if state is None else state
+    work = StepInput(
+        state.params, METHOD.init_site(context, site_index), data, 0, site_index, TestNoise(source_seed)
+    )
+    return METHOD.client_step(context, work)
+
+
+def test_one_round_by_hand() -> None:
+    # class scores alone, d = 1: all scores 0, so p = (1/2, 1/2); records +-1 on the sphere, clipped to 0.7
+    context = _context(
+        dim=1, total=2, **{"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0, "clip-norm": 0.1}
+    )
+    data = SiteData(torch.tensor([[2.0], [-3.0]]), torch.tensor([0, 1]))
+    _, upload = _step(context, data)
+    # g(record) = x ⊗ (p - y) and 0.117 (p - y), norm sqrt(1/2) sqrt(0.49 + 0.117^2), clipped to 0.1
+    norm = math.sqrt(0.5 * (0.49 + 0.117**2))
+    column = 0.1 / norm * (0.7 * -0.5 + -0.7 * 0.5)
+    assert torch.allclose(upload["decoder.0.class_weight"], torch.tensor([[column, -column]]), rtol=2e-4)
+    assert torch.allclose(upload["class_bias.weight"], torch.zeros(2), atol=1e-7)
+    state = METHOD.server_step(context, METHOD.init(context), {0: upload})
+    # divided by C q N = 0.1 * 1 * 2, times the rate 8
+    expected = torch.tensor([[-8 * column / 0.2, 8 * column / 0.2]])
+    assert torch.allclose(state.params["decoder.0.class_weight"], expected, rtol=2e-4)
+
+
+def test_sites_sums_make_the_weighted_average_of_eq_10() -> None:
+    """Without noise and clipping, sites of 1 and 3 records move Φ as the four records together do."""
+    settings = {**FREE, "latent-dim": 0, "code-dim": 0}
+    two, one = _context(sites=2, **settings), _context(sites=1, **settings)
+    data = _data(4)
+    parts = [SiteData(data.embeddings[rows], data.labels[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    start = METHOD.init(two)
+    uploads = {i: _step(two, part, site_index=i, state=start)[1] for i, part in enumerate(parts)}
+    split = METHOD.server_step(two, start, uploads).params
+    whole = METHOD.server_step(one, start, {0: _step(one, data, state=start)[1]}).params
+    for name in whole:
+        assert torch.allclose(split[name], whole[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_one_site_is_local_training(steps: int) -> None:
+    """σ = 0, C = inf, one site: the server lands where plain gradient descent on the records lands."""
+    settings = {
+        **FREE,
+        "latent-dim": 0,
+        "code-dim": 0,
+        "elbo-weight": 0.0,
+        "learning-rate": 0.5,
+        "local-steps": steps,
+    }
+    context, data = _context(**settings), _data(4)
+    state = METHOD.init(context)
+    moved = METHOD.server_step(context, state, {0: _step(context, data, state=state)[1]})
+    weight = torch.zeros(4, 2, requires_grad=True)
+    bias = torch.zeros(2, requires_grad=True)
+    x = 0.7 * torch.nn.functional.normalize(data.embeddings, dim=1)
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(x @ weight + 0.117 * bias, data.labels)
+        grads = torch.autograd.grad(loss, [weight, bias])
+        with torch.no_grad():
+            weight -= 0.5 * grads[0]
+            bias -= 0.5 * grads[1]
+    assert torch.allclose(moved.params["decoder.0.class_weight"], weight, atol=1e-6)
+    assert torch.allclose(moved.params["class_bias.weight"], bias, atol=1e-6)
+
+
+def test_empty_sites_and_batches_are_noised_like_any_other() -> None:
+    context = _context(noise=2.0)
+    _, upload = _step(context, _data(0))
+    assert {name: tuple(value.shape) for name, value in upload.items()} == METHOD.upload_shapes(context)
+    assert all(float(value.abs().min()) > 0 for value in upload.values() if value.numel())
+
+
+def test_latent_numbers_come_from_the_secret_source() -> None:
+    context, data = _context(**{"sleep-steps": 0}), _data(4)
+    uploads = [_step(context, data, source_seed=seed)[1]["decoder.0.base_weight"] for seed in (0, 0, 1)]
+    assert torch.equal(uploads[0], uploads[1])
+    assert not torch.allclose(uploads[0], uploads[2])
+
+
+def test_data_free_gradients_do_not_tell_the_batch_size() -> None:
+    context = _context(mmd="per-example", mmd_weight=1.0, code_penalty=0.0, **{"clip-norm": 1e-12})
+    uploads = [_step(context, _data(count))[1]["decoder.0.class_weight"] for count in (0, 1, 4)]
+    assert float(uploads[0].abs().sum()) > 1e-6
+    for upload in uploads[1:]:
+        assert torch.allclose(upload, uploads[0], atol=1e-9)
+
+
+def test_encoder_and_uploads_names_hold_nothing_of_the_records_under_sleep() -> None:
+    context = _context(**{"sleep-steps": 3})
+    one, upload = _step(context, _data(4, seed=0))
+    other, _ = _step(context, _data(7, seed=5))
+    names = [name for name in one.tensors if name.startswith("encoder.")]
+    assert names
+    for name in names:
+        assert torch.equal(one.tensors[name], other.tensors[name]), name
+    assert not any(name.startswith(("encoder.", "code")) for name in upload)
+
+
+def test_unprotected_encoder_follows_the_records_and_is_never_certified() -> None:
+    context = _context(**{"encoder-training": "unprotected"})
+    one, _ = _step(context, _data(4, seed=0))
+    other, _ = _step(context, _data(4, seed=5))
+    assert not torch.allclose(one.tensors["encoder.0.weight"], other.tensors["encoder.0.weight"], atol=1e-9)
+    assert not context.config.privacy.certified
+    assert RunConfig().privacy.certified
+    assert RunConfig().replace(encoder_training="joint").privacy.certified
+    assert not RunConfig().replace(noise="test").privacy.certified
+    assert not RunConfig().replace(epsilon=math.inf).privacy.certified
+
+
+def test_patients_are_promised_only_where_records_name_them() -> None:
+    context, data = _context(unit="patient"), _data(4)
+    with pytest.raises(DataError, match="add a group column"):
+        _step(context, data)
+    grouped = replace(data, groups=torch.tensor([0, 0, 1, 1]))
+    _step(context, grouped)
+    # where a record is the unit, groups change nothing
+    plain = _context()
+    first, second = _step(plain, grouped)[1], _step(plain, data)[1]
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,56 @@
+"""Eqs. 11-13 against explicit matrices and against samples."""
+
+from __future__ import annotations
+
+import torch
+
+from common.hypernetwork import generate
+from common.synthesis import MetaCodes, generated_moments, moment_loss, sample_embeddings
+from tests.common.clipping_cases import make_case
+
+
+def test_moment_loss_is_eq_11_with_explicit_matrices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means, targets = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    factors = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64)
+    root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    target_covariance, variance, beta = root @ root.T, 0.3, 0.7
+    expected = 0.0
+    for k in range(3):
+        covariance = factors[k] @ factors[k].T + variance * torch.eye(5)
+        gap = torch.linalg.matrix_norm(covariance - target_covariance)
+        expected += float((means[k] - targets[k]).square().sum() + beta * gap**2)
+    found = moment_loss(means, factors, variance, targets, target_covariance, beta)
+    assert abs(float(found) - expected) < 1e-6 * expected
+
+
+def test_generated_moments_are_the_samples_moments() -> None:
+    for settings in ({}, {"hidden_widths": "4"}):
+        case = make_case(dim=4, **settings)
+        generated = generate(case.shape, case.params, case.code)
+        normals = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+        means, factors = generated_moments(case.shape, case.params, generated, normals)
+        meta = MetaCodes(case.code[None], torch.ones(1))
+        labels = torch.ones(40_000, dtype=torch.long)
+        draws, _ = sample_embeddings(case.shape, case.params, meta, labels, torch.Generator().manual_seed(1))
+        covariance = factors[1] @ factors[1].T + case.shape.observation_variance * torch.eye(4)
+        size = float(covariance.diagonal().max())
+        assert torch.allclose(draws.mean(0), means[1], atol=0.05 * size**0.5)
+        assert torch.allclose(draws.T.cov(), covariance, atol=0.06 * size)
+
+
+def test_samples_mixture_is_a_mixture_and_parameters_mixture_is_not() -> None:
+    case = make_case(latent_dim=0, code_dim=1, dim=2, residual_energy=1e-4)
+    params = {**case.params, "decoder.0.bias_shift": torch.tensor([[5.0], [0.0]])}
+    meta = MetaCodes(torch.tensor([[1.0], [-1.0]]), torch.tensor([0.25, 0.75]))
+    labels = torch.zeros(4000, dtype=torch.long)
+
+    def first(mixture: str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return sample_embeddings(case.shape, params, meta, labels, generator, mixture=mixture)[0][:, 0]
+
+    samples, parameters = first("samples"), first("parameters")
+    assert abs(float((samples > samples.mean()).float().mean()) - 0.25) < 0.03
+    assert float(samples.std()) > 4.0  # two modes ten apart
+    assert float(parameters.std()) < 0.1  # one mode between them
+    assert abs(float(parameters.mean() - samples.mean())) < 0.4

@@ -21,7 +21,14 @@ from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import meet
 from server_app.progress import RoundPrinter
-from server_app.results import build_summary, wanted_labels, write_generator, write_json, write_synthetic
+from server_app.results import (
+    build_privacy_statement,
+    build_summary,
+    wanted_labels,
+    write_generator,
+    write_json,
+    write_synthetic,
+)
 from server_app.strategy import FederatedStrategy
 
 app = ServerApp()
@@ -31,8 +38,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the run's configuration.
 
-    Writes to `output-dir`: checkpoint.safetensors after every round, then synthetic.parquet, generator.safetensors and
-    summary.json. A failure leaves status.json with one line for a person, and ends the run as failed.
+    Writes to `output-dir`: checkpoint.safetensors after every round, then synthetic.parquet, generator.safetensors,
+    privacy_statement.json and summary.json. A failure leaves status.json with one line for a person, and ends the
+    run as failed.
     """
     folder = work_folder() / "outputs" / "run"
     try:
@@ -69,6 +77,8 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     strategy = FederatedStrategy(method, run_context, meeting.members, state, progress, folder, printer)
     state = strategy.run(grid)
     summary = _publish(grid, strategy, method, run_context, folder, meeting.data_is_public)
+    statement = build_privacy_statement(run_context, strategy.progress, data_is_public=meeting.data_is_public)
+    write_json(folder / "privacy_statement.json", statement)
     write_json(folder / "summary.json", summary)
     write_json(folder / "status.json", {"status": "completed"})
 

@@ -33,6 +33,7 @@ class Progress:
         taken_part: for each round, the sites whose sums were used.
         missing: for each round, site -> why it was not.
         charged: site -> JSON of the events in its own ledger, as it last said.
+        receipts: site -> head of its ledger after its last release: shows, later, whether an old ledger was put back.
         bytes_up: site -> bytes received. bytes_down: site -> bytes sent.
         seconds: time spent so far.
     """
@@ -42,6 +43,7 @@ class Progress:
     taken_part: tuple[tuple[str, ...], ...] = ()
     missing: tuple[Mapping[str, str], ...] = ()
     charged: Mapping[str, str] = field(default_factory=dict)
+    receipts: Mapping[str, str] = field(default_factory=dict)
     bytes_up: Mapping[str, int] = field(default_factory=dict)
     bytes_down: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0

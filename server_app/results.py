@@ -18,9 +18,10 @@ from torch import Tensor
 from common.clipping import NEIGHBOURING
 from common.composition import epsilon_pld
 from common.methods.base import Artifact, Method, RunContext
+from common.privacy_statement import SiteCharge, StatementFacts, build_statement, why_not_private
 from common.wire import dump_context
 from server_app.checkpoint import Progress, write_atomically
-from server_app.progress import epsilon_per_site
+from server_app.progress import epsilon_per_site, read_events
 
 ACCOUNTANT = "privacy loss distributions (dp-accounting), within the run"
 
@@ -87,7 +88,7 @@ def build_summary(
     """The summary of a completed run, JSON-ready. ε comes from the events in the sites' own ledgers."""
     privacy = context.config.privacy
     spent = epsilon_per_site(progress.charged, privacy.delta)
-    reasons = _why_not_private(context, method)
+    reasons = why_not_private(context)
     return {
         "status": "completed",
         "method": method.name,
@@ -124,17 +125,16 @@ def build_summary(
     }
 
 
+def build_privacy_statement(context: RunContext, progress: Progress, *, data_is_public: bool) -> dict[str, Any]:
+    """The run's privacy statement, from what the sites' own ledgers said; valid by its schema."""
+    rounds = [site for sites in progress.taken_part for site in sites]
+    charges = {
+        site: SiteCharge(read_events(text), rounds.count(site), progress.receipts.get(site, ""))
+        for site, text in progress.charged.items()
+    }
+    return build_statement(context, StatementFacts(progress.run_name, charges, data_is_public))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Save JSON, readable, whole or not at all."""
     write_atomically(path, (json.dumps(content, indent=2, sort_keys=False) + "\n").encode())
-
-
-def _why_not_private(context: RunContext, method: Method) -> list[str]:
-    privacy = context.config.privacy
-    found = {
-        "the method has no differential privacy": not method.private,
-        "epsilon is infinite: no noise was drawn": privacy.epsilon == float("inf"),
-        "noise came from a test source with a known seed": privacy.noise == "test",
-        "encoder and code were trained on records without clipping or noise": privacy.encoder_training == "unprotected",
-    }
-    return [reason for reason, applies in found.items() if applies]

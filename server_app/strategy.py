@@ -216,7 +216,7 @@ class FederatedStrategy(Strategy):
     def _count(self, outcome: Outcome) -> None:
         """Add an exchange's bytes and the sites' charges to the progress."""
         up, down = dict(self.progress.bytes_up), dict(self.progress.bytes_down)
-        charged = dict(self.progress.charged)
+        charged, receipts = dict(self.progress.charged), dict(self.progress.receipts)
         for node, member in self.members.items():
             down[member.name] = down.get(member.name, 0) + outcome.bytes_down.get(node, 0)
             reply = outcome.replies.get(node)
@@ -224,7 +224,8 @@ class FederatedStrategy(Strategy):
                 up[member.name] = up.get(member.name, 0) + reply.num_bytes
                 if "charged" in reply.words:
                     charged[member.name] = str(reply.words["charged"])
-        self.progress = replace(self.progress, bytes_up=up, bytes_down=down, charged=charged)
+                    receipts[member.name] = str(reply.words.get("receipt", ""))
+        self.progress = replace(self.progress, bytes_up=up, bytes_down=down, charged=charged, receipts=receipts)
 
     def _save(self) -> None:
         self.progress = replace(self.progress, seconds=self.seconds())

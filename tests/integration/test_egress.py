@@ -195,3 +195,20 @@ def test_site_sends_nothing_of_a_method_that_leaks(leaking: None, tmp_path: Path
     assert set(words_of(sent.message)) == {"error", "reference"}
     assert not sent.message.content.array_records
     assert [release.round_key for release in federation.sites[0].releases()] == ["statistics"]
+
+
+def test_run_writes_a_valid_privacy_statement(recorded: Recorded) -> None:
+    from common.privacy_statement import check_statement
+
+    statement = recorded.federation.read("privacy_statement.json")
+    check_statement(statement)
+    assert {site: found["epsilon"] for site, found in statement["sites"].items()} == recorded.summary["privacy"][
+        "epsilon_spent_per_site"
+    ]
+    for site in recorded.federation.sites:
+        with site.ledger() as ledger:
+            assert statement["sites"][site.name]["ledger_receipt"] == str(ledger.head)
+            (run,) = ledger.runs.values()
+        events = [(event.label, event.noise_multiplier, event.count) for event in run.charged]
+        told = statement["sites"][site.name]["events"]
+        assert [(event["label"], event["noise_multiplier"], event["count"]) for event in told] == events

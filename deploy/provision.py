@@ -39,7 +39,7 @@ class FederationPlan(_Settings):
     health_port: Port = 8001
     server_folder: str = "/srv/fedhypevae-server"
     site_folder: str = "/srv/fedhypevae-site"
-    classes: Annotated[list[str], Field(default_factory=list)]
+    classes: list[str] = Field(default_factory=list)
     user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "fedhypevae"
 
     @model_validator(mode="after")

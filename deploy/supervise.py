@@ -24,6 +24,7 @@ LONGEST_WAIT_S = 15.0
 STEADY_S = 60.0
 _GRACE_S = 10.0
 _POLL_S = 0.2
+_TOUCH_S = 5.0
 _LOG_BYTES = 20_000_000
 _PR_SET_PDEATHSIG = 1
 
@@ -54,6 +55,7 @@ def supervise(
     folder: Path,
     stop: threading.Event,
     tell: Callable[[str], None],
+    alive: Path | None = None,
 ) -> None:
     """Run programs until told to stop; then end them, by their process ids.
 
@@ -63,12 +65,16 @@ def supervise(
         folder: where they run.
         stop: set it (from a signal handler) to end.
         tell: gets one line for each start and end.
+        alive: a file that is touched every few seconds, for health checks.
     """
-    children = [_Child(program) for program in programs]
+    children, touched = [_Child(program) for program in programs], -_TOUCH_S
     try:
         while not stop.is_set():
             for child in children:
                 _look_after(child, environment, folder, tell)
+            if alive is not None and time.monotonic() - touched >= _TOUCH_S:
+                alive.touch()
+                touched = time.monotonic()
             stop.wait(_POLL_S)
     finally:
         end_processes([child.process for child in children if child.process is not None])

@@ -10,6 +10,7 @@ import typer
 
 def server(
     folder: Annotated[Path, typer.Argument(help="The server's folder, as `fedhypevae provision` made it.")],
+    only: Annotated[str, typer.Option(help="One of its programs alone: superlink or server-app.")] = "",
 ) -> None:
     """Run the server until told to stop: the link to the sites, and the process that runs the app.
 
@@ -17,6 +18,7 @@ def server(
     """
     import threading
 
+    from common.errors import ConfigError
     from deploy.provision import server_folder
     from deploy.supervise import stop_on_signals, supervise
 
@@ -24,4 +26,7 @@ def server(
     place.work.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
     stop_on_signals(stop)
-    supervise(place.programs(), place.environment(), place.work, stop, lambda line: typer.echo(line))
+    programs = tuple(program for program in place.programs() if only in {"", program.name})
+    if not programs:
+        raise ConfigError(f"--only must be superlink or server-app, found {only!r}")
+    supervise(programs, place.environment(), place.work, stop, lambda line: typer.echo(line))

@@ -71,7 +71,7 @@ def start(
         _refuse_faults(examine_site(site, online=False))
     stop = threading.Event()
     stop_on_signals(stop)
-    supervise(site.programs(), site.environment(), site.path, stop, lambda line: typer.echo(line))
+    supervise(site.programs(), site.environment(), site.path, stop, lambda line: typer.echo(line), site.path / "alive")
 
 
 @app.command("renew-key")

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import RunConfig, Scalar
+from common.errors import ConfigError
 from deploy.simulate import app_settings
 
 _ROWS = {
-    "local_only": "local only",
-    "statistics_only": "noised statistics only",
-    "synthetic_only": "synthetic only",
-    "mixed": "mixed, half and half",
-    "own_lambda": "mixed as the site likes",
+    "local_only": "own data",
+    "statistics_only": "noised means",
+    "synthetic_only": "synthetic",
+    "mixed": "mixed 1:1",
+    "own_lambda": "mixed, tuned",
 }
 _SHOWN = 1500
 
@@ -32,11 +33,15 @@ def prepare(work_folder: Path, settings: Mapping[str, Scalar], app_folder: Path)
     from embeddings.simulated import load_pool
 
     config = RunConfig.from_flat({**app_settings(app_folder), **settings})
+    checkpoint = work_folder / config.federation.output_dir / "checkpoint.safetensors"
+    if config.federation.resume and not checkpoint.is_file():
+        raise ConfigError(f"no checkpoint at {checkpoint}: leave --resume out to start anew")
     load_pool(work_folder / config.federation.cache_dir)
 
 
 def present(output: Path, work_folder: Path) -> None:
     """Draw the picture and print the table of a completed run."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -44,10 +49,10 @@ def present(output: Path, work_folder: Path) -> None:
     config = RunConfig.from_flat(summary["config"])
     picture = _picture(output, work_folder, config)
     sites = sorted(next(iter(summary["scores"].values()))["per_site"], key=lambda name: int(name.split("-")[-1]))
-    table = Table(title="Accuracy / balanced accuracy in %, on each site's own test images")
-    table.add_column("trained on")
+    table = Table(title="accuracy/balanced accuracy in %, on each site's own test images", box=SIMPLE_HEAD)
+    table.add_column("trained on", no_wrap=True)
     for name in [*sites, "mean"]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for key, label in _ROWS.items():
         scores = summary["scores"].get(key)
         if scores is not None:
@@ -65,7 +70,7 @@ def present(output: Path, work_folder: Path) -> None:
 
 
 def _cell(scores: Mapping[str, Any]) -> str:
-    return f"{100 * scores['accuracy']:.1f} / {100 * scores['balanced_accuracy']:.1f}"
+    return f"{100 * scores['accuracy']:.1f}/{100 * scores['balanced_accuracy']:.1f}"
 
 
 def _picture(output: Path, work_folder: Path, config: RunConfig) -> Path:

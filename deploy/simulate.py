@@ -66,7 +66,7 @@ def simulate(
         process = subprocess.Popen(
             command, env=environment, cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        tail = _show(process.stdout or (), verbose)
+        tail = show_lines(process.stdout or (), verbose)
         code = process.wait()
         return _outcome(output, code, tail, environment, work_folder)
     finally:
@@ -86,7 +86,7 @@ def end_daemons(pids: Iterable[int]) -> None:
             time.sleep(0.1)
 
 
-def _show(lines: Iterable[str], verbose: bool) -> list[str]:
+def show_lines(lines: Iterable[str], verbose: bool) -> list[str]:
     """Print the run's own lines as they come; keep the last of all for the case of a failure."""
     tail: list[str] = []
     for line in lines:

@@ -1,0 +1,62 @@
+"""`fedhypevae demo`: wrong input ends with one line and code 2, before anything is started or written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from deploy.commands.demo import parse_setting
+from deploy.simulate import end_daemons, show_lines
+
+TOOL = Path(sys.executable).parent / "fedhypevae"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epsilon", "0"], "epsilon"),
+        (["--rounds", "-3"], "num-rounds"),
+        (["--set", "latent-dimm=3"], "did you mean latent-dim"),
+        (["--set", "mmd-weight=1"], "mmd"),
+        (["--set", "nonsense"], "KEY=VALUE"),
+        (["--set", "min-sites=9"], "min-sites"),
+        (["--resume"], "no checkpoint"),
+    ],
+)
+def test_demo_refuses_wrong_input_with_one_line(tmp_path: Path, arguments: list[str], words: str) -> None:
+    environment = {**os.environ, "FEDHYPEVAE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [TOOL, "demo", *arguments], env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parse_setting_reads_numbers_words_and_flags() -> None:
+    assert parse_setting("a=3") == ("a", 3)
+    assert parse_setting("a=0.5") == ("a", 0.5)
+    assert parse_setting("a=True") == ("a", True)
+    assert parse_setting("a=sleep") == ("a", "sleep")
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_setting("a")
+
+
+def test_show_lines_keeps_the_runs_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["\x1b[92mINFO \x1b[0m:      Starting\n", "round 1/2   sites 4/4\n", "\n", "error: broken\n"]
+    tail = show_lines(lines, verbose=False)
+    assert capsys.readouterr().out == "round 1/2   sites 4/4\n"
+    assert len(tail) == 4
+
+
+def test_end_daemons_ends_processes_by_id() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    end_daemons([process.pid])
+    assert process.wait(timeout=5) != 0

@@ -1,0 +1,175 @@
+"""Ten faults planted in a healthy site, one at a time: the doctor names each in one line, with its cure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sqlite3
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy import doctor
+from deploy.doctor import examine_site
+from deploy.folders import SiteFolder
+from deploy.keys import make_authority
+from deploy.provision import FederationPlan, init_site, provision
+from embeddings.efficientnet import offline_identity
+from embeddings.sets import EmbeddingSet, SetMetadata
+from embeddings.store import write_store
+
+
+class Listener:
+    """A TLS server with a federation's certificate: what a site reaches before any gRPC."""
+
+    def __init__(self, server: Path) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(server / "server.pem", server / "server.key")
+        self._context.set_alpn_protocols(["h2"])
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                raw, _ = self._socket.accept()
+            except OSError:
+                return
+            try:
+                with self._context.wrap_socket(raw, server_side=True) as link:
+                    link.recv(1)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def write_data(path: Path, classes: tuple[str, ...]) -> None:
+    rows = np.random.default_rng(1).normal(size=(20, 1280)).astype(np.float32)
+    labels = np.arange(20, dtype=np.int64) % len(classes)
+    write_store(path, EmbeddingSet(rows, labels, SetMetadata(offline_identity(classes))))
+
+
+@pytest.fixture
+def healthy(tmp_path: Path) -> Iterator[SiteFolder]:
+    plan = FederationPlan(name="trial", server_names=["127.0.0.1"], sites=["st-anna"], classes=["a", "b"])
+    provision(plan, tmp_path / "out")
+    listener = Listener(tmp_path / "out" / "server")
+    folder = tmp_path / "out" / "sites" / "st-anna"
+    text = (folder / "site.toml").read_text()
+    ports = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            ports.append(one.getsockname()[1])
+    text = text.replace("127.0.0.1:9092", f"127.0.0.1:{listener.port}")
+    text = text.replace("9094", str(ports[0])).replace("9095", str(ports[1]))
+    (folder / "site.toml").write_text(text)
+    init_site(
+        folder, "trial/st-anna", lifetime_epsilon=3.0, lifetime_delta=1e-5, run_epsilon=3.0,
+        approved_app_digests=("0" * 64,),
+    )  # fmt: skip
+    write_data(folder / "site.parquet", ("a", "b"))
+    yield SiteFolder(folder)
+    listener.close()
+
+
+def other_version(site: SiteFolder) -> None:
+    path = site.path / "federation.json"
+    agreed = json.loads(path.read_text())
+    agreed["versions"]["flwr"] = "1.41.0"
+    path.write_text(json.dumps(agreed))
+
+
+def damaged_data(site: SiteFolder) -> None:
+    content = site.data.read_bytes()
+    site.data.write_bytes(content[: len(content) // 2])
+
+
+def changed_ledger(site: SiteFolder) -> None:
+    with sqlite3.connect(site.path / "ledger.db") as base:
+        (table,) = base.execute("SELECT name FROM sqlite_master WHERE type='table' LIMIT 1").fetchone()
+        base.execute(f"DROP TABLE {table}")
+
+
+def nobody_there(site: SiteFolder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    text = (site.path / "site.toml").read_text()
+    before = site.settings.server
+    (site.path / "site.toml").write_text(text.replace(before, f"127.0.0.1:{port}"))
+
+
+def strange_authority(site: SiteFolder) -> None:
+    make_authority(site.path / "strange", "strange")
+    shutil.copy(site.path / "strange" / "ca.crt", site.path / "ca.crt")
+
+
+def no_gpu(site: SiteFolder) -> None:
+    text = (site.path / "site.toml").read_text()
+    (site.path / "site.toml").write_text(text.replace('device = "auto"', 'device = "cuda"'))
+
+
+FAULTS: dict[str, tuple[Callable[[SiteFolder], object], str, str]] = {
+    "version": (other_version, "version of flwr", "install flwr 1.41.0"),
+    "no data": (lambda site: site.data.unlink(), "no embeddings", "fedhypevae embed"),
+    "damaged data": (damaged_data, "data:", "site.parquet"),
+    "class set": (lambda site: write_data(site.data, ("a", "c")), "class set", "embed again"),
+    "policy": (
+        lambda site: (site.path / "policy.toml").open("a").write("max_cilp_norm = 1.0\n"),
+        "policy",
+        "max_cilp_norm",
+    ),
+    "ledger": (changed_ledger, "ledger", "restore"),
+    "lost ledger": (lambda site: (site.path / "ledger.db").unlink(), "ledger", "restore it from a copy"),
+    "open key": (lambda site: site.node_key.chmod(0o644), "can be read by others", "chmod 600"),
+    "authority": (strange_authority, "not signed by the authority", "ask for ca.crt"),
+    "unreachable": (nobody_there, "nobody listens", "is the server started"),
+    "gpu": (no_gpu, "GPU", "driver"),
+}
+
+
+def test_doctor_finds_nothing_at_a_healthy_site(healthy: SiteFolder) -> None:
+    assert examine_site(healthy) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_doctor_names_a_planted_fault_and_its_cure(healthy: SiteFolder, fault: str) -> None:
+    plant, name, cure = FAULTS[fault]
+    if fault == "gpu":
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    plant(healthy)
+    findings = examine_site(healthy)
+    assert len(findings) == 1, findings
+    assert name in findings[0]
+    assert cure in findings[0]
+    assert "\n" not in findings[0]
+
+
+def test_doctor_finds_a_wrong_clock_and_an_ended_certificate(healthy: SiteFolder) -> None:
+    past, future = datetime.now(UTC) - timedelta(days=2), datetime.now(UTC) + timedelta(days=5000)
+    assert [line for line in examine_site(healthy, now=past) if "set it (NTP)" in line]
+    assert [line for line in examine_site(healthy, now=future) if "ended on" in line]
+
+
+def test_doctor_finds_a_full_disk(healthy: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_NEEDED_BYTES", 10**18)
+    (finding,) = examine_site(healthy)
+    assert finding.startswith("disk:")
+    assert "free some" in finding
+
+
+def test_doctor_says_that_no_app_is_approved(healthy: SiteFolder) -> None:
+    path = healthy.path / "policy.toml"
+    path.write_text(path.read_text().replace('"' + "0" * 64 + '"', ""))
+    (finding,) = examine_site(healthy)
+    assert "fedhypevae site approve" in finding

@@ -16,6 +16,10 @@ _MODULES = {
     "dp_cvae": "common.methods.dp_cvae",
     "dp_cgan": "common.methods.dp_cgan",
     "dp_gauss": "common.methods.dp_gauss",
+    "mh_pfedhn": "common.methods.mh_pfedhn",
+    "mh_pfedhn_dp": "common.methods.mh_pfedhn",
+    "mh_pfedhn_gd": "common.methods.mh_pfedhn_gd",
+    "mh_pfedhn_gd_dp": "common.methods.mh_pfedhn_gd",
 }
 
 
@@ -32,5 +36,5 @@ def get_method(name: str) -> Method:
     """
     if name not in _MODULES:
         raise ConfigError(f"unknown method {name!r}, expected one of {', '.join(_MODULES)}")
-    method: Method = importlib.import_module(_MODULES[name]).METHOD
+    method: Method = getattr(importlib.import_module(_MODULES[name]), "METHOD_DP" if name.endswith("_dp") else "METHOD")
     return method

@@ -29,6 +29,7 @@ from common.methods.base import (
     seeded,
 )
 from common.statistics import ReleasedStatistics, StatisticsSpec, class_means_spec
+from common.synthesis import relabelled
 
 
 def plan(config: RunConfig) -> PrivacyPlan:
@@ -113,9 +114,11 @@ def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -
     else:
         rows = rows * float(artifact.settings["observation_variance"]) ** 0.5
     rows = rows + tensors["class_means"][labels]
-    if context.config.synthesis.relabel == "none":
+    synthesis = context.config.synthesis
+    if synthesis.relabel == "none":
         return rows, labels.clone()
-    return rows, LinearHead(tensors["weight"], tensors["bias"]).logits(rows).argmax(1)
+    scores = LinearHead(tensors["weight"], tensors["bias"]).logits(rows)
+    return rows, relabelled(scores, synthesis.relabel, synthesis.relabel_temperature, generator)
 
 
 METHOD = Method(

@@ -164,7 +164,7 @@ def extra_memory(way: Way) -> int:
         way()
     # events in order of time: a running sum of allocations gives the peak
     held = peak = 0
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda item: item.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)

@@ -47,7 +47,10 @@ def test_package_imports_only_what_arrows_allow(package: str) -> None:
 
 
 def test_imported_packages_sees_imports_inside_functions() -> None:
-    assert imported_packages("def f():\n    from flwr.app import Message\n    import deploy.cli\n") == {"flwr", "deploy"}
+    assert imported_packages("def f():\n    from flwr.app import Message\n    import deploy.cli\n") == {
+        "flwr",
+        "deploy",
+    }
 
 
 def test_app_package_holds_no_data() -> None:

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from common.errors import FedHypeVAEError
-from deploy.commands import data, demo, doctor, embed, ledger, provision, run, server, site
+from deploy.commands import data, demo, doctor, embed, ledger, plan, provision, run, server, site
 
 app = typer.Typer(
     name="fedhypevae",
@@ -27,6 +27,7 @@ app.command("provision")(provision.provision)
 app.command("server")(server.server)
 app.add_typer(site.app, name="site")
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 
 

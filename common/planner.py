@@ -1,0 +1,349 @@
+"""What a run would cost and be worth, before anything is spent: noise, ε as it grows, bytes, and an expected score.
+
+The score comes from a noise-only simulation on public records: the real method in one process, with as much noise for
+each record as the planned federation would have. What it leaves out makes it an estimate: the sites' own images, their
+number beyond the public ones, and differences between sites.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from common.classifier import SiteScores, mean_scores, score
+from common.composition import epsilon_pld, epsilon_prv, epsilon_rdp
+from common.config import RunConfig
+from common.errors import ConfigError
+from common.events import PrivacyEvent
+from common.heads import LinearHead, fit_linear_head
+from common.loop import noise_source, run_statistics
+from common.methods import get_method
+from common.methods.base import Method, PrivacyPlan, Problem, RunContext, ServerState, StepInput
+from common.noise import SecureNoise
+from common.sampling import SiteData, on_sphere
+
+Progress = Callable[[str], None]
+_BYTES = 4  # of a float32
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A planned federation: sites, training records (or patients) of each, and the shape of the problem."""
+
+    sites: int
+    records: int
+    dim: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below the least (ConfigError)."""
+        for name, least in (("sites", 1), ("records", 1), ("dim", 1), ("num_classes", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, found {getattr(self, name)}")
+
+    @property
+    def total(self) -> int:
+        """Units of all sites together."""
+        return self.sites * self.records
+
+
+@dataclass(frozen=True)
+class EpsilonPoint:
+    """ε of everything released up to a point of the run, for adding or removing one unit."""
+
+    label: str
+    pld: float
+    prv: float
+    rdp: float
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Noise against signal in one coordinate of what the server adds up.
+
+    Attributes:
+        label: of the release.
+        coordinates: how many there are.
+        noise_std: of one coordinate of the sum over sites.
+        signal_rms: of one coordinate if every unit's clipped contribution had the largest norm and one direction: no
+            real signal is stronger.
+    """
+
+    label: str
+    coordinates: int
+    noise_std: float
+    signal_rms: float
+
+    @property
+    def ratio(self) -> float:
+        """Signal over noise; infinite without noise."""
+        return self.signal_rms / self.noise_std if self.noise_std > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What can be said of a run from its settings alone.
+
+    Attributes:
+        cohort: what was asked about.
+        plan: noise multipliers and steps.
+        epsilons: as the run goes on; the last one has the spare rounds too.
+        levels: noise against signal, by release.
+        bytes_up: of one site in the whole run. bytes_down: to one site in the whole run.
+        step_seconds: one site's computing in one round, on this machine.
+    """
+
+    cohort: Cohort
+    plan: PrivacyPlan
+    epsilons: tuple[EpsilonPoint, ...]
+    levels: tuple[NoiseLevel, ...]
+    bytes_up: int
+    bytes_down: int
+    step_seconds: float
+
+
+def plan_run(config: RunConfig, cohort: Cohort) -> RunPlan:
+    """Noise, ε, bytes and time of a run; no record is needed.
+
+    Args:
+        config: the run; its ε must be finite and its method private.
+        cohort: who would take part.
+
+    Returns:
+        The plan. Every ε is for adding or removing one unit.
+
+    Raises:
+        ConfigError: a method without protection, or a budget that can't be met.
+    """
+    method, context = _context(config, cohort)
+    plan = context.plan
+    epsilons = tuple(
+        EpsilonPoint(label, *(accountant(events, plan.delta) for accountant in (epsilon_pld, epsilon_prv, epsilon_rdp)))
+        for label, events in _milestones(plan)
+    )
+    state = method.init(context)
+    rounds = plan.num_rounds
+    up = _count(method.shapes_from(context, 0).values()) * rounds if rounds else 0
+    down = sum(value.numel() for value in method.params_for(context, state, 0).values()) * rounds
+    spec = method.statistics(context)
+    if spec is not None:
+        up += _count(spec.shapes.values())
+    seconds = _time_round(method, context, state, cohort) if rounds else 0.0
+    return RunPlan(cohort, plan, epsilons, _levels(method, context, cohort), _BYTES * up, _BYTES * down, seconds)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Scores of a noise-only simulation, means over seeds, on held-out public records.
+
+    Attributes:
+        synthetic: of a linear head trained on the synthetic set.
+        spread: standard deviation of its balanced accuracy over seeds.
+        noiseless: the same without noise: what no budget could better.
+        local: of a head trained on as many public records as one site has.
+    """
+
+    synthetic: SiteScores
+    spread: float
+    noiseless: SiteScores
+    local: SiteScores
+
+
+def simulate_noise(
+    config: RunConfig,
+    cohort: Cohort,
+    train: SiteData,
+    test: SiteData,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    progress: Progress | None = None,
+) -> Simulated:
+    """Expected score of a planned run, from public records with the run's noise for each record.
+
+    Args:
+        config: the run.
+        cohort: who would take part; its width and classes must be those of the records.
+        train: public records to train on. With n of them, one simulated site draws noise of multiplier
+            σ sqrt(sites) n / N: as much for each record as the sum over the planned sites of N in all.
+        test: public records to score on.
+        seeds: of the repetitions.
+        progress: told what is being done.
+
+    Returns:
+        The scores: an estimate for records like these, without the differences between sites.
+
+    Raises:
+        ConfigError: the method has no samples to score.
+    """
+    tell = progress if progress is not None else _silent
+    found = []
+    for number, seed in enumerate(seeds):
+        tell(f"simulation {number + 1} of {len(seeds)}")
+        found.append(_simulated_score(config, cohort, train, test, seed, cohort.total))
+    tell("the same without noise")
+    noiseless = _simulated_score(config, cohort, train, test, seeds[0], None)
+    tell("a site by itself")
+    rows = torch.randperm(train.labels.shape[0], generator=torch.Generator().manual_seed(seeds[0]))[: cohort.records]
+    head = fit_linear_head(_seen(config, train.embeddings[rows]), train.labels[rows], cohort.num_classes)
+    balanced = torch.tensor([one.balanced_accuracy for one in found], dtype=torch.float64)
+    spread = float(balanced.std(unbiased=False))
+    return Simulated(mean_scores(found), spread, noiseless, score(head, _seen(config, test.embeddings), test.labels))
+
+
+def smallest_cohort(
+    config: RunConfig,
+    cohort: Cohort,
+    train: SiteData,
+    test: SiteData,
+    *,
+    wanted: float,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> int | None:
+    """Fewest records of each site, by powers of two, with which the expected balanced accuracy reaches `wanted`.
+
+    Args:
+        config, cohort, train, test: as for `simulate_noise`; the number of sites stays.
+        wanted: balanced accuracy in [0, 1].
+        seed: of the simulations.
+        progress: told what is being done.
+
+    Returns:
+        Records of each site, from 1/64 to 64 times those of `cohort`; None if not even the most suffice.
+    """
+    tell = progress if progress is not None else _silent
+    low, high = -6, 6
+    known: dict[int, bool] = {}
+
+    def enough(power: int) -> bool:
+        if power not in known:
+            records = _records(cohort, power)
+            tell(f"{cohort.sites} sites of {records}")
+            reached = _simulated_score(config, cohort, train, test, seed, cohort.sites * records)
+            known[power] = reached.balanced_accuracy >= wanted
+        return known[power]
+
+    if not enough(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return _records(cohort, high)
+
+
+def _records(cohort: Cohort, power: int) -> int:
+    return max(1, round(cohort.records * 2.0**power))
+
+
+def _context(config: RunConfig, cohort: Cohort) -> tuple[Method, RunContext]:
+    config = config.replace(num_sites=cohort.sites, min_sites=min(config.federation.min_sites, cohort.sites))
+    method = get_method(config.method)
+    if not method.private or not math.isfinite(config.privacy.epsilon):
+        raise ConfigError("a plan is about noise: name a private method and a finite epsilon")
+    names = tuple(f"class-{index}" for index in range(cohort.num_classes))
+    return method, RunContext(config, Problem(cohort.dim, names, cohort.sites), method.plan(config))
+
+
+def _milestones(plan: PrivacyPlan) -> list[tuple[str, list[PrivacyEvent]]]:
+    """Points of the run with everything released until then."""
+    found: list[tuple[str, list[PrivacyEvent]]] = []
+    if plan.statistics_events:
+        found.append(("statistics", list(plan.statistics_events)))
+    rounds = sorted({1, plan.num_rounds // 4, plan.num_rounds // 2, plan.num_rounds} - {0}) if plan.num_rounds else []
+    for number in rounds:
+        trained = [replace(event, count=event.count * number) for event in plan.round_events]
+        found.append((f"round {number}", [*plan.statistics_events, *trained]))
+    if plan.num_rounds and plan.spare_rounds:
+        found.append((f"{plan.spare_rounds} repeated rounds", list(plan.all_events)))
+    return found
+
+
+def _levels(method: Method, context: RunContext, cohort: Cohort) -> tuple[NoiseLevel, ...]:
+    plan, privacy = context.plan, context.config.privacy
+    levels = []
+    spec = method.statistics(context)
+    root = math.sqrt(cohort.sites)
+    if spec is not None and plan.statistics_noise is not None:
+        size = _count(spec.shapes.values())
+        signal = cohort.total * spec.sensitivity / math.sqrt(size)
+        levels.append(NoiseLevel("statistics", size, plan.statistics_noise * spec.sensitivity * root, signal))
+    if plan.num_rounds and plan.training_noise is not None:
+        size = _count(method.shapes_from(context, 0).values())
+        steps = plan.steps_per_round
+        noise = plan.training_noise * privacy.clip_norm * root * math.sqrt(steps)
+        signal = steps * plan.sampling_rate * cohort.total * privacy.clip_norm / math.sqrt(size)
+        levels.append(NoiseLevel("one round", size, noise, signal))
+        rounds = plan.num_rounds
+        levels.append(NoiseLevel("all rounds", size, noise * math.sqrt(rounds), signal * rounds))
+    return tuple(levels)
+
+
+def _count(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _time_round(method: Method, context: RunContext, state: ServerState, cohort: Cohort) -> float:
+    """Seconds of one site's round on made-up records: the fastest of a few."""
+    generator = torch.Generator().manual_seed(0)
+    data = SiteData(
+        torch.randn(cohort.records, cohort.dim, generator=generator),
+        torch.arange(cohort.records) % cohort.num_classes,
+        torch.arange(cohort.records),
+    )
+    times = []
+    site, source = method.init_site(context, 0), SecureNoise()
+    params = method.params_for(context, state, 0)
+    for _ in range(_TIMED_STEPS):
+        started = time.perf_counter()
+        method.client_step(context, StepInput(params, site, data, 0, 0, source))
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _simulated_score(
+    config: RunConfig, cohort: Cohort, train: SiteData, test: SiteData, seed: int, total: int | None
+) -> SiteScores:
+    """Score of one simulation with the noise of `total` records at the cohort's sites; None: without noise."""
+    method, context = _context(config.replace(unit="record"), cohort)
+    if method.sample is None:
+        raise ConfigError(f"method {config.method} publishes a head: there is no synthetic set to score")
+    records = train.labels.shape[0]
+    share = 0.0 if total is None else math.sqrt(cohort.sites) * records / total
+    noised = context.config.replace(num_sites=1, min_sites=1, seed=seed, noise="test")
+    plan = context.plan
+    quieter = replace(
+        plan,
+        statistics_noise=None if plan.statistics_noise is None else plan.statistics_noise * share,
+        training_noise=None if plan.training_noise is None else plan.training_noise * share,
+    )
+    alone = RunContext(noised, replace(context.problem, num_sites=1), quieter)
+    state, site = method.init(alone), method.init_site(alone, 0)
+    statistics = run_statistics(alone, method, [train])
+    if statistics is not None:
+        state = method.prepare(alone, state, statistics)
+    for index in range(plan.num_rounds):
+        work = StepInput(method.params_for(alone, state, 0), site, train, index, 0, noise_source(noised, 0, index))
+        site, upload = method.client_step(alone, work)
+        state = method.server_step(alone, state, {0: upload})
+    labels = torch.arange(config.synthesis.synthetic_rows) % cohort.num_classes
+    synthetic = method.sample(alone, method.finish(alone, state), labels, seed)
+    head: LinearHead = fit_linear_head(*synthetic, num_classes=cohort.num_classes)
+    return score(head, _seen(config, test.embeddings), test.labels)
+
+
+def _seen(config: RunConfig, embeddings: Tensor) -> Tensor:
+    """Embeddings as heads see them: on the unit sphere where the generator's are."""
+    return on_sphere(embeddings) if config.training.sphere else embeddings
+
+
+def _silent(_: str) -> None:
+    return None

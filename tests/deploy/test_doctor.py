@@ -112,6 +112,11 @@ def strange_authority(site: SiteFolder) -> None:
     shutil.copy(site.path / "strange" / "ca.crt", site.path / "ca.crt")
 
 
+def misspelt_limit(site: SiteFolder) -> None:
+    with (site.path / "policy.toml").open("a") as policy:
+        policy.write("max_cilp_norm = 1.0\n")
+
+
 def no_gpu(site: SiteFolder) -> None:
     text = (site.path / "site.toml").read_text()
     (site.path / "site.toml").write_text(text.replace('device = "auto"', 'device = "cuda"'))

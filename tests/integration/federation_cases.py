@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -58,11 +58,11 @@ def environment() -> dict[str, str]:
 class Process:
     """A node in a process group of its own, so that the whole of it can be killed at once."""
 
-    def __init__(self, verb: list[str], folder: Path, output: Path) -> None:
+    def __init__(self, verb: list[str], folder: Path, output: Path, prefix: Sequence[str] = ()) -> None:
         self._log = output.open("ab")
         self.output = output
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.cli", *verb, str(folder)],
+            [*prefix, sys.executable, "-m", "deploy.cli", *verb, str(folder)],
             cwd=folder, env=environment(), stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -85,12 +85,13 @@ class Process:
 class Federation:
     """A provisioned server and its sites."""
 
-    def __init__(self, root: Path, sites: int, *, data: Callable[[Path, int], None], epsilon: float = RUN_EPSILON):
+    def __init__(self, root: Path, sites: int, *, data: Callable[[Path, int], None], server_name: str = "127.0.0.1"):
         self.root = root
+        self.prefix: dict[str, list[str]] = {}
         ports = free_ports(3 + 2 * sites)
         names = [f"site-{number + 1}" for number in range(sites)]
         plan = FederationPlan(
-            name="trial", server_names=["127.0.0.1"], sites=names,
+            name="trial", server_names=[server_name], sites=names,
             fleet_port=ports[0], control_port=ports[1], health_port=ports[2],
         )  # fmt: skip
         provision(plan, root / "out")
@@ -105,7 +106,7 @@ class Federation:
             text = text.replace("health_port = 9095", f"health_port = {ports[4 + 2 * number]}")
             (folder / "site.toml").write_text(text)
             init_site(
-                folder, f"trial/{name}", lifetime_epsilon=20.0, lifetime_delta=1e-5, run_epsilon=epsilon * 1.2,
+                folder, f"trial/{name}", lifetime_epsilon=20.0, lifetime_delta=1e-5, run_epsilon=RUN_EPSILON * 1.2,
                 max_clip_norm=10.0, min_noise_multiplier=0.01, data_is_public=True, metrics_may_leave=True,
                 approved_app_digests=(self.digest,),
             )  # fmt: skip
@@ -124,7 +125,8 @@ class Federation:
             register(self.server, name, site.node_key.with_suffix(".pub"))
 
     def start_site(self, name: str) -> None:
-        self.running[name] = Process(["site", "start", "--no-check"], self.sites[name].path, self.root / f"{name}.out")
+        start, output = ["site", "start", "--no-check"], self.root / f"{name}.out"
+        self.running[name] = Process(start, self.sites[name].path, output, self.prefix.get(name, ()))
 
     def wait_online(self, *names: str, seconds: float = 400) -> None:
         wait_for(

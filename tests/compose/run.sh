@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The compose demo on a real container engine, with sites killed, paused and cut off; prints "N passed, N failed".
+#
+# Needs docker with the compose plugin. Without a running daemon it starts one of its own in namespaces, which ends
+# with it: then it also needs root, dockerd, debootstrap and COMPOSE_TEST_HOME, a folder with room (about 15 GB) in which
+# it keeps a base image and wheels between runs. Where that is not to be had it says so and passes.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+if docker info >/dev/null 2>&1; then
+    exec bash "$here/cases.sh"
+fi
+for tool in dockerd debootstrap unshare ip; do
+    if ! command -v "$tool" >/dev/null; then
+        echo "skipped: no container engine runs here, and $tool is not installed to start one"
+        exit 0
+    fi
+done
+if [ "$(id -u)" -ne 0 ] || ! unshare --mount --net --pid --fork true 2>/dev/null; then
+    echo "skipped: no container engine runs here, and starting one needs root and namespaces"
+    exit 0
+fi
+if ! docker compose version >/dev/null 2>&1; then
+    echo "skipped: docker has no compose plugin"
+    exit 0
+fi
+export COMPOSE_TEST_HOME="${COMPOSE_TEST_HOME:-${TMPDIR:-/tmp}/fedhypevae-compose}"
+mkdir -p "$COMPOSE_TEST_HOME"
+bash "$here/base.sh" || { echo "0 passed, 1 failed (no base image)"; exit 1; }
+exec bash "$here/engine.sh" bash "$here/cases.sh"

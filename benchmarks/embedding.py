@@ -221,6 +221,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "embedding.json")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--large", type=int, default=10_000, help="images of the larger extraction")
+    parser.add_argument("--small", type=int, default=320, help="images of the small encoder's timing on a CPU")
+    parser.add_argument("--only", choices=["throughput", "extraction"], help="measure one part, keep the other")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     options = parser.parse_args()
@@ -234,22 +236,30 @@ def main() -> None:
         gpu = options.device != "cpu"
         dinov2 = random_dinov2_small(Path(scratch) / "dinov2-small")
         encoders = {
-            "efficientnet-lite0": (EncoderOptions(device=options.device), 4096 if gpu else 320),
-            str(dinov2): (EncoderOptions(device=options.device, precision=options.precision), 4096 if gpu else 48),
+            "efficientnet-lite0": (EncoderOptions(device=options.device), 4096 if gpu else options.small),
+            str(dinov2): (
+                EncoderOptions(device=options.device, precision=options.precision),
+                4096 if gpu else max(options.small // 8, 8),
+            ),
         }
-        report: dict[str, Any] = {
-            "machine": {"cores": core_count(), "processor": platform.processor() or platform.machine()},
+        report: dict[str, Any] = json.loads(options.out.read_text()) if options.only and options.out.is_file() else {}
+        conditions = {
+            "cores": core_count(),
+            "processor": platform.processor() or platform.machine(),
             "torch": torch.__version__,
             "images": "given" if options.images is not None else "drawn",
-            "load_average_at_start": os.getloadavg()[0],
-            "throughput": [
+            "load_average_at_start": round(os.getloadavg()[0], 1),
+        }
+        if options.only != "extraction":
+            results = [
                 throughput(load_encoder(name, chosen), files[:count], options.turns)
                 for name, (chosen, count) in encoders.items()
-            ],
-            "extraction": [
-                extraction(folder, count, "efficientnet-lite0") for count in (1_000, min(options.large, len(files)))
-            ],
-        }
+            ]
+            report["throughput"] = {"conditions": conditions, "results": results}
+        if options.only != "throughput":
+            counts = (1_000, min(options.large, len(files)))
+            sizes = [extraction(folder, count, "efficientnet-lite0") for count in counts]
+            report["extraction"] = {"conditions": conditions, "results": sizes}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client_app.durable import lock_file, write_atomically
+from common.durable import lock_file, write_atomically
 from common.errors import LedgerError
 
 NO_PREVIOUS = "0" * 64

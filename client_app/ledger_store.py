@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from client_app.durable import sync_path
+from common.durable import sync_path
 from client_app.ledger_chain import (
     NO_PREVIOUS,
     Entry,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client_app.durable import write_atomically
+from common.durable import write_atomically
 from client_app.ledger_chain import Head
 from client_app.ledger_runs import Run
 from client_app.ledger_store import EntryStore, open_store

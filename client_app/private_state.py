@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from client_app.durable import lock_file, write_atomically
+from common.durable import lock_file, write_atomically
 from common.errors import DataError, FedHypeVAEError
 
 LOCK_TIMEOUT_S = 30.0

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client_app.durable import lock_file, sync_path
+from common.durable import lock_file, sync_path
 from common.errors import LedgerError
 
 LOCK_TIMEOUT_S = 20.0

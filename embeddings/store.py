@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from common.durable import sync_path
 from common.errors import DataError
 from embeddings.identity import EncoderIdentity
 from embeddings.sets import FORMAT, SPLIT_NAMES, EmbeddingSet, SetMetadata, regroup, survey, validate
@@ -101,7 +102,7 @@ def write_chunks(
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{path}: can't write the store ({reason}); nothing was replaced") from None
@@ -285,11 +286,3 @@ def _now() -> str:
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
     return moment.isoformat(timespec="seconds")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from common import durable
 from common.errors import ConfigError, FedHypeVAEError
 from common.methods.base import ServerState
 from common.statistics import ReleasedStatistics
@@ -108,26 +108,14 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
+    """Write a result whole or not at all; see `durable.write_atomically`.
 
     Raises:
         FedHypeVAEError: the disk refuses; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable.write_atomically(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise FedHypeVAEError(f"can't write {path} ({error.strerror}): free the disk, then resume the run") from error
 
 

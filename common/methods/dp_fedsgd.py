@@ -14,6 +14,7 @@ from typing import TypeVar
 from common.config import RunConfig
 from common.methods import fedhypevae
 from common.methods.base import Artifact, Method, PrivacyPlan, RunContext, ServerState, private_plan
+from common.methods.hypevae_terms import generator_shape
 from common.methods.linear import CENTRE, head_artifact
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     """The averaged head as it acts on embeddings, in place of the generator around it."""
     reduced = _reduced(context)
     generator = fedhypevae.finish(reduced, state).tensors
-    weight = generator[f"{fedhypevae.generator_shape(reduced).output_layer}.class_weight"].T
+    weight = generator[f"{generator_shape(reduced).output_layer}.class_weight"].T
     bias = context.config.training.class_bias_scale * generator["class_bias.weight"]
     return head_artifact(context, weight, bias, generator[CENTRE], 1.0)
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from common.errors import ConfigError, DataError
 from common.hypernetwork import class_scores, code_features, generate, project_code
 from common.methods.base import Artifact, RunContext, seeded
-from common.methods.fedhypevae import generator_shape, normalised
+from common.methods.hypevae_terms import generator_shape, normalised
 from common.methods.linear import CENTRE
 from common.methods.private import adam_step
 from common.sampling import SiteData

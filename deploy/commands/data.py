@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.durable import write_atomically
 from common.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -189,15 +189,7 @@ def _file_name(value: str) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, content)
     except OSError as error:
         raise DataError(f"{path}: can't write there ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client_app.durable import lock_file
+from common.durable import lock_file
 from client_app.private_state import PrivateState
 from common.errors import DataError, FedHypeVAEError
 

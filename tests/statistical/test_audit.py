@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-import common.methods.fedhypevae as method_module
+import common.methods.hypevae_site as method_module
 from common.audit import canary_records, one_run_audit, two_world_audit
 from common.clipping import ClippedSum, clipped_gradient_sum
 from common.config import RunConfig

@@ -1,0 +1,183 @@
+"""A site's part of FedHypeVAE (Algorithm 1, lines 3-9): the only code of the method that reads records."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.clipping import clipped_gradient_sum
+from common.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood, sleep
+from common.hypernetwork import class_prior, code_features, decode, project_code
+from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
+from common.methods.hypevae_terms import (
+    CENTRE,
+    TARGET,
+    clip_unit,
+    generator_shape,
+    normalised,
+    public_frequencies,
+    rate_of,
+    step_scale,
+    trained_names,
+)
+from common.noise import NoiseSource, add_gaussian
+from common.objective import FeatureTarget, data_free_loss, record_losses
+from common.sampling import UnitBatch, by_unit, draw_units
+from common.tape import GradientFactors, Tape
+
+_SLEEP_BATCH = 256
+
+
+def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
+    """One round at a site (Algorithm 1, lines 3-9).
+
+    Each local step draws units, clips each unit's gradient of (Φ, code) as one vector to C, adds Gaussian noise of
+    standard deviation σ C, and moves the code by its part of the noised sum. The Φ parts of all steps are summed.
+
+    Returns:
+        The new private state, and the noised sums: `count = local_steps` sampled Gaussian events with multiplier σ,
+        for adding or removing one unit. The data-free terms' gradient is added after the noise.
+    """
+    config, shape = context.config, generator_shape(context)
+    training, privacy = config.training, config.privacy
+    seed = config.federation.seed
+    data = by_unit(work.data, privacy.unit)
+    data = replace(data, embeddings=normalised(context, data.embeddings, work.params[CENTRE]))
+    params, site = dict(work.params), dict(work.site.tensors)
+    encoder = {name: value for name, value in site.items() if name.startswith("encoder.")}
+    trained = trained_names(context, params)
+    scale = step_scale(context, work.params)
+    # records' gradients are summed in units of C over about q N / m units: terms without records must weigh the same
+    free_scale = scale / clip_unit(context)
+    uploads: dict[str, Tensor] = {name: torch.zeros_like(params[name]) for name in trained}
+    if privacy.encoder_training == "sleep" and training.elbo_weight > 0:
+        encoder = sleep(
+            shape,
+            params,
+            site.get("code"),
+            encoder,
+            steps=training.sleep_steps,
+            rate=training.encoder_rate,
+            batch_size=_SLEEP_BATCH,
+            generator=seeded("sleep", seed, work.site_index, work.round_index),
+        )
+    for step in range(training.local_steps):
+        # public numbers for what reads no record; whatever meets a record is drawn from the secret source
+        public = seeded("free", seed, work.site_index, work.round_index, step)
+        batch = draw_units(data, privacy.sampling_rate, privacy.records_per_unit, work.source)
+        noisy = _noised_sum(context, params, site.get("code"), encoder, batch, work.source)
+        raw = _raw_gradients(context, params, site.get("code"), encoder, batch, public)
+        free = _data_free_gradients(context, params, site.get("code"), public)
+        total = {name: value + free_scale * free[name] if name in free else value for name, value in noisy.items()}
+        for name in trained:
+            uploads[name] = uploads[name] + total[name]
+        if "code" in site:
+            step_code = raw["code"] if "code" in raw else total["code"] / scale
+            site["code"] = project_code(site["code"] - training.code_rate * step_code, training.code_radius)
+        for name in encoder:
+            if name in raw or name in total:
+                move = raw[name] if name in raw else total[name] / scale
+                encoder[name] = encoder[name] - training.encoder_rate * move
+        if training.local_steps > 1:
+            for name in trained:
+                params[name] = params[name] - rate_of(context, name) * total[name] / scale
+    return SiteState({**site, **encoder}), uploads
+
+
+def _noised_sum(
+    context: RunContext,
+    params: Tensors,
+    code: Tensor | None,
+    encoder: Tensors,
+    batch: UnitBatch,
+    source: NoiseSource,
+) -> dict[str, Tensor]:
+    """Clip every unit's gradient as one vector, add up, add noise: the only data-dependent values that are kept."""
+    config, shape = context.config, generator_shape(context)
+    mode = config.privacy.encoder_training
+    joint = mode == "joint" and config.training.elbo_weight > 0
+    shapes = {name: params[name].shape for name in trained_names(context, params)}
+    if joint:
+        shapes |= {name: value.shape for name, value in encoder.items()}
+    if code is not None and mode != "unprotected":
+        shapes["code"] = code.shape
+    factors = GradientFactors()
+    if batch.labels.shape[0] > 0:
+        tape = Tape({**params, **encoder} if joint else params, code, batch.labels.shape[0])
+        losses = record_losses(
+            shape,
+            config.training,
+            tape,
+            tape if joint else PlainLayers(encoder),
+            batch.embeddings,
+            batch.labels,
+            batch.mask,
+            source,
+        )
+        factors = tape.factors(losses)
+        if mode == "unprotected":
+            factors.vectors.pop("code", None)
+    summed = clipped_gradient_sum(factors, shapes, config.privacy.clip_norm)
+    noise = context.plan.training_noise or 0.0
+    return add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, source)
+
+
+def _raw_gradients(
+    context: RunContext,
+    params: Tensors,
+    code: Tensor | None,
+    encoder: Tensors,
+    batch: UnitBatch,
+    draws: torch.Generator,
+) -> dict[str, Tensor]:
+    """Eq. 8 as printed: unclipped, unnoised gradients of code and encoder. Only under `unprotected`."""
+    training = context.config.training
+    if context.config.privacy.encoder_training != "unprotected" or not bool(batch.mask.any()):
+        return {}
+    shape = generator_shape(context)
+    keep = batch.mask.flatten() > 0
+    embeddings = batch.embeddings.flatten(0, 1)[keep]
+    one_hot = functional.one_hot(batch.labels.flatten()[keep], shape.num_classes).float()
+    leaves = {name: value.clone().requires_grad_() for name, value in encoder.items()}
+    if code is not None:
+        leaves["code"] = code.clone().requires_grad_()
+    code_leaf = leaves.get("code")
+    latent = torch.zeros(embeddings.shape[0], 0)
+    divergence = torch.zeros(embeddings.shape[0])
+    if shape.model.latent_dim:
+        mean, log_scale = encode(shape, PlainLayers(leaves), embeddings, one_hot)
+        latent = mean + torch.exp(log_scale) * torch.randn(mean.shape, generator=draws)
+        prior_mean, prior_log_scale = class_prior(params, code_leaf, one_hot)
+        divergence = gaussian_kl(mean, log_scale, prior_mean, prior_log_scale)
+    reconstruction = decode(shape, params, code_features(params, code_leaf), latent, one_hot)
+    elbo = gaussian_log_likelihood(embeddings, reconstruction, shape.observation_variance) - divergence
+    loss = -elbo.mean() / shape.dim
+    if code_leaf is not None:
+        loss = loss + training.code_penalty * code_leaf.square().sum()
+    if not leaves:
+        return {}
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {name: grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}
+
+
+def _data_free_gradients(
+    context: RunContext, params: Tensors, code: Tensor | None, draws: torch.Generator
+) -> dict[str, Tensor]:
+    """Gradient of the terms that read no record, by name; empty where there are none."""
+    shape, training = generator_shape(context), context.config.training
+    leaves = {name: params[name].detach().clone().requires_grad_() for name in trained_names(context, params)}
+    if code is not None:
+        leaves["code"] = code.clone().requires_grad_()
+    target = None
+    if TARGET in params:
+        packed = params[TARGET]
+        shares = packed[:, -1].clamp(min=0.0)
+        target = FeatureTarget(public_frequencies(context), packed[:, :-1], shares / shares.sum().clamp(min=1e-12))
+    loss = data_free_loss(shape, training, {**params, **leaves}, leaves.get("code"), target, draws)
+    if not loss.requires_grad:
+        return {}
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {name: grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.methods import fedhypevae
+from common.methods import get_method
 from common.methods.base import Problem, RunContext, StepInput, private_plan
 from common.methods.hypevae_terms import generator_shape
 from common.noise import NoiseSource
@@ -81,9 +81,10 @@ def invert_batch_of_one(
     names = tuple(f"class-{index}" for index in range(num_classes))
     problem = Problem(embedding.shape[0], names, 1)
     context = RunContext(alone, problem, replace(plan, training_noise=noise_multiplier))
-    state, site = fedhypevae.init(context), fedhypevae.init_site(context, 0)
+    method = get_method("fedhypevae")
+    state, site = method.init(context), method.init_site(context, 0)
     record = SiteData(embedding[None].float(), torch.tensor([label]))
-    _, upload = fedhypevae.client_step(context, StepInput(state.params, site, record, 0, 0, source))
+    _, upload = method.client_step(context, StepInput(state.params, site, record, 0, 0, source))
     layer = generator_shape(context).output_layer
     left, _, right = torch.linalg.svd(upload[f"{layer}.class_weight"], full_matrices=False)
     direction, weights = left[:, 0], right[0]

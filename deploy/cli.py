@@ -10,7 +10,7 @@ import sys
 import typer
 
 from common.errors import FedHypeVAEError
-from deploy.commands import data, demo, doctor, embed, ledger, plan, provision, run, server, site
+from deploy.commands import audit, data, demo, doctor, embed, ledger, plan, provision, run, server, site
 
 app = typer.Typer(
     name="fedhypevae",
@@ -28,6 +28,7 @@ app.command("server")(server.server)
 app.add_typer(site.app, name="site")
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
@@ -247,6 +246,8 @@ def _minimise(
         residual /= len(y)
         gradient = torch.cat([residual.T @ x, residual.sum(0)[:, None]], dim=1) + pull
         return float(loss), gradient.double().flatten().numpy()
+
+    from scipy.optimize import minimize  # here, since a site starts a process for every message and few fit a head
 
     options = {"maxiter": max_iterations, "gtol": tolerance, "ftol": 1e-10}
     flat_start = start.double().flatten().numpy()

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from common.errors import FedHypeVAEError
-from deploy.folders import ServerFolder, SiteFolder, SiteSettings
+from deploy.folders import ServerFolder, SiteFolder
 from deploy.keys import fingerprint, read_certificate
 from deploy.reach import examine_link
 
@@ -59,7 +59,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         lambda: _policy(site),
         lambda: _ledger(site),
         lambda: _data(site, agreed),
-        lambda: _device(settings),
+        _gpu,
         lambda: _ports((settings.runtime_port, settings.health_port)) if online else (),
         lambda: examine_link(settings.server, site.path / "ca.crt") if online else (),
     ]
@@ -234,17 +234,15 @@ def _data(site: SiteFolder, agreed: Mapping[str, object]) -> Iterable[str]:
     return []
 
 
-def _device(settings: SiteSettings) -> Iterable[str]:
-    if settings.device != "cuda":
-        return []
+def _gpu() -> Iterable[str]:
     import torch
 
-    if not torch.cuda.is_available():
-        return [
-            'GPU: site.toml says device = "cuda" and torch finds none: install the driver and a CUDA build of torch, '
-            'or set device = "auto"'
-        ]
-    return []
+    built_for = torch.version.cuda
+    if built_for is None or torch.cuda.is_available():
+        return []
+    return [
+        f"GPU: torch is built for CUDA {built_for} and finds no GPU: install the driver, or torch's build for the CPU"
+    ]
 
 
 def _ports(ports: Iterable[int]) -> Iterable[str]:

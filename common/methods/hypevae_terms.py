@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from common.hypernetwork import GeneratorShape
+from common.kernels import fourier_frequencies
 from common.methods.base import RunContext, Tensors
 from common.sampling import on_sphere
 from common.statistics import clip_to_ball

@@ -1,0 +1,239 @@
+"""One cell of the comparison: run a method on a federation, and score what it publishes and what its sites keep."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.protocol import BenchmarkSite, Federation, load_federations
+from benchmarks.reference import (
+    MethodScores,
+    as_record,
+    centralised_head,
+    local_heads,
+    score_heads_at_sites,
+    score_method,
+    split_of,
+)
+from benchmarks.rows import Row
+from common.accounting import epsilon_pld
+from common.classifier import FineTuneConfig, LinearHead, SiteScores, Split, fit_linear_head, mean_scores, score
+from common.config import RunConfig, Scalar
+from common.errors import ConfigError
+from common.fidelity import fidelity
+from common.loop import LoopResult, run_loop
+from common.methods import fedlambda, get_method, mh_pfedhn, mh_pfedhn_gd
+from common.methods.architectures import light_architecture, site_architecture
+from common.methods.base import PrivacyPlan, RunContext, seeded
+from common.methods.linear import CENTRE, published_head
+from common.nonlinear_heads import score_heads
+from common.rivals import RivalsConfig
+
+_SCORES = ("synthetic_only", "mixed", "own_lambda", "personalised")
+_TEST_ROWS = 2000
+_TUNING_EPOCHS = 10
+_FINE_TUNED_SCALE = 0.7
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method run on a federation: its result, the head that it gives, and its synthetic set if it draws one."""
+
+    result: LoopResult
+    head: LinearHead | None
+    synthetic: Split | None
+
+
+@lru_cache(maxsize=2)
+def federations_of(dataset: str, seed: int) -> tuple[Federation, ...]:
+    """The federations of a data set, kept for the next method on the same one."""
+    return load_federations(dataset, seed)
+
+
+@lru_cache(maxsize=2)
+def local_heads_of(dataset: str, seed: int) -> tuple[tuple[LinearHead, ...], ...]:
+    """The sites' own heads, fitted once for all methods."""
+    return tuple(local_heads(federation) for federation in federations_of(dataset, seed))
+
+
+def run_cell(dataset: str, row: Row, seed: int) -> dict[str, Any]:
+    """One record of `table.json`; of leave-one-site-out the folds together, one value a site left out."""
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    parts = [
+        _run_fold(federation, own, row)
+        for federation, own in zip(federations_of(dataset, seed), local_heads_of(dataset, seed), strict=True)
+    ]
+    folded = len(parts) > 1
+    record: dict[str, Any] = {"dataset": dataset, "method": row.method, "trust": row.trust}
+    record |= {"epsilon": parts[0]["epsilon"], "seed": seed}
+    for name in _SCORES:
+        scores = [part[name] for part in parts]
+        if any(one is None for one in scores):
+            record[name] = None
+        else:
+            record[name] = as_record([mean_scores(list(one)) for one in scores] if folded else scores[0])
+    record["heads"], record["fidelity"] = parts[0]["heads"], parts[0]["fidelity"]
+    for name in ("bytes_up", "bytes_down"):
+        record[name] = round(sum(part[name] for part in parts) / len(parts))
+    record["released_parameters"] = parts[0]["released_parameters"]
+    return {**record, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def train(federation: Federation, row: Row, changes: dict[str, Scalar] | None = None) -> Trained:
+    """Run a row's method; under secagg each site's noise is 1/√m of what its own protection would need.
+
+    Args:
+        federation: the sites.
+        row: method and settings.
+        changes: settings to change further.
+    """
+    if row.registered is None:
+        raise ConfigError(f"{row.method} is a reference row, fitted at once: expected a row with a registered method")
+    config, method = row.config(federation, changes), get_method(row.registered)
+    plan = method.plan(config)
+    if row.trust == "secagg":
+        plan = shared_noise(plan, len(federation.sites))
+    sites = [site.train for site in federation.sites]
+    if row.trust == "none":
+        sites = [replace(site, groups=None) for site in sites]
+    result = run_loop(config, sites, federation.class_names, plan=plan)
+    head, synthetic = published_head(result.artifact), None
+    if method.sample is not None:
+        labels = torch.arange(config.synthesis.synthetic_rows) % federation.num_classes
+        synthetic = method.sample(result.context, result.artifact, labels, federation.seed)
+        head = fit_linear_head(*synthetic, federation.num_classes) if head is None else head
+    return Trained(result, head, synthetic)
+
+
+def shared_noise(plan: PrivacyPlan, num_sites: int) -> PrivacyPlan:
+    """A site's share of the noise when only the masked sum is seen: variance σ²C²/m, no dropouts, no colluders."""
+    share = 1.0 / math.sqrt(num_sites)
+    return replace(
+        plan,
+        statistics_noise=None if plan.statistics_noise is None else plan.statistics_noise * share,
+        training_noise=None if plan.training_noise is None else plan.training_noise * share,
+    )
+
+
+def score_trained(
+    federation: Federation, own: Sequence[LinearHead], row: Row, trained: Trained
+) -> dict[str, Sequence[SiteScores] | None]:
+    """All four scores at every site; None where the method has no such thing."""
+    scores: dict[str, Sequence[SiteScores] | None] = dict.fromkeys(_SCORES)
+    if trained.head is not None:
+        tuning = FineTuneConfig(logit_scale=_FINE_TUNED_SCALE / row.head_scale)
+        table: MethodScores = score_method(federation, trained.head.scaled(row.head_scale), own, fine_tuning=tuning)
+        scores.update(_columns(table))
+    if row.registered == "fedlambda":
+        result = trained.result
+        scores["personalised"] = [
+            score(fedlambda.site_probabilities(result.context, result.state, kept, rows), rows, labels)
+            for kept, (rows, labels) in zip(result.sites, _tests(federation), strict=True)
+        ]
+    elif row.registered is not None and row.registered.startswith("mh_pfedhn"):
+        scores["personalised"] = [
+            score(torch.softmax(personal_scores(trained.result, index, site), 1), *split_of(site.test))
+            for index, site in enumerate(federation.sites)
+        ]
+    return scores
+
+
+def personal_scores(result: LoopResult, index: int, site: BenchmarkSite) -> Tensor:
+    """A site's own model of MH-pFedHN on its test rows, (n, K), after some further epochs at the site."""
+    context, params = result.context, result.state.params
+    architecture = site_architecture(context, index)
+    longer = RivalsConfig.model_validate({**context.config.rivals.model_dump(), "local_epochs": _TUNING_EPOCHS})
+    tuning = RunContext(context.config.model_copy(update={"rivals": longer}), context.problem, context.plan)
+    train_rows, test_rows = (
+        mh_pfedhn.features_at(context, rows.embeddings, params[CENTRE], index) for rows in (site.train, site.test)
+    )
+    theta, teacher = mh_pfedhn.site_model(context, params, index), None
+    if f"embedding.{mh_pfedhn_gd.light_name(architecture.dim)}" in params:
+        light = mh_pfedhn_gd.light_model(context, params, architecture.dim)
+        teacher = light_architecture(context, architecture.dim).logits(light, train_rows)
+    order = seeded("tuning", context.config.federation.seed, index)
+    tuned = mh_pfedhn.train_model(tuning, architecture, theta, train_rows, site.train.labels, order, teacher)
+    return architecture.logits(tuned, test_rows)
+
+
+def cost(result: LoopResult, config: RunConfig) -> dict[str, int]:
+    """Mean bytes that a site sends and receives in the whole run, and the size of what is published."""
+    context, method = result.context, get_method(config.method)
+    spec, sites = method.statistics(context), range(context.problem.num_sites)
+    once = 0
+    if spec is not None and context.plan.statistics_noise is not None:
+        once = sum(math.prod(shape) for shape in spec.shapes.values())
+    rounds = context.plan.num_rounds
+    up = sum(_numbers(method.shapes_from(context, site)) for site in sites) / len(sites)
+    down = sum(_size(method.params_for(context, result.state, site)) for site in sites) / len(sites)
+    return {
+        "bytes_up": round(4 * (once + rounds * up)),
+        "bytes_down": round(4 * rounds * down),
+        "released_parameters": _size(result.artifact.tensors),
+    }
+
+
+def _run_fold(federation: Federation, own: Sequence[LinearHead], row: Row) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"heads": None, "fidelity": None, "epsilon": None, "bytes_up": 0, "bytes_down": 0}
+    if row.registered is None:
+        heads = list(own) if row.method == "local_only" else [centralised_head(federation)] * len(own)
+        alone = score_heads_at_sites(federation, heads)
+        scores: dict[str, Any] = dict.fromkeys(_SCORES)
+        if row.method == "local_only":
+            scores["personalised"] = alone
+        else:
+            scores = _columns(score_method(federation, heads[0], own))
+        return {**nothing, **scores, "released_parameters": 0}
+    trained = train(federation, row)
+    config = row.config(federation)
+    method = get_method(config.method)
+    record: dict[str, Any] = {**nothing, **score_trained(federation, own, row, trained), **cost(trained.result, config)}
+    if method.private:
+        # of a site's own protection: under secagg its share of the noise counts together with the others'
+        record["epsilon"] = epsilon_pld(method.plan(config).all_events, config.privacy.delta)
+    if trained.synthetic is not None:
+        record |= _judge(federation, trained.synthetic)
+    return record
+
+
+def _columns(scores: MethodScores) -> dict[str, Sequence[SiteScores]]:
+    return {name: getattr(scores, name) for name in _SCORES}
+
+
+def _judge(federation: Federation, synthetic: Split) -> dict[str, Any]:
+    """Other heads on the synthetic set, and how near it is to real test rows; all sites' rows together."""
+    tests = _tests(federation)
+    if federation.held_out is not None or federation.dataset == "organ-small":
+        tests = tests[:1]  # one set that all sites share
+    rows, labels = torch.cat([one for one, _ in tests]), torch.cat([one for _, one in tests])
+    drawn = torch.randperm(len(labels), generator=seeded("test rows", federation.seed))[:_TEST_ROWS]
+    real, random = (rows[drawn], labels[drawn]), seeded("judge", federation.seed)
+    heads = score_heads(synthetic, real, federation.num_classes, random)
+    near = fidelity(real[0], synthetic[0], random)
+    manifold = None if near.manifold is None else asdict(near.manifold)
+    names = ("precision", "recall", "density", "coverage")
+    measured = {name: None if manifold is None else manifold[name] for name in names}
+    return {
+        "heads": {name: asdict(one) for name, one in heads.items()},
+        "fidelity": {"mmd2": near.mmd2, **measured, "two_sample": near.two_sample},
+    }
+
+
+def _tests(federation: Federation) -> list[Split]:
+    return [split_of(site.test) for site in federation.sites]
+
+
+def _numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())

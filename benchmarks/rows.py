@@ -1,0 +1,88 @@
+"""The rows of the comparison: each method's settings, written once, the same for every data set and seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from benchmarks.protocol import Federation
+from common.config import RunConfig, Scalar
+
+EPSILON, DELTA = 1.0, 1e-4
+SYNTHETIC_ROWS = 10_000
+
+_COMMON: dict[str, Scalar] = {
+    "epsilon": EPSILON,
+    "delta": DELTA,
+    "statistics-share": 0.02,
+    "spare-rounds": 0,
+    # seeded, so that a second run gives the same numbers; the mechanism, and so ε, is that of secure noise
+    "noise": "test",
+    "num-rounds": 100,
+    "synthetic-rows": SYNTHETIC_ROWS,
+    "max-records-per-patient": 2,
+}
+_AVERAGED: dict[str, Scalar] = {"num-rounds": 30}
+_TIED: dict[str, Scalar] = {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0}
+_NETWORK: dict[str, Scalar] = {"num-rounds": 10, "local-steps": 5, "sampling-rate": 0.16, "clip-norm": 1.5}
+_CHUNKS: dict[str, Scalar] = {
+    "num-rounds": 20,
+    "local-rate": 5e-3,
+    "local-decay": 5e-4,
+    "hyper-rate": 1e-3,
+    "local-epochs": 1,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        method: its name in the table; the registered method unless `registered` names another.
+        trust: none, local, or secagg: sites share the noise, so that each adds 1/√m of its standard deviation.
+        settings: flat settings beside the common ones.
+        registered: name of the method that is run; None for a reference row.
+        head_scale: factor of a published head's logits before it is mixed: noise makes it overconfident.
+    """
+
+    method: str
+    trust: Literal["none", "local", "secagg"]
+    settings: dict[str, Scalar] = field(default_factory=dict)
+    registered: str | None = None
+    head_scale: float = 1.0
+
+    def config(self, federation: Federation, changes: dict[str, Scalar] | None = None) -> RunConfig:
+        """The run's configuration for these sites; a lesion is the unit where records name one."""
+        grouped = federation.sites[0].train.groups is not None
+        values: dict[str, Scalar] = {
+            **_COMMON,
+            **self.settings,
+            "method": self.registered or "fedavg",
+            "num-sites": len(federation.sites),
+            "seed": federation.seed,
+            "unit": "patient" if grouped and self.trust != "none" else "record",
+        }
+        return RunConfig.from_flat({**values, **(changes or {})})
+
+
+ROWS = (
+    Row("local_only", "none"),
+    Row("centralised", "none"),
+    Row("fedavg", "none", _AVERAGED, "fedavg"),
+    Row("fedprox", "none", _AVERAGED, "fedprox"),
+    Row("fedlambda", "none", _AVERAGED, "fedlambda"),
+    Row("mh_pfedhn", "none", _CHUNKS, "mh_pfedhn"),
+    Row("mh_pfedhn_gd", "none", _CHUNKS, "mh_pfedhn_gd"),
+    Row("mh_pfedhn_gd_dp", "local", {**_CHUNKS, "num-rounds": 10, "clip-norm": 1.0}, "mh_pfedhn_gd_dp"),
+    Row("dp_gauss", "local", {}, "dp_gauss", 0.5),
+    Row("dp_cvae", "local", _NETWORK, "dp_cvae", 0.5),
+    Row("dp_cgan", "local", _NETWORK, "dp_cgan", 0.5),
+    Row("dp_fedsgd", "local", {}, "dp_fedsgd", 0.5),
+    Row("fedhypevae", "local", {}, "fedhypevae", 0.5),
+    Row("fedhypevae_tied", "local", _TIED, "fedhypevae", 0.5),
+    Row("dp_gauss", "secagg", {}, "dp_gauss", 0.5),
+    Row("dp_fedsgd", "secagg", {}, "dp_fedsgd", 0.5),
+    Row("fedhypevae_tied", "secagg", _TIED, "fedhypevae", 0.5),
+)
+TABLE_DATASETS = ("organ-iid", "organ-dir0.3", "organ-small", "ham", "ham-loso")

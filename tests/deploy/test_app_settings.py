@@ -1,4 +1,4 @@
-"""The app's own settings: Flower refuses a run that sets what they do not list, and they must not hide a new default."""
+"""The app's own settings: Flower refuses a run that sets any other, and they must not hide a new default."""
 
 from __future__ import annotations
 

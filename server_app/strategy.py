@@ -200,10 +200,13 @@ class FederatedStrategy(Strategy):
         """A norm that no honest site's sum of one round exceeds, with ten-fold room; infinite where nothing is clipped.
 
         Each step's sum is at most C times the units of one site, which are fewer than all sites' together; the noise
-        has standard deviation sigma C in every coordinate.
+        has standard deviation sigma C in every coordinate. Terms that read no record are added unclipped: where they
+        weigh anything, there is no such norm.
         """
-        plan, privacy = self.context.plan, self.context.config.privacy
+        plan, privacy, training = self.context.plan, self.context.config.privacy, self.context.config.training
         if not self.method.private or plan.training_noise is None:
+            return math.inf
+        if training.mmd_weight > 0 or training.lipschitz_penalty > 0:
             return math.inf
         statistics = self.state.statistics
         units = self.context.config.federation.public_total if statistics is None else statistics.total

@@ -22,7 +22,7 @@ from embeddings.store import read_metadata, read_store
 from tests.harness import CLASSES, DIM, Exchanged, Federation, Handler, HarnessSite, words_of
 
 WORDS = {
-    "query.hello": {"site", "position", "dim", "classes", "encoder", "public"},
+    "query.hello": {"site", "position", "identity", "canary", "public"},
     "query.statistics": {"receipt", "charged"},
     "train": {"receipt", "charged"},
 }
@@ -81,9 +81,8 @@ def test_words_are_the_allowed_ones_and_tell_nothing_of_records(recorded: Record
             assert words == {
                 "site": sent.site,
                 "position": -1,
-                "dim": DIM,
-                "classes": json.dumps(list(CLASSES)),
-                "encoder": identity.fingerprint(),
+                "identity": json.dumps(identity.to_json()),
+                "canary": "",
                 "public": False,
             }
         else:
@@ -212,3 +211,13 @@ def test_run_writes_a_valid_privacy_statement(recorded: Recorded) -> None:
         events = [(event.label, event.noise_multiplier, event.count) for event in run.charged]
         told = statement["sites"][site.name]["events"]
         assert [(event["label"], event["noise_multiplier"], event["count"]) for event in told] == events
+
+
+def test_features_for_mmd_leave_as_declared(tmp_path: Path) -> None:
+    """With MMD against a release, noised features join the one-shot statistics, and nothing else is added."""
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=1, mmd="released", mmd_weight=0.5, mmd_features=8)
+    (sent,) = federation.sent("site-1", "query.statistics")
+    shapes = {name: value.shape for name, value in arrays(sent).items()}
+    assert shapes == {**STATISTICS, "class_features": (len(CLASSES), 8)}
+    assert [seen.kind for seen in federation.sent()] == ["query.hello", "query.statistics", "train"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.durable import write_atomically
 from client_app.site import load_policy
+from common.durable import write_atomically
 from common.errors import ConfigError, DataError
 from deploy.app_package import compare, digest_of, find_package, read_files, with_digest
 from deploy.folders import SiteFolder

@@ -118,7 +118,7 @@ def test_federation_refuses_wrong_authority_and_strange_or_revoked_keys(federati
         federation.running[name] = Process(["site", "start", "--no-check"], site.path, outputs[name])
     said = {"stranger": "refuses this node's key", "deceived": "not signed by the authority"}
     for name, words in said.items():
-        wait_for(f"{name} is refused", lambda n=name, w=words: w in outputs[n].read_text(), 400)  # type: ignore[misc]
+        wait_for(f"{name} is refused", lambda n=name, w=words: w in outputs[n].read_text(), 400)
     federation.running.pop("deceived").end()
     register(federation.server, "stranger", strangers["stranger"].node_key.with_suffix(".pub"))
     federation.wait_online("stranger")  # the supervised node came in by itself, once it was registered

@@ -101,7 +101,7 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
         "sphere": context.config.training.sphere,
         "observation_variance": variance,
     }
-    return Artifact("generator", {**state.params, "weight": head.weight, "bias": head.bias}, settings)
+    return Artifact("generator", {**state.params, "head.weight": head.weight, "head.bias": head.bias}, settings)
 
 
 def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -
     synthesis = context.config.synthesis
     if synthesis.relabel == "none":
         return rows, labels.clone()
-    scores = LinearHead(tensors["weight"], tensors["bias"]).logits(rows)
+    scores = LinearHead(tensors["head.weight"], tensors["head.bias"]).logits(rows)
     return rows, relabelled(scores, synthesis.relabel, synthesis.relabel_temperature, generator)
 
 

@@ -63,18 +63,18 @@ def head_artifact(context: RunContext, weight: Tensor, bias: Tensor, centre: Ten
         centre: (d_x,). scale: > 0.
 
     Returns:
-        Kind "head" with "weight" (K, d_x) and "bias" (K,).
+        Kind "head" with "head.weight" (K, d_x) and "head.bias" (K,).
     """
     weight = weight * scale
-    tensors = {"weight": weight, "bias": bias - weight @ centre}
+    tensors = {"head.weight": weight, "head.bias": bias - weight @ centre}
     return Artifact("head", tensors, {"dim": weight.shape[1], "num_classes": weight.shape[0]} | _maps(context))
 
 
 def published_head(artifact: Artifact) -> LinearHead | None:
     """The linear head that an artifact publishes; None where it publishes none."""
-    if "weight" not in artifact.tensors or "bias" not in artifact.tensors:
+    if "head.weight" not in artifact.tensors:
         return None
-    return LinearHead(artifact.tensors["weight"], artifact.tensors["bias"])
+    return LinearHead(artifact.tensors["head.weight"], artifact.tensors["head.bias"])
 
 
 def descend_head(

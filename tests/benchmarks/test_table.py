@@ -149,9 +149,21 @@ def test_score_cell_tells_the_spread_over_seeds_from_that_over_sites() -> None:
 
 def test_render_gives_each_data_set_its_table() -> None:
     scores = dict.fromkeys(("synthetic_only", "mixed", "own_lambda", "personalised"), _score([0.7, 0.9]))
-    plain = {"dataset": "ham", "method": "fedavg", "trust": "none", "epsilon": None, "seed": 1, **scores, "heads": None,
-             "fidelity": None, "bytes_up": 2_500, "bytes_down": 0, "released_parameters": 5643, "seconds": 2.0}  # fmt: skip
-    heads = dict.fromkeys(("linear", "knn", "mlp"), {"accuracy": 0.8, "balanced_accuracy": 0.75})
+    plain = {
+        "dataset": "ham",
+        "method": "fedavg",
+        "trust": "none",
+        "epsilon": None,
+        "seed": 1,
+        **scores,
+        "heads": None,
+        "fidelity": None,
+        "bytes_up": 2_500,
+        "bytes_down": 0,
+        "released_parameters": 5643,
+        "seconds": 2.0,
+    }
+    heads = {name: {"accuracy": 0.8, "balanced_accuracy": 0.75} for name in ("linear", "knn", "mlp")}
     near = {"mmd2": 0.0034, "precision": None, "recall": 0.5, "density": 0.1, "coverage": 0.2, "two_sample": 0.9}
     private = {**plain, "method": "dp_gauss", "trust": "local", "epsilon": 0.998, "heads": heads, "fidelity": near}
     text = render([plain, private])

@@ -203,7 +203,7 @@ def test_dp_gauss_without_noise_is_lda_on_pooled_means() -> None:
     assert torch.allclose(tensors["class_means"], means, atol=1e-5)
     assert torch.allclose(tensors["class_counts"], torch.full((3,), 6.0), atol=1e-5)
     variance = torch.full((_DIM,), config.model.residual_energy / _DIM)
-    assert torch.allclose(tensors["weight"], gaussian_head(means, variance, torch.ones(3)).weight, atol=1e-3)
+    assert torch.allclose(tensors["head.weight"], gaussian_head(means, variance, torch.ones(3)).weight, atol=1e-3)
 
 
 def test_dp_gauss_samples_have_the_released_moments() -> None:

@@ -139,5 +139,5 @@ def test_dp_fedsgd_is_the_generators_own_discriminative_term() -> None:
     head = run_loop(_line("dp_fedsgd", **settings), _blobs(), ["a", "b", "c"])
     generator = run_loop(_line("fedhypevae", **settings), _blobs(), ["a", "b", "c"])
     expected = generator.artifact.tensors["decoder.0.class_weight"].T
-    assert torch.equal(head.artifact.tensors["weight"], expected)
+    assert torch.equal(head.artifact.tensors["head.weight"], expected)
     assert head.context.plan == generator.context.plan

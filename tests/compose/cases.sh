@@ -77,9 +77,19 @@ check "nothing runs as root" bash -c "for s in superlink server-app site-1 site-
 check "the root file system is read-only" refuse compose exec -T site-1 touch /x
 check "a site reaches the server's gRPC port" reach site-1 superlink 9092
 check "a site does not reach the control port" refuse reach site-1 superlink 8000
-check "a site does not reach another site" refuse reach site-1 "$(address site-2)" 9094
-check "a site does not know another site's name" refuse reach site-1 site-2 9094
-check "a site does not reach the outside" refuse reach site-1 1.1.1.1 53
+# each refusal with a control that the listener is there, and reached from where it may be
+compose exec -d site-2 python -m http.server 7777 --bind 0.0.0.0
+python3 -m http.server 7778 --bind 0.0.0.0 >/dev/null 2>&1 &
+outside=$!
+gateway=$(docker network inspect bridge -f '{{(index .IPAM.Config 0).Gateway}}')
+sleep 3
+check "control: the server reaches a listener at a site" reach superlink site-2 7777
+check "a site does not reach that listener at another site" refuse reach site-1 "$(address site-2)" 7777
+check "a site does not know another site's name" refuse reach site-1 site-2 7777
+check "control: an ordinary container reaches a listener outside" docker run --rm fedhypevae-site \
+    python -c "import socket; socket.create_connection(('$gateway', 7778), 4)"
+check "a site does not reach that listener outside" refuse reach site-1 "$gateway" 7778
+kill "$outside"
 
 compose run -T --rm runner >"$scratch/runner.log" 2>&1 &
 runner=$!

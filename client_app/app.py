@@ -29,7 +29,7 @@ app = ClientApp()
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Say what the site holds: name, width, class set, encoder; no counts.
+    """Say what the site holds: name, encoder, class set, canary; no counts.
 
     This is where records that can't be used are refused: before any run, when nothing has been charged.
     """
@@ -44,9 +44,8 @@ def hello(message: Message, context: Context) -> Message:
         facts = {
             "site": place.name,
             "position": place.position,
-            "dim": metadata.identity.dimension,
-            "classes": json.dumps(list(metadata.class_names)),
-            "encoder": metadata.identity.fingerprint(),
+            "identity": json.dumps(metadata.identity.to_json()),
+            "canary": metadata.canary,
             "public": place.policy.data_is_public,
         }
         return RecordDict({"words": ConfigRecord(facts)})

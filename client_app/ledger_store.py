@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.durable import sync_path
 from client_app.ledger_chain import (
     NO_PREVIOUS,
     Entry,
@@ -29,6 +28,7 @@ from client_app.ledger_chain import (
     read_witness,
     write_witness,
 )
+from common.durable import sync_path
 from common.errors import LedgerError
 
 FORMAT = 1

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.durable import write_atomically
 from client_app.ledger_chain import Head
 from client_app.ledger_runs import Run
 from client_app.ledger_store import EntryStore, open_store
 from common.composition import epsilon_from_rdp, epsilon_pld, rdp_curve
+from common.durable import write_atomically
 from common.errors import LedgerError
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.config import RunConfig
 from common.errors import WireError
+from common.identity import EncoderIdentity
 from common.methods.base import PrivacyPlan, Problem, RunContext
 
 Kind = Literal["hello", "statistics", "train", "baseline", "evaluate"]
@@ -23,7 +24,7 @@ Kind = Literal["hello", "statistics", "train", "baseline", "evaluate"]
 # Words that a site's reply may hold beside its tensors, by kind of message. None of them depends on a record: what a
 # site was charged follows from what it was asked, and the receipt is a digest of its ledger.
 REPLY_WORDS: dict[Kind, frozenset[str]] = {
-    "hello": frozenset({"site", "position", "dim", "classes", "encoder", "public"}),
+    "hello": frozenset({"site", "position", "identity", "canary", "public"}),
     "statistics": frozenset({"receipt", "charged"}),
     "train": frozenset({"receipt", "charged"}),
     "baseline": frozenset(),
@@ -42,17 +43,15 @@ class SiteFacts:
     Attributes:
         site: its name.
         position: its index in a simulation, or -1.
-        dim: width of its embeddings.
-        classes: names of its class set.
-        encoder: fingerprint of encoder, revision, preprocessing and class list.
+        identity: encoder, revision, width, preprocessing and class list.
+        canary: its embedding of the project's canary image, as text; empty for an imported set.
         public: whether its policy declares its data public.
     """
 
     site: str
     position: int
-    dim: int
-    classes: tuple[str, ...]
-    encoder: str
+    identity: EncoderIdentity
+    canary: str
     public: bool
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from embeddings.identity import EncoderIdentity
+from common.identity import EncoderIdentity
 from embeddings.images import check_size
 from embeddings.labels import class_list
 from embeddings.patients import patient_number

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import ConfigError
+from common.identity import EncoderIdentity
 from embeddings.encoders import OFFLINE_ENCODER, EncoderOptions
-from embeddings.identity import EncoderIdentity
 
 SIDE = 112
 DIMENSION = 1280

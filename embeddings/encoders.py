@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError
-from embeddings.identity import EncoderIdentity
+from common.identity import EncoderIdentity
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Pooling = Literal["cls", "mean-patch", "both"]

@@ -20,10 +20,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from common.agreement import encode
 from common.errors import DataError
-from embeddings.canary import embed_canary, encode
+from common.identity import EncoderIdentity
+from embeddings.canary import embed_canary
 from embeddings.encoders import Encoder, identity_of
-from embeddings.identity import EncoderIdentity
 from embeddings.parts import Parts
 from embeddings.patients import KEY_BYTES, image_key, patient_number
 from embeddings.pipeline import Item, embed_batches

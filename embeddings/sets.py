@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from embeddings.identity import EncoderIdentity
+from common.identity import EncoderIdentity
 
 SPLIT_NAMES = ("train", "validation", "test")
 FORMAT = "fedhypevae-embeddings/1"

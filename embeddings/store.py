@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from common.durable import sync_path
 from common.errors import DataError
-from embeddings.identity import EncoderIdentity
+from common.identity import EncoderIdentity
 from embeddings.sets import FORMAT, SPLIT_NAMES, EmbeddingSet, SetMetadata, regroup, survey, validate
 
 _METADATA_KEY = b"fedhypevae"

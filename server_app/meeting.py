@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
+from common.agreement import require_agreement
 from common.config import RunConfig
-from common.errors import FederationError
+from common.errors import DataError, FederationError
+from common.identity import EncoderIdentity
 from common.wire import SiteFacts
 from server_app.exchange import Reply, build_messages, exchange
 from server_app.progress import RoundPrinter
@@ -66,8 +68,8 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter) -> Meeting:
     _check_agreement(facts)
     order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
     members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
-    first = facts[order[0]]
-    return Meeting(members, first.dim, first.classes, all(fact.public for fact in facts.values()))
+    first = facts[order[0]].identity
+    return Meeting(members, first.dimension, first.class_names, all(fact.public for fact in facts.values()))
 
 
 def _wait_for_nodes(grid: Grid, wanted: int, timeout: float, printer: RoundPrinter) -> list[int]:
@@ -93,30 +95,18 @@ def _facts(reply: Reply) -> SiteFacts:
         return SiteFacts(
             str(words["site"]),
             int(words["position"]),
-            int(words["dim"]),
-            tuple(json.loads(str(words["classes"]))),
-            str(words["encoder"]),
+            EncoderIdentity.from_json(json.loads(str(words["identity"]))),
+            str(words["canary"]),
             bool(words["public"]),
         )
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, DataError):
         raise FederationError("a site said hello in words that can't be read: it must run the same version") from None
 
 
 def _check_agreement(facts: Mapping[int, SiteFacts]) -> None:
     ordered = sorted(facts.values(), key=lambda fact: (fact.position, fact.site))
-    first = ordered[0]
     names = [fact.site for fact in ordered]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise FederationError(f"two sites call themselves {double!r}: give each its own site-name")
-    for fact in ordered[1:]:
-        for field, mine, theirs in (
-            ("embedding width", fact.dim, first.dim),
-            ("class set", fact.classes, first.classes),
-            ("encoder fingerprint", fact.encoder, first.encoder),
-        ):
-            if mine != theirs:
-                raise FederationError(
-                    f"site {fact.site} has {field} {mine}, but site {first.site} has {theirs}: all sites must use "
-                    "the same encoder, preprocessing and class set"
-                )
+    require_agreement({fact.site: fact for fact in ordered})

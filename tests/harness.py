@@ -32,7 +32,7 @@ from client_app.ledger_runs import Run
 from client_app.policy_template import policy_template
 from client_app.release_log import Release, ReleaseLog
 from client_app.site import load_policy
-from embeddings.identity import EncoderIdentity
+from common.identity import EncoderIdentity
 from embeddings.sets import EmbeddingSet, SetMetadata
 from embeddings.store import write_store
 from server_app.app import app as server_app

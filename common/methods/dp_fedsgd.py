@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from common.config import RunConfig
-from common.methods import fedhypevae
+from common.methods import fedhypevae, hypevae_site
 from common.methods.base import Artifact, Method, PrivacyPlan, RunContext, ServerState, private_plan
 from common.methods.hypevae_terms import generator_shape
 from common.methods.linear import CENTRE, head_artifact
@@ -75,7 +75,7 @@ METHOD = Method(
     init_site=_on_head(fedhypevae.init_site),
     prepare=_on_head(fedhypevae.prepare),
     upload_shapes=_on_head(fedhypevae.upload_shapes),
-    client_step=_on_head(fedhypevae.client_step),
+    client_step=_on_head(hypevae_site.client_step),
     server_step=_on_head(fedhypevae.server_step),
     finish=finish,
     sample=None,

@@ -68,7 +68,7 @@ def compare(
 
         fedhypevae data compare site-a.parquet site-b.parquet
     """
-    from embeddings.federation import check_sites
+    from common.agreement import check_sites
     from embeddings.store import read_metadata
 
     sites = {str(store): read_metadata(store) for store in stores}
@@ -141,8 +141,8 @@ def import_(
         fedhypevae data import ham_sscd.npz --out ham.parquet --encoder sscd --revision 1 --preprocessing "288
         px" --patients-array lesion_id
     """
+    from common.identity import EncoderIdentity
     from embeddings.arrays import ReadyNames, import_ready
-    from embeddings.identity import EncoderIdentity
     from embeddings.patients import default_salt_path, load_salt
 
     names = ReadyNames(embeddings_array, labels_array, patients=patients_array, columns=tuple(column or ()))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
+from common.identity import EncoderIdentity
 from embeddings.arrays import ReadyNames, import_ready, is_medmnist, list_medmnist, unpack
-from embeddings.identity import EncoderIdentity
 from embeddings.patients import patient_number
 from embeddings.store import read_store
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.agreement import check_sites, compare_canaries, decode, encode, require_agreement
 from common.errors import DataError, FederationError
-from embeddings.canary import CANARY_FILE, compare_canaries, decode, draw, embed_canary, encode
+from common.identity import EncoderIdentity, compare
+from embeddings.canary import CANARY_FILE, draw, embed_canary
 from embeddings.encoders import EncoderOptions, load_encoder
-from embeddings.federation import check_sites, require_agreement
-from embeddings.identity import EncoderIdentity, compare
 from embeddings.patients import load_salt, patient_number
 from embeddings.sets import SetMetadata
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embeddings.identity import EncoderIdentity
+from common.identity import EncoderIdentity
 from embeddings.pictures import who_has_what
 from embeddings.quality import NEAR, inspect, linear_probe
 from embeddings.quality_page import facts, render_page

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError, DataError
+from common.identity import EncoderIdentity
 from embeddings import simulated
 from embeddings.demo.draw import draw, stratified_rows
-from embeddings.identity import EncoderIdentity
 from embeddings.store import EmbeddingSet, SetMetadata
 
 SHARED = Path(os.environ.get("FEDHYPEVAE_SHARED", Path(__file__).parents[3] / "shared"))

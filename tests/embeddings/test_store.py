@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import DataError
-from embeddings.identity import EncoderIdentity
+from common.identity import EncoderIdentity
 from embeddings.sets import regroup
 from embeddings.store import (
     EmbeddingSet,

@@ -11,8 +11,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from tests.harness import Federation, make_set
 
 CASES = {
-    "width": ({1: make_set(60, dim=9)}, "embedding width"),
-    "classes": ({1: make_set(60, classes=("liver", "lung", "heart"))}, "class set"),
+    "width": ({1: make_set(60, dim=9)}, "dimension"),
+    "classes": ({1: make_set(60, classes=("liver", "lung", "heart"))}, "class_names"),
 }
 
 

@@ -58,8 +58,8 @@ def test_site_killed_between_charge_and_release_pays_with_a_spare_round(
         federation.run(num_rounds=3, min_sites=2)  # the round falls short of min-sites, and the run stops
     summary = federation.run(num_rounds=3, min_sites=2, resume=True, run_id=2)
     assert summary["rounds"] == 3
-    charged = sorted(sum(event.count for event in next(iter(site.runs().values())).charged) for site in federation.sites)
-    assert charged == [1 + 3, 1 + 4]
+    runs = [next(iter(site.runs().values())) for site in federation.sites]
+    assert sorted(sum(event.count for event in run.charged) for run in runs) == [1 + 3, 1 + 4]
     assert all(spent <= 3.0 for spent in summary["privacy"]["epsilon_spent_per_site"].values())
 
 

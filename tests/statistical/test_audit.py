@@ -95,7 +95,9 @@ def test_one_run(fault: str, monkeypatch) -> None:
 # --- inversion of what is sent ----------------------------------------------------------------------------------------
 
 
-def inverted(upload: dict[str, torch.Tensor], code: torch.Tensor | None, params: dict[str, torch.Tensor]) -> torch.Tensor:
+def inverted(
+    upload: dict[str, torch.Tensor], code: torch.Tensor | None, params: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """The embedding of a batch of one, read off the gradient of the class columns: (d∘x) ⊗ (p − y) has rank one."""
     left, _, _ = torch.linalg.svd(upload["decoder.0.class_weight"], full_matrices=False)
     scaled = left[:, 0]
@@ -107,7 +109,14 @@ def inverted(upload: dict[str, torch.Tensor], code: torch.Tensor | None, params:
 def similarity(noise: float) -> float:
     """|cosine| between the record of a batch of one and its reconstruction from the round's upload."""
     config = RunConfig.from_flat(
-        {"num-sites": 1, "min-sites": 1, "statistics-share": 0.0, "public-total": 1, "sleep-steps": 1, "elbo-weight": 0.3}
+        {
+            "num-sites": 1,
+            "min-sites": 1,
+            "statistics-share": 0.0,
+            "public-total": 1,
+            "sleep-steps": 1,
+            "elbo-weight": 0.3,
+        }
     )
     plan = METHOD.plan(config)
     plan = type(plan)(None, noise, 1.0, 1, 1, 1e-5)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.durable import lock_file
 from client_app.private_state import PrivateState
+from common.durable import lock_file
 from common.errors import DataError, FedHypeVAEError
 
 

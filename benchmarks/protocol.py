@@ -91,9 +91,7 @@ def load_federations(dataset: str, seed: int, folder: Path | None = None) -> tup
     return leave_one_site_out(load_ham(folder), "ham-loso", seed)
 
 
-def organ_federation(
-    pool: Pool, seed: int, num_sites: int = ORGAN_SITES, alpha: float | None = None
-) -> Federation:
+def organ_federation(pool: Pool, seed: int, num_sites: int = ORGAN_SITES, alpha: float | None = None) -> Federation:
     """The pool divided into simulated sites: IID for `alpha` None, else Dirichlet(alpha) over the classes.
 
     Args:
@@ -174,9 +172,7 @@ def pooled_training_rows(federation: Federation) -> SiteData:
     )
 
 
-def _site(
-    pool: Pool, name: str, rows: Rows, seed: int, number: int, test: SiteData | None = None
-) -> BenchmarkSite:
+def _site(pool: Pool, name: str, rows: Rows, seed: int, number: int, test: SiteData | None = None) -> BenchmarkSite:
     """A site's three splits, drawn from (seed, number) alone: they do not change when another site does."""
     groups = None if pool.groups is None else pool.groups[rows]
     split = split_site(pool.labels[rows], np.random.default_rng([seed, number]), groups)

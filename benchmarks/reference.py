@@ -63,9 +63,7 @@ def centralised_head(federation: Federation, config: HeadConfig | None = None) -
 def score_heads_at_sites(federation: Federation, heads: Sequence[LinearHead]) -> tuple[SiteScores, ...]:
     """Each site's score of its own entry of `heads`, on the site's test rows."""
     _check_count(federation, heads)
-    return tuple(
-        score(head, *split_of(site.test)) for site, head in zip(federation.sites, heads, strict=True)
-    )
+    return tuple(score(head, *split_of(site.test)) for site, head in zip(federation.sites, heads, strict=True))
 
 
 def score_method(

@@ -176,9 +176,7 @@ def split_budget(
         return None, calibrate_noise_multiplier(epsilon, delta, sampling_rate, num_steps)
     mu = gaussian_dp_parameter(epsilon, delta)
     statistics = round_up(1.0 / (mu * math.sqrt(statistics_share)))
-    return statistics, calibrate_noise_multiplier(
-        epsilon, delta, sampling_rate, num_steps, (gaussian(statistics),)
-    )
+    return statistics, calibrate_noise_multiplier(epsilon, delta, sampling_rate, num_steps, (gaussian(statistics),))
 
 
 def gaussian_dp_parameter(epsilon: float, delta: float) -> float:

@@ -105,9 +105,7 @@ def mix_probabilities(local: Tensor, synthetic: Tensor, mixing: float) -> Tensor
     if not 0 <= mixing <= 1:
         raise ConfigError(f"mixing must be in [0, 1], found {mixing}")
     if local.shape != synthetic.shape:
-        raise DataError(
-            f"expected equal shapes to mix, found {tuple(local.shape)} and {tuple(synthetic.shape)}"
-        )
+        raise DataError(f"expected equal shapes to mix, found {tuple(local.shape)} and {tuple(synthetic.shape)}")
     return mixing * local + (1 - mixing) * synthetic
 
 

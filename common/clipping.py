@@ -69,9 +69,7 @@ def clipped_gradient_sum(
         raise ConfigError(f"clip norm must be above 0, found {clip_norm}")
     unknown = (set(factors.outer) | set(factors.vectors) | set(factors.shared)) - set(shapes)
     if unknown:
-        raise ConfigError(
-            f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest"
-        )
+        raise ConfigError(f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest")
     squared = unit_squared_norms(factors)
     if squared is None:
         return ClippedSum({name: torch.zeros(shape) for name, shape in shapes.items()}, clip_norm)
@@ -160,10 +158,7 @@ def _squared_norms(factors: GradientFactors, lengths: _Lengths) -> list[Tensor]:
     """What each parameter adds to the units' squared norms, (U,) each."""
     parts = [_outer_squared_norm(pairs, lengths) for pairs in factors.outer.values()]
     parts += [lengths.squared(left) * lengths.squared(right) for left, right in factors.shared.values()]
-    parts += [
-        lengths.squared(values[0] if len(values) == 1 else _total(values))
-        for values in factors.vectors.values()
-    ]
+    parts += [lengths.squared(values[0] if len(values) == 1 else _total(values)) for values in factors.vectors.values()]
     return parts
 
 

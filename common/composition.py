@@ -114,9 +114,7 @@ def _pld_interval(mechanisms: Sequence[MechanismKey]) -> float:
     exponent = _COARSEST_INTERVAL_EXPONENT
     for sigma, rate, _ in mechanisms:
         if sigma >= _SMALLEST_PLD_NOISE_MULTIPLIER:
-            deviation = (
-                rate * math.sqrt(math.expm1(min(1.0 / sigma**2, 600.0))) if rate < 1.0 else 1.0 / sigma
-            )
+            deviation = rate * math.sqrt(math.expm1(min(1.0 / sigma**2, 600.0))) if rate < 1.0 else 1.0 / sigma
             wanted = math.floor(math.log2(max(deviation, 1e-30) / _STEPS_PER_LOSS_DEVIATION))
             exponent = min(exponent, max(wanted, _FINEST_INTERVAL_EXPONENT))
     for sigma, _, _ in mechanisms:

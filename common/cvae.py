@@ -50,9 +50,7 @@ def init_encoder_params(shape: GeneratorShape, generator: torch.Generator) -> di
     }
 
 
-def encode(
-    shape: GeneratorShape, layers: LinearLayers, embeddings: Tensor, one_hot: Tensor
-) -> tuple[Tensor, Tensor]:
+def encode(shape: GeneratorShape, layers: LinearLayers, embeddings: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log standard deviation of q(z | x, y).
 
     Args:

@@ -51,35 +51,19 @@ class PrivacyEvent:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(EventKind):
-            raise ConfigError(
-                f"kind of a privacy event: expected one of {get_args(EventKind)}, found {self.kind!r}"
-            )
+            raise ConfigError(f"kind of a privacy event: expected one of {get_args(EventKind)}, found {self.kind!r}")
         sigma = _number("noise_multiplier", self.noise_multiplier)
         rate = _number("sampling_rate", self.sampling_rate)
         if not 0.0 <= sigma <= MAX_NOISE_MULTIPLIER:
-            raise ConfigError(
-                f"noise_multiplier: expected a number from 0 to {MAX_NOISE_MULTIPLIER:g}, found {sigma}"
-            )
+            raise ConfigError(f"noise_multiplier: expected a number from 0 to {MAX_NOISE_MULTIPLIER:g}, found {sigma}")
         if not 0.0 < rate <= 1.0:
             raise ConfigError(f"sampling_rate: expected a number in (0, 1], found {rate}")
         if self.kind == "gaussian" and rate != 1.0:
-            raise ConfigError(
-                f"sampling_rate of a gaussian event: expected 1, found {rate}; use sampled_gaussian"
-            )
-        if (
-            isinstance(self.count, bool)
-            or not isinstance(self.count, int)
-            or not 1 <= self.count <= MAX_COUNT
-        ):
+            raise ConfigError(f"sampling_rate of a gaussian event: expected 1, found {rate}; use sampled_gaussian")
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= MAX_COUNT:
             raise ConfigError(f"count: expected an integer from 1 to {MAX_COUNT}, found {self.count!r}")
-        if (
-            not isinstance(self.label, str)
-            or len(self.label) > MAX_LABEL_LENGTH
-            or not self.label.isprintable()
-        ):
-            raise ConfigError(
-                f"label: expected at most {MAX_LABEL_LENGTH} printable characters, found {self.label!r}"
-            )
+        if not isinstance(self.label, str) or len(self.label) > MAX_LABEL_LENGTH or not self.label.isprintable():
+            raise ConfigError(f"label: expected at most {MAX_LABEL_LENGTH} printable characters, found {self.label!r}")
         # One value, one form: -0.0 and integers would otherwise give the same event two texts.
         object.__setattr__(self, "noise_multiplier", sigma + 0.0)
         object.__setattr__(self, "sampling_rate", rate)
@@ -110,9 +94,7 @@ class PrivacyEvent:
             raise ConfigError(f"privacy event: expected the fields {', '.join(_FIELDS)}, found {text!r:.200}")
         event = cls(**fields)
         if event.to_json() != text:
-            raise ConfigError(
-                f"privacy event: expected the canonical text {event.to_json()}, found {text!r:.400}"
-            )
+            raise ConfigError(f"privacy event: expected the canonical text {event.to_json()}, found {text!r:.400}")
         return event
 
 
@@ -121,9 +103,7 @@ def gaussian(noise_multiplier: float, *, count: int = 1, label: str = "") -> Pri
     return PrivacyEvent("gaussian", noise_multiplier, 1.0, count, label)
 
 
-def sampled_gaussian(
-    noise_multiplier: float, sampling_rate: float, *, count: int = 1, label: str = ""
-) -> PrivacyEvent:
+def sampled_gaussian(noise_multiplier: float, sampling_rate: float, *, count: int = 1, label: str = "") -> PrivacyEvent:
     """`count` Gaussian releases, each over a fresh Poisson sample of the units at `sampling_rate`."""
     return PrivacyEvent("sampled_gaussian", noise_multiplier, sampling_rate, count, label)
 

@@ -198,9 +198,7 @@ def fidelity(
         mmd2=chunked_mmd2(real, synthetic, config.bandwidths),
         frechet=frechet_distance(real, synthetic) if fewest >= 2 else None,
         manifold=manifold_scores(real, synthetic, config.neighbours) if fewest > config.neighbours else None,
-        two_sample=two_sample_accuracy(real, synthetic, generator, config.two_sample)
-        if fewest >= 4
-        else None,
+        two_sample=two_sample_accuracy(real, synthetic, generator, config.two_sample) if fewest >= 4 else None,
     )
 
 

@@ -81,8 +81,7 @@ class FineTuneConfig:
     def __post_init__(self) -> None:
         if not (self.logit_scale > 0 and self.proximal >= 0):
             raise ConfigError(
-                "fine-tuning needs logit_scale > 0 and proximal >= 0, "
-                f"found {self.logit_scale} and {self.proximal}"
+                f"fine-tuning needs logit_scale > 0 and proximal >= 0, found {self.logit_scale} and {self.proximal}"
             )
         HeadConfig(0.0, self.max_iterations, self.tolerance)
 
@@ -113,15 +112,11 @@ def fit_linear_head(
     x, y = check_rows(embeddings, labels, num_classes)
     center, scale = center_and_scale(x)
     anchor = torch.zeros(num_classes, x.shape[1] + 1)
-    start = (
-        anchor if initial is None else _to_scaled(_matching(initial, num_classes, x.shape[1]), center, scale)
-    )
+    start = anchor if initial is None else _to_scaled(_matching(initial, num_classes, x.shape[1]), center, scale)
     # The bias is free: a penalty on it would pull the class shares towards equal ones.
     penalty = torch.full((x.shape[1] + 1,), config.l2)
     penalty[-1] = 0.0
-    fitted = _minimise(
-        (x - center) / scale, y, start, anchor, penalty, config.max_iterations, config.tolerance
-    )
+    fitted = _minimise((x - center) / scale, y, start, anchor, penalty, config.max_iterations, config.tolerance)
     return _from_scaled(fitted, center, scale)
 
 
@@ -153,9 +148,7 @@ def fine_tune_head(
     flattened = _matching(initial, num_classes, x.shape[1]).scaled(config.logit_scale)
     anchor = _to_scaled(flattened, center, scale)
     penalty = torch.full((x.shape[1] + 1,), config.proximal)
-    fitted = _minimise(
-        (x - center) / scale, y, anchor, anchor, penalty, config.max_iterations, config.tolerance
-    )
+    fitted = _minimise((x - center) / scale, y, anchor, anchor, penalty, config.max_iterations, config.tolerance)
     return _from_scaled(fitted, center, scale)
 
 
@@ -264,15 +257,12 @@ def check_rows(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Te
         )
     if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
         raise DataError(
-            f"expected integer labels in [0, {num_classes}), found {labels.dtype} "
-            f"from {labels.min()} to {labels.max()}"
+            f"expected integer labels in [0, {num_classes}), found {labels.dtype} from {labels.min()} to {labels.max()}"
         )
     x = embeddings.to(torch.float32)
     if not bool(torch.isfinite(x).all()):
         rows = torch.nonzero(~torch.isfinite(x).all(dim=1)).flatten().tolist()
-        raise DataError(
-            f"expected finite embeddings, found NaN or infinity in {len(rows)} row(s), first {rows[:5]}"
-        )
+        raise DataError(f"expected finite embeddings, found NaN or infinity in {len(rows)} row(s), first {rows[:5]}")
     return x, labels.to(torch.int64)
 
 

@@ -179,9 +179,7 @@ def mix_generated(parts: Sequence[Generated], weights: Tensor) -> Generated:
     )
 
 
-def decode(
-    shape: GeneratorShape, params: Tensors, features: Tensor | None, latent: Tensor, one_hot: Tensor
-) -> Tensor:
+def decode(shape: GeneratorShape, params: Tensors, features: Tensor | None, latent: Tensor, one_hot: Tensor) -> Tensor:
     """Mean of the decoder's Gaussian, p(x | z, y) (Eqs. 2-3).
 
     Args:
@@ -198,9 +196,7 @@ def decode(
     for layer in range(shape.num_layers - 1):
         _, _, out = row_scaled_layer(params, f"decoder.{layer}", features, hidden)
         hidden = functional.silu(out)
-    _, _, out = row_scaled_layer(
-        params, shape.output_layer, features, hidden, one_hot, shape.observation_variance
-    )
+    _, _, out = row_scaled_layer(params, shape.output_layer, features, hidden, one_hot, shape.observation_variance)
     return out
 
 
@@ -239,9 +235,7 @@ def class_prior_on_tape(tape: Tape, one_hot: Tensor) -> tuple[Tensor, Tensor]:
     return _split_scale(tape.linear("prior.head", embedding))
 
 
-def class_scores(
-    shape: GeneratorShape, params: Tensors, features: Tensor | None, embeddings: Tensor
-) -> Tensor:
+def class_scores(shape: GeneratorShape, params: Tensors, features: Tensor | None, embeddings: Tensor) -> Tensor:
     """Log posterior of the classes, up to a constant, at embeddings around the centre: (..., d_x) -> (..., K)."""
     return class_score_layer(params, shape.output_layer, features, embeddings, shape.class_bias_scale)[2]
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 def gaussian_kernel(left: Tensor, right: Tensor, bandwidths: Sequence[float]) -> Tensor:
     """Mean over bandwidths h of exp(-|x - y|^2 / (2 h^2)): (..., n, d), (..., m, d) -> (..., n, m), in (0, 1]."""
-    squared = (
-        left.square().sum(-1)[..., :, None] + right.square().sum(-1)[..., None, :] - 2 * left @ right.mT
-    ).clamp(min=0.0)
+    squared = (left.square().sum(-1)[..., :, None] + right.square().sum(-1)[..., None, :] - 2 * left @ right.mT).clamp(
+        min=0.0
+    )
     kernels = [torch.exp(squared / (-2.0 * width * width)) for width in bandwidths]
     return torch.stack(kernels).mean(0)
 

@@ -38,9 +38,7 @@ class NeighbourWarning:
     warning: bool
 
 
-def manifold_scores(
-    real: Tensor, synthetic: Tensor, neighbours: int = 5, chunk: int = 1024
-) -> ManifoldScores:
+def manifold_scores(real: Tensor, synthetic: Tensor, neighbours: int = 5, chunk: int = 1024) -> ManifoldScores:
     """Precision, recall, density and coverage from balls around rows, out to their k-th nearest neighbour.
 
     Args:
@@ -94,9 +92,7 @@ def nearest_neighbour_warning(
     check_sets(train, synthetic, 1)
     check_sets(held_out, synthetic, 1)
     count = min(len(train), len(held_out))
-    seen, unseen = (
-        side[torch.randperm(len(side), generator=generator)[:count]].double() for side in (train, held_out)
-    )
+    seen, unseen = (side[torch.randperm(len(side), generator=generator)[:count]].double() for side in (train, held_out))
     to_seen = torch.cat([block.amin(1) for _, block in _distances(synthetic.double(), seen, chunk)])
     to_unseen = torch.cat([block.amin(1) for _, block in _distances(synthetic.double(), unseen, chunk)])
     # A row as near to the one as to the other counts half: sets of repeated rows raise no alarm.
@@ -127,14 +123,9 @@ def _neighbour_radius(rows: Tensor, neighbours: int, chunk: int) -> Tensor:
 def check_sets(real: Tensor, synthetic: Tensor, fewest: int) -> None:
     if real.ndim != 2 or synthetic.ndim != 2 or real.shape[1] != synthetic.shape[1]:
         raise DataError(
-            "expected two sets (n, d) and (m, d) of one width, "
-            f"found {tuple(real.shape)} and {tuple(synthetic.shape)}"
+            f"expected two sets (n, d) and (m, d) of one width, found {tuple(real.shape)} and {tuple(synthetic.shape)}"
         )
     if min(len(real), len(synthetic)) < fewest:
-        raise DataError(
-            f"expected at least {fewest} rows in each set, found {len(real)} and {len(synthetic)}"
-        )
+        raise DataError(f"expected at least {fewest} rows in each set, found {len(real)} and {len(synthetic)}")
     if not (bool(torch.isfinite(real).all()) and bool(torch.isfinite(synthetic).all())):
-        raise DataError(
-            "expected finite embeddings, found NaN or infinity: check the sets before comparing them"
-        )
+        raise DataError("expected finite embeddings, found NaN or infinity: check the sets before comparing them")

@@ -140,9 +140,7 @@ class SecureNoise:
         return _from_grid(np.array(drawn, dtype=np.float64).reshape(integers.shape), grid)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "SecureNoise can't be copied or pickled: its stream would be used twice; make a new one"
-        )
+        raise TypeError("SecureNoise can't be copied or pickled: its stream would be used twice; make a new one")
 
 
 class TestNoise:
@@ -172,9 +170,7 @@ class TestNoise:
         return _from_grid(np.rint(noisy) + integers.astype(np.float64), grid)
 
 
-def add_gaussian(
-    tensors: Mapping[str, torch.Tensor], std: float, source: NoiseSource
-) -> dict[str, torch.Tensor]:
+def add_gaussian(tensors: Mapping[str, torch.Tensor], std: float, source: NoiseSource) -> dict[str, torch.Tensor]:
     """Noise the clipped sums of one release: add N(0, std²) to every coordinate, then round to a grid.
 
     Args:
@@ -196,9 +192,7 @@ def add_gaussian(
     check_std(std)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise DataError(
-                f"sum {name!r}: expected finite numbers, found NaN or infinity; nothing was released"
-            )
+            raise DataError(f"sum {name!r}: expected finite numbers, found NaN or infinity; nothing was released")
     if std == 0.0:
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
     noisy = {}
@@ -219,9 +213,7 @@ def add_gaussian_array(values: FloatArray, std: float, source: NoiseSource) -> F
     check_std(std)
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise DataError(
-            "sum to be noised: expected finite numbers, found NaN or infinity; nothing was released"
-        )
+        raise DataError("sum to be noised: expected finite numbers, found NaN or infinity; nothing was released")
     if std == 0.0:
         return values.copy()
     noisy = source.gaussian(values.shape, std)

@@ -77,9 +77,7 @@ class MLPConfig:
             )
 
 
-def fit_neighbour_head(
-    embeddings: Tensor, labels: Tensor, num_classes: int, neighbours: int = 15
-) -> NeighbourHead:
+def fit_neighbour_head(embeddings: Tensor, labels: Tensor, num_classes: int, neighbours: int = 15) -> NeighbourHead:
     """A k-nearest-neighbour head; k falls to the number of rows where there are fewer.
 
     Args:

@@ -63,9 +63,7 @@ def by_unit(data: SiteData, unit: Literal["record", "patient"]) -> SiteData:
     if unit == "record":
         return replace(data, groups=None)
     if data.groups is None:
-        raise DataError(
-            "unit is patient, but the records name no patient: add a group column, or set unit to record"
-        )
+        raise DataError("unit is patient, but the records name no patient: add a group column, or set unit to record")
     return data
 
 

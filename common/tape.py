@@ -115,9 +115,7 @@ class Tape:
         self._linear.append(_Linear(name, inputs.detach(), out, bias is not None))
         return out
 
-    def row_scaled(
-        self, name: str, inputs: Tensor, one_hot: Tensor | None = None, class_scale: float = 1.0
-    ) -> Tensor:
+    def row_scaled(self, name: str, inputs: Tensor, one_hot: Tensor | None = None, class_scale: float = 1.0) -> Tensor:
         """The row-scaled layer (Eq. 3), d(v) * (W a + s C y) + b + shift(v).
 
         Args:
@@ -129,9 +127,7 @@ class Tape:
         Returns:
             (U, R, r).
         """
-        scaled, row_scale, out = row_scaled_layer(
-            self._params, name, self.features, inputs, one_hot, class_scale
-        )
+        scaled, row_scale, out = row_scaled_layer(self._params, name, self.features, inputs, one_hot, class_scale)
         out = out if out.requires_grad else out.requires_grad_()
         self._row_scaled.append(
             _RowScaled(name, inputs.detach(), one_hot, class_scale, scaled.detach(), row_scale, out)
@@ -194,9 +190,7 @@ class Tape:
             total = grad.sum(1) if grad.shape[1] > 1 else grad[:, 0]
             result.add_vector(f"{layer.name}.base_bias", total)
             if layer.row_scale is not None:
-                scale_grad = (
-                    (grad * layer.scaled).sum(1) if grad.shape[1] > 1 else (grad * layer.scaled)[:, 0]
-                )
+                scale_grad = (grad * layer.scaled).sum(1) if grad.shape[1] > 1 else (grad * layer.scaled)[:, 0]
                 features_grad = self._hyper_factors(layer.name, scale_grad, total, features_grad, result)
         for scores in self._logits:
             grad = delta[id(scores.out)]

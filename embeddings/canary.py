@@ -15,6 +15,7 @@ from embeddings.encoders import Encoder
 
 CANARY_FILE = Path(__file__).parent / "canary.png"
 
+
 def draw() -> NDArray[np.uint8]:
     """Draw the canary: ramps, rings, stripes of rising frequency and noise, (150, 200, 3) uint8."""
     y, x = np.mgrid[0:150, 0:200].astype(np.float64)

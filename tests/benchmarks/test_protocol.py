@@ -49,10 +49,7 @@ def test_organ_federation_puts_each_row_in_one_split_of_one_site() -> None:
     parts = [part for site in federation.sites for part in _numbers(site)]
     assert sum(len(part) for part in parts) == 400
     assert set.union(*parts) == set(range(400))
-    shares = [
-        len(part) / 400
-        for part in (set.union(*(_numbers(s)[at] for s in federation.sites)) for at in range(3))
-    ]
+    shares = [len(part) / 400 for part in (set.union(*(_numbers(s)[at] for s in federation.sites)) for at in range(3))]
     assert shares == pytest.approx([0.64, 0.16, 0.20], abs=0.03)
 
 
@@ -106,9 +103,7 @@ def test_leave_one_site_out_tests_on_the_missing_site_without_shared_units() -> 
     assert [fold.held_out for fold in folds] == ["a", "b", "c"]
     for fold in folds:
         assert [site.name for site in fold.sites] == [name for name in "abc" if name != fold.held_out]
-        seen = set.union(
-            *(_units(part.groups) for site in fold.sites for part in (site.train, site.validation))
-        )
+        seen = set.union(*(_units(part.groups) for site in fold.sites for part in (site.train, site.validation)))
         tested = _units(fold.sites[0].test.groups)
         assert not seen & tested
         # Lesion 0 is at sites a and b: it tests neither.

@@ -48,9 +48,7 @@ def test_score_method_gives_every_column_for_every_site() -> None:
     assert scores.local_only == score_heads_at_sites(federation, local)
     assert scores.synthetic_only == (SiteScores(1.0, 1.0),) * 2
     assert len(scores.mixed) == len(scores.own_lambda) == len(scores.personalised) == 2
-    assert (
-        score_method(federation, centralised_head(federation), local, mixing=1.0).mixed == scores.local_only
-    )
+    assert score_method(federation, centralised_head(federation), local, mixing=1.0).mixed == scores.local_only
     with pytest.raises(ConfigError, match="2 sites"):
         score_method(federation, centralised_head(federation), local[:1])
 

@@ -76,9 +76,7 @@ class Case:
         return {name: value.shape for name, value in self.leaves.items()}
 
 
-def make_case(
-    units: int = 5, rows: int = 1, dim: int = 6, *, joint: bool = False, seed: int = 0, **flat
-) -> Case:
+def make_case(units: int = 5, rows: int = 1, dim: int = 6, *, joint: bool = False, seed: int = 0, **flat) -> Case:
     """A case with the settings `flat` (of RunConfig), every weight away from its starting value."""
     config = RunConfig().replace(**{"latent_dim": 2, "encoder_width": 3, "prior_width": 3, **flat})
     generator = torch.Generator().manual_seed(seed)
@@ -206,9 +204,7 @@ def reference_loss(
         bias = p["class_bias.weight"]
         if features is not None:
             bias = bias + p["class_shift.weight"] @ features
-        scores = (
-            x @ torch.diag(row_scale(last)) @ p[f"{last}.class_weight"] + case.shape.class_bias_scale * bias
-        )
+        scores = x @ torch.diag(row_scale(last)) @ p[f"{last}.class_weight"] + case.shape.class_bias_scale * bias
         entropy = -(torch.log_softmax(scores, -1) * hot).sum(-1)
         loss = loss + case.training.discriminative_weight * (entropy * mask).sum()
     if case.training.mmd == "per-example" and case.training.mmd_weight > 0:

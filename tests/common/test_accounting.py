@@ -23,12 +23,8 @@ from common.errors import ConfigError
 RATE_128 = 128 / 1613
 
 
-@pytest.mark.parametrize(
-    ("epsilon", "delta", "sigma"), [(1.0, 1e-4, 3.186), (1.0, 1e-5, 3.73), (3.0, 1e-5, 1.391)]
-)
-def test_calibration_of_one_gaussian_release_has_the_known_value(
-    epsilon: float, delta: float, sigma: float
-) -> None:
+@pytest.mark.parametrize(("epsilon", "delta", "sigma"), [(1.0, 1e-4, 3.186), (1.0, 1e-5, 3.73), (3.0, 1e-5, 1.391)])
+def test_calibration_of_one_gaussian_release_has_the_known_value(epsilon: float, delta: float, sigma: float) -> None:
     assert calibrate_noise_multiplier(epsilon, delta, 1.0, 1) == pytest.approx(sigma, abs=2e-3)
     assert 1.0 / gaussian_dp_parameter(epsilon, delta) == pytest.approx(sigma, abs=1e-3)
 
@@ -36,9 +32,7 @@ def test_calibration_of_one_gaussian_release_has_the_known_value(
 @pytest.mark.parametrize(
     ("rate", "steps", "sigma"), [(RATE_128, 50, 2.11), (RATE_128, 3250, 14.69), (512 / 1613, 50, 7.42)]
 )
-def test_calibration_of_sampled_steps_is_just_below_the_looser_prv_value(
-    rate: float, steps: int, sigma: float
-) -> None:
+def test_calibration_of_sampled_steps_is_just_below_the_looser_prv_value(rate: float, steps: int, sigma: float) -> None:
     assert 0.975 * sigma < calibrate_noise_multiplier(1.0, 1e-4, rate, steps) <= sigma
 
 
@@ -132,9 +126,7 @@ def test_split_budget_uses_epsilon_up_to_one_percent(epsilon: float, delta: floa
     together = [gaussian(statistics), sampled_gaussian(training, RATE_128, count=50)]
     assert 0.99 * epsilon <= epsilon_pld(together, delta) <= epsilon
     # The statistics alone use their share of μ².
-    assert (1.0 / statistics) ** 2 == pytest.approx(
-        share * gaussian_dp_parameter(epsilon, delta) ** 2, rel=1e-3
-    )
+    assert (1.0 / statistics) ** 2 == pytest.approx(share * gaussian_dp_parameter(epsilon, delta) ** 2, rel=1e-3)
 
 
 def test_split_budget_without_statistics_is_calibration_alone() -> None:

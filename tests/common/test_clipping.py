@@ -100,9 +100,7 @@ def test_nearly_cancelling_records_of_a_patient_stay_within_the_clip_norm() -> N
         factors = GradientFactors()
         factors.add_outer("w", torch.cat([left, -left * (1 + gap)], 1), right.expand(-1, 2, -1))
         for unit in range(8):
-            one = GradientFactors(
-                {"w": [(p[0][unit : unit + 1], p[1][unit : unit + 1]) for p in factors.outer["w"]]}
-            )
+            one = GradientFactors({"w": [(p[0][unit : unit + 1], p[1][unit : unit + 1]) for p in factors.outer["w"]]})
             clipped = clipped_gradient_sum(one, {"w": (30, 30)}, 0.03).tensors["w"]
             assert float(clipped.norm()) <= 0.03 * (1 + 1e-5)
 
@@ -180,9 +178,7 @@ class ElboModule(nn.Module):
         head = self.prior_head(torch.cat([torch.tanh(self.prior_trunk(code)), self.prior_embedding(hot)], -1))
         prior_mean, raw = head.chunk(2, -1)
         prior = torch.distributions.Normal(prior_mean, torch.exp(2 * torch.tanh(raw / 2)))
-        divergence = torch.distributions.kl_divergence(
-            torch.distributions.Normal(mean, torch.exp(log_scale)), prior
-        )
+        divergence = torch.distributions.kl_divergence(torch.distributions.Normal(mean, torch.exp(log_scale)), prior)
         law = torch.distributions.Normal(decoded, shape.observation_variance**0.5)
         elbo = law.log_prob(x).sum(-1) - divergence.sum(-1)
         return (-weight / shape.dim * elbo)[:, None]

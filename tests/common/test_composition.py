@@ -59,9 +59,7 @@ def test_opacus_golden_values() -> None:
     ("sigma", "epsilon", "delta"),
     [(3.186, 1.0, 1e-4), (3.73, 1.0, 1e-5), (1.391, 3.0, 1e-5), (0.3, 25.0, 1e-6)],
 )
-def test_epsilon_pld_of_one_gaussian_is_the_closed_form_from_above(
-    sigma: float, epsilon: float, delta: float
-) -> None:
+def test_epsilon_pld_of_one_gaussian_is_the_closed_form_from_above(sigma: float, epsilon: float, delta: float) -> None:
     found = epsilon_pld([gaussian(sigma)], delta)
     assert delta_of_gaussian(found, sigma) <= delta  # pessimistic...
     assert delta_of_gaussian(found - 2e-4 * max(1.0, found), sigma) > delta  # ...and tight

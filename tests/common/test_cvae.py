@@ -15,16 +15,12 @@ G = torch.distributions.Normal
 
 def test_gaussian_kl_agrees_with_monte_carlo() -> None:
     generator = torch.Generator().manual_seed(0)
-    mean, log_scale, prior_mean, prior_log_scale = (
-        torch.randn(4, 3, generator=generator, dtype=torch.float64) * 0.5
-    )
+    mean, log_scale, prior_mean, prior_log_scale = torch.randn(4, 3, generator=generator, dtype=torch.float64) * 0.5
     draws = mean + log_scale.exp() * torch.randn(400_000, 3, generator=generator, dtype=torch.float64)
     gap = G(mean, log_scale.exp()).log_prob(draws) - G(prior_mean, prior_log_scale.exp()).log_prob(draws)
     estimates = gap.sum(1)
     error = float(estimates.std()) / math.sqrt(len(estimates))
-    assert (
-        abs(float(gaussian_kl(mean, log_scale, prior_mean, prior_log_scale) - estimates.mean())) < 5 * error
-    )
+    assert abs(float(gaussian_kl(mean, log_scale, prior_mean, prior_log_scale) - estimates.mean())) < 5 * error
 
 
 def test_gaussian_kl_by_hand() -> None:
@@ -37,9 +33,7 @@ def test_gaussian_kl_by_hand() -> None:
 
 def test_log_likelihood_is_the_gaussian_law() -> None:
     x, mean = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(
-        gaussian_log_likelihood(x, mean, 0.3), G(mean, 0.3**0.5).log_prob(x).sum(-1), atol=1e-5
-    )
+    assert torch.allclose(gaussian_log_likelihood(x, mean, 0.3), G(mean, 0.3**0.5).log_prob(x).sum(-1), atol=1e-5)
 
 
 def test_elbo_is_below_the_evidence_and_meets_it_at_the_true_posterior() -> None:
@@ -82,9 +76,7 @@ def test_sleep_learns_to_invert_the_generator_without_a_record() -> None:
 
         hot = torch.eye(3).repeat(200, 1)
         generated = generate(case.shape, case.params, case.code)
-        latent, x = sample_given_labels(
-            case.shape, case.params, generated, hot, torch.Generator().manual_seed(9)
-        )
+        latent, x = sample_given_labels(case.shape, case.params, generated, hot, torch.Generator().manual_seed(9))
         mean, log_scale = encode(case.shape, PlainLayers(encoder), x, hot)
         return -float(G(mean, log_scale.exp()).log_prob(latent).sum(-1).mean())
 

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError
 from common.events import PrivacyEvent, gaussian, mechanism_counts, sampled_gaussian
 
-CANONICAL = (
-    '{"count":50,"kind":"sampled_gaussian","label":"steps","noise_multiplier":2.5,"sampling_rate":0.1}'
-)
+CANONICAL = '{"count":50,"kind":"sampled_gaussian","label":"steps","noise_multiplier":2.5,"sampling_rate":0.1}'
 
 events = st.one_of(
     st.builds(

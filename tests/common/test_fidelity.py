@@ -26,15 +26,11 @@ BANDWIDTHS = (0.5, 2.0)
 
 def _sets(seed: int, real: int = 17, synthetic: int = 11, width: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(real, width, generator=generator), torch.randn(
-        synthetic, width, generator=generator
-    ) + 0.5
+    return torch.randn(real, width, generator=generator), torch.randn(synthetic, width, generator=generator) + 0.5
 
 
 def _kernel(left: list[float], right: list[float]) -> float:
-    return sum(math.exp(-(math.dist(left, right) ** 2) / (2 * width**2)) for width in BANDWIDTHS) / len(
-        BANDWIDTHS
-    )
+    return sum(math.exp(-(math.dist(left, right) ** 2) / (2 * width**2)) for width in BANDWIDTHS) / len(BANDWIDTHS)
 
 
 @pytest.mark.parametrize("chunk", [4, 1024])
@@ -106,9 +102,7 @@ def test_two_sample_accuracy_sees_a_difference_in_spread_alone() -> None:
 
 def test_fidelity_uses_at_most_max_rows_and_repeats() -> None:
     real, synthetic = _sets(8, real=300, synthetic=90)
-    config = FidelityConfig(
-        bandwidths=BANDWIDTHS, max_rows=100, two_sample=MLPConfig(width=8, epochs=1, min_steps=10)
-    )
+    config = FidelityConfig(bandwidths=BANDWIDTHS, max_rows=100, two_sample=MLPConfig(width=8, epochs=1, min_steps=10))
     found = fidelity(real, synthetic, torch.Generator().manual_seed(9), config)
     assert (found.real_rows, found.synthetic_rows) == (100, 90)
     assert found == fidelity(real, synthetic, torch.Generator().manual_seed(9), config)

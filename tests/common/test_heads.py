@@ -50,9 +50,7 @@ def test_fit_linear_head_does_not_depend_on_the_scale_or_origin(factor: float) -
     config = HeadConfig(tolerance=1e-6)
     moved = factor * (x + 4.0)
     expected = fit_linear_head(x, y, CLASSES, config).probabilities(x)
-    assert torch.allclose(
-        fit_linear_head(moved, y, CLASSES, config).probabilities(moved), expected, atol=2e-3
-    )
+    assert torch.allclose(fit_linear_head(moved, y, CLASSES, config).probabilities(moved), expected, atol=2e-3)
 
 
 def test_fit_linear_head_reaches_the_same_minimum_from_anywhere_and_twice_the_same_bits() -> None:
@@ -69,9 +67,7 @@ def test_fit_linear_head_reaches_the_same_minimum_from_anywhere_and_twice_the_sa
 
 def test_fit_linear_head_starts_at_initial() -> None:
     x, y = _blobs(4, 200)
-    start = LinearHead(
-        torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(5)), torch.ones(CLASSES)
-    )
+    start = LinearHead(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(5)), torch.ones(CLASSES))
     # A tolerance that any gradient meets: the start comes back, carried through the scaling and out again.
     stopped = fit_linear_head(x, y, CLASSES, HeadConfig(tolerance=1e6), start)
     assert torch.allclose(stopped.logits(x), start.logits(x), atol=1e-4)
@@ -124,9 +120,7 @@ def test_gaussian_head_gives_the_bayes_posterior() -> None:
         ],
         dim=1,
     )
-    assert torch.allclose(
-        gaussian_head(means, covariance, 10 * priors).probabilities(x), joint.softmax(1), atol=1e-5
-    )
+    assert torch.allclose(gaussian_head(means, covariance, 10 * priors).probabilities(x), joint.softmax(1), atol=1e-5)
 
 
 def test_gaussian_head_with_a_diagonal_equals_the_full_matrix() -> None:
@@ -153,9 +147,7 @@ def test_fit_gaussian_head_agrees_with_scikit_learn() -> None:
     x, y = _blobs(9, 300)
     expected = LinearDiscriminantAnalysis(solver="lsqr").fit(x.numpy().astype(np.float64), y.numpy())
     probabilities = torch.from_numpy(expected.predict_proba(x.numpy().astype(np.float64))).float()
-    assert torch.allclose(
-        fit_gaussian_head(x, y, CLASSES, ridge=0.0).probabilities(x), probabilities, atol=1e-3
-    )
+    assert torch.allclose(fit_gaussian_head(x, y, CLASSES, ridge=0.0).probabilities(x), probabilities, atol=1e-3)
 
 
 def test_fit_gaussian_head_never_predicts_an_absent_class() -> None:
@@ -190,9 +182,7 @@ def test_fine_tune_head_refuses_another_width() -> None:
 def test_fine_tune_head_minimises_its_stated_objective() -> None:
     x, y = _blobs(14, 60)
     center, scale = x.mean(0), (x - x.mean(0)).square().mean().sqrt()
-    start = LinearHead(
-        torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(15)), torch.ones(CLASSES)
-    )
+    start = LinearHead(torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(15)), torch.ones(CLASSES))
     config = FineTuneConfig(logit_scale=0.5, proximal=0.1, tolerance=1e-7)
     tuned = fine_tune_head(start, x, y, config)
     weight, bias = tuned.weight.clone().requires_grad_(), tuned.bias.clone().requires_grad_()

@@ -13,9 +13,7 @@ from common.neighbours import manifold_scores, nearest_neighbour_warning
 
 
 def _radius(rows: list[list[float]], index: int, neighbours: int) -> float:
-    return sorted(math.dist(rows[index], other) for at, other in enumerate(rows) if at != index)[
-        neighbours - 1
-    ]
+    return sorted(math.dist(rows[index], other) for at, other in enumerate(rows) if at != index)[neighbours - 1]
 
 
 def _by_loops(real: list[list[float]], fake: list[list[float]], k: int) -> tuple[float, float, float, float]:

@@ -43,9 +43,7 @@ def test_statistics_by_hand() -> None:
 
 def test_a_patients_records_are_clipped_together() -> None:
     spec = StatisticsSpec(2, 2, 1.0)
-    data = SiteData(
-        torch.tensor([[1.0, 0.0]] * 4), torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long)
-    )
+    data = SiteData(torch.tensor([[1.0, 0.0]] * 4), torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long))
     summed = statistics_sum(spec, draw_units(data, 1.0, 4, TestNoise(0)))
     assert float(summed.tensors["class_counts"][0]) == pytest.approx(0.3)  # four records count as one
     total = math.sqrt(sum(float(value.square().sum()) for value in summed.tensors.values()))

@@ -62,9 +62,7 @@ def test_losses_are_the_equations_losses() -> None:
 @pytest.mark.parametrize("name", ["default", "joint patients", "mmd", "hidden trunk joint patients"])
 def test_factors_agree_with_torch_func_vmap(name: str) -> None:
     case = make_case(units=6, **CASES[name])
-    inputs = [
-        torch.stack(parts) for parts in zip(*(reference_inputs(case, u) for u in range(6)), strict=True)
-    ]
+    inputs = [torch.stack(parts) for parts in zip(*(reference_inputs(case, u) for u in range(6)), strict=True)]
     per_unit = vmap(
         grad(lambda leaves, *rest: reference_loss(case, leaves, *rest)), in_dims=(None, *[0] * len(inputs))
     )(case.leaves, *inputs)

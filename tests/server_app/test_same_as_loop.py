@@ -26,8 +26,7 @@ def test_flower_and_loop_give_the_same_parameters(tmp_path: Path, mode: str) -> 
         {**SMALL, "num-sites": 3, "min-sites": 1, "noise": "test", "encoder-training": mode, "local-steps": 2}
     )
     sites = [
-        split_data(load_records(site.folder / "site.parquet", tmp_path), "train", "record")
-        for site in federation.sites
+        split_data(load_records(site.folder / "site.parquet", tmp_path), "train", "record") for site in federation.sites
     ]
     alone = run_loop(config, sites, CLASSES).artifact.tensors
     assert published.keys() == alone.keys()

@@ -53,9 +53,7 @@ def check_sensitivity(release: Release, case: Case, removed: int, clip_norm: flo
 def scaled(case: Case, exponents: list[float]) -> Case:
     """The case with unit u's embeddings times 10^exponent; NaN and inf stand for rows full of them."""
     rows = [
-        case.embeddings[unit] * 10.0**power
-        if math.isfinite(power)
-        else torch.full_like(case.embeddings[unit], power)
+        case.embeddings[unit] * 10.0**power if math.isfinite(power) else torch.full_like(case.embeddings[unit], power)
         for unit, power in enumerate(exponents)
     ]
     return replace(case, embeddings=torch.stack(rows))
@@ -85,17 +83,13 @@ def test_clipped_sums_move_by_at_most_the_clip_norm(name, seed, exponents, remov
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=200, **_SETTINGS)
-def test_clipped_sums_of_any_factors_move_by_at_most_the_clip_norm(
-    powers, rows, cancel, removed, seed
-) -> None:
+def test_clipped_sums_of_any_factors_move_by_at_most_the_clip_norm(powers, rows, cancel, removed, seed) -> None:
     generator = torch.Generator().manual_seed(seed)
     left, right = (
         torch.randn(UNITS, rows, 7, generator=generator),
         torch.randn(UNITS, rows, 5, generator=generator),
     )
-    if (
-        cancel and rows > 1
-    ):  # a patient's records nearly cancel: the Gram norm is a small difference of large numbers
+    if cancel and rows > 1:  # a patient's records nearly cancel: the Gram norm is a small difference of large numbers
         left[:, 1], right[:, 1] = -left[:, 0] * (1 + 1e-6), right[:, 0]
     exponents = torch.tensor(powers)
     left, right = left * 10.0 ** exponents[:, 0, None, None], right * 10.0 ** exponents[:, 1, None, None]
@@ -186,9 +180,7 @@ def _mmd_left_unclipped(case: Case, units: list[int], clip_norm: float) -> Clipp
     leaves = {name: value.clone().requires_grad_() for name, value in case.params.items()}
     hot = torch.eye(3).repeat(20, 1)
     generator = torch.Generator().manual_seed(0)
-    _, drawn = sample_given_labels(
-        case.shape, leaves, generate(case.shape, leaves, case.code), hot, generator
-    )
+    _, drawn = sample_given_labels(case.shape, leaves, generate(case.shape, leaves, case.code), hot, generator)
     mmd2(case.embeddings[units, 0], drawn, [0.5, 1.0, 2.0]).backward()
     extra = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     return ClippedSum({n: v + extra[n] if n in extra else v for n, v in clipped.items()}, clip_norm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 SETTINGS = {
@@ -22,3 +23,9 @@ def flower_environment(work_folder: Path) -> dict[str, str]:
     path = os.pathsep.join([tools, os.environ.get("PATH", "")])
     home = os.environ.get("FLWR_HOME", str(work_folder / ".flwr"))
     return {**os.environ, **SETTINGS, "PATH": path, "FLWR_HOME": home, "FEDHYPEVAE_HOME": str(work_folder)}
+
+
+def tool(name: str) -> str:
+    """Full path of one of Flower's commands: beside this Python, or where its packages put their scripts."""
+    beside = Path(sys.executable).parent / name
+    return str(beside if beside.is_file() else Path(sysconfig.get_path("scripts")) / name)

@@ -6,7 +6,6 @@ Only this module knows the command lines of the pinned Flower release.
 from __future__ import annotations
 
 import json
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from common.errors import ConfigError
-from deploy.environment import flower_environment
+from deploy.environment import flower_environment, tool
 from deploy.supervise import Program
 
 SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
@@ -96,7 +95,7 @@ class ServerFolder:
         settings, certificates = self.settings, _server_tls(self.path)
         secret = str(self.path / "superexec.secret")
         superlink = [
-            _tool("flower-superlink"),
+            tool("flower-superlink"),
             *("--host", settings.control_host, "--port", str(settings.control_port)),
             *("--fleet-api-type", "grpc-rere"),
             *("--fleet-api-address", f"{settings.fleet_host}:{settings.fleet_port}"),
@@ -108,7 +107,7 @@ class ServerFolder:
             "--disable-runtime-dependency-installation",
         ]
         superexec = [
-            _tool("flower-superexec"),
+            tool("flower-superexec"),
             *("--runtime-api-address", f"{_reached(settings.control_host)}:{settings.control_port}"),
             *("--root-certificates", str(self.path / "ca.crt")),
             *("--superexec-auth-secret-file", secret),
@@ -178,7 +177,7 @@ class SiteFolder:
             )
         )
         supernode = [
-            _tool("flower-supernode"),
+            tool("flower-supernode"),
             *("--grpc-rere", "--superlink", settings.server, "--root-certificates", str(self.path / "ca.crt")),
             *("--auth-supernode-private-key", str(self.node_key)),
             *("--host", "127.0.0.1", "--port", str(settings.runtime_port)),
@@ -187,7 +186,7 @@ class SiteFolder:
             *("--node-config", node_config),
         ]
         superexec = [
-            _tool("flower-superexec"),
+            tool("flower-superexec"),
             *("--insecure", "--runtime-api-address", f"127.0.0.1:{settings.runtime_port}"),
             *("--superexec-auth-secret-file", secret),
         ]
@@ -212,7 +211,3 @@ def _server_tls(path: Path) -> tuple[str, ...]:
 
 def _reached(host: str) -> str:
     return "127.0.0.1" if host in {"0.0.0.0", ""} else host
-
-
-def _tool(name: str) -> str:
-    return str(Path(sys.executable).parent / name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, FederationError
+from deploy.environment import tool
 from deploy.folders import CONNECTION, ServerFolder
 from deploy.keys import fingerprint
 
@@ -99,7 +99,7 @@ def site_names(server: ServerFolder) -> dict[str, str]:
 def _flower(server: ServerFolder, verb: str, *words: str) -> dict[str, Any]:
     """Ask the server through Flower's own command line."""
     server.connect()
-    command: Sequence[str] = (str(Path(sys.executable).parent / "flwr"), "supernode", verb, *words, "--format", "json")
+    command: Sequence[str] = (tool("flwr"), "supernode", verb, *words, "--format", "json")
     try:
         done = subprocess.run(
             command, env=server.environment(), cwd=server.path, capture_output=True, text=True, check=False, timeout=120

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError, FederationError, FedHypeVAEError
+from deploy.environment import tool
 from deploy.folders import CONNECTION, ServerFolder
 from deploy.simulate import app_settings
 
@@ -33,7 +33,7 @@ def start_run(server: ServerFolder, app_folder: Path, settings: Mapping[str, Sca
     output = server.work / config.federation.output_dir
     (output / "status.json").unlink(missing_ok=True)
     server.work.mkdir(parents=True, exist_ok=True)
-    command = [_tool("flwr"), "run", str(app_folder), CONNECTION, "--format", "json"]
+    command = [tool("flwr"), "run", str(app_folder), CONNECTION, "--format", "json"]
     if settings:
         command += ["--run-config", " ".join(f"{key}={_toml(value)}" for key, value in settings.items())]
     done = _ask(server, command)
@@ -50,7 +50,7 @@ def start_run(server: ServerFolder, app_folder: Path, settings: Mapping[str, Sca
 
 def run_status(server: ServerFolder, run_id: str) -> str:
     """Flower's status of a run, such as `running` or `finished:completed`; empty while the server is not there."""
-    done = _ask(server, [_tool("flwr"), "ls", CONNECTION, "--format", "json", "--run-id", run_id])
+    done = _ask(server, [tool("flwr"), "ls", CONNECTION, "--format", "json", "--run-id", run_id])
     try:
         return str(_json_in(done.stdout)["runs"][0]["status"])
     except (KeyError, IndexError):
@@ -162,7 +162,3 @@ def _json_in(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _tool(name: str) -> str:
-    return str(Path(sys.executable).parent / name)

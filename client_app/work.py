@@ -26,7 +26,7 @@ from client_app.place import Place
 from client_app.private_state import PrivateState
 from client_app.release_log import ReleaseLog
 from client_app.request import RunRequest, short
-from common.classifier import LinearHead, score, score_site
+from common.classifier import LinearHead, fit_linear_head, score, score_site
 from common.errors import DataError, PolicyRefusal
 from common.events import PrivacyEvent
 from common.loop import noise_source, site_statistics
@@ -172,7 +172,11 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
         for name in ("synthetic", "statistics")
         if f"{name}.weight" in work.tensors
     }
-    found = score_site(train, validation, test, heads["synthetic"], mixing=float(work.words["mixing"]))
+    local = fit_linear_head(*train, num_classes=work.context.problem.num_classes)
+    found = {"local_only": score(local, *test)}
+    if "synthetic" in heads:
+        mixing = float(work.words["mixing"])
+        found = score_site(train, validation, test, heads["synthetic"], mixing=mixing, local_head=local)
     if "statistics" in heads:
         found["statistics_only"] = score(heads["statistics"], *test)
     scores: dict[str, float] = {}

@@ -119,7 +119,9 @@ def load_context(text: str) -> RunContext:
     """
     try:
         values: dict[str, Any] = json.loads(text)
-        problem = Problem(**{**values["problem"], "class_names": tuple(values["problem"]["class_names"])})
+        told = values["problem"]
+        tuples = {name: tuple(told[name]) for name in ("class_names", "site_dims")}
+        problem = Problem(**{**told, **tuples})
         plan = PrivacyPlan(**values["plan"])
         flat = values["config"]
     except (ValueError, TypeError, KeyError):

@@ -97,7 +97,7 @@ def _publish(
         write_synthetic(folder / "synthetic.parquet", context, *synthetic)
     scores: Mapping[str, Any] = {}
     if public:
-        scores = evaluate(grid, strategy, method, context, artifact, synthetic)
+        scores = evaluate(grid, strategy, context, artifact, synthetic)
     return build_summary(
         context,
         method,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.accounting import calibrate_noise_multiplier
 from common.classifier import LinearHead, fit_linear_head
-from common.methods.base import Artifact, Method, RunContext, seeded
+from common.methods.base import Artifact, RunContext, seeded
 from common.statistics import ReleasedStatistics, class_means_spec, combine_statistics
 from common.wire import SCORE_NAMES
 from server_app.strategy import FederatedStrategy
@@ -22,7 +22,6 @@ _PARTS = ("accuracy", "balanced_accuracy")
 def evaluate(
     grid: Grid,
     strategy: FederatedStrategy,
-    method: Method,
     context: RunContext,
     artifact: Artifact,
     synthetic: tuple[Tensor, Tensor] | None,
@@ -33,10 +32,12 @@ def evaluate(
     no training at all would give. Its release is made for the comparison alone, on public data, and is not charged.
 
     Returns:
-        For each of SCORE_NAMES: accuracy and balanced_accuracy, means over sites, and `per_site`.
+        For each of SCORE_NAMES that applies: accuracy and balanced_accuracy, means over sites, and `per_site`.
     """
-    published = published_head(method, context, artifact, synthetic)
-    heads = {"synthetic": published.scaled(context.config.synthesis.head_scale)}
+    heads = {}
+    published = published_head(context, artifact, synthetic)
+    if published is not None:
+        heads["synthetic"] = published.scaled(context.config.synthesis.head_scale)
     baseline = _baseline_head(grid, strategy, context)
     if baseline is not None:
         heads["statistics"] = baseline
@@ -48,11 +49,13 @@ def evaluate(
 
 
 def published_head(
-    method: Method, context: RunContext, artifact: Artifact, synthetic: tuple[Tensor, Tensor] | None
-) -> LinearHead:
-    """The linear classifier that anybody gets from what is published."""
-    if synthetic is None:
+    context: RunContext, artifact: Artifact, synthetic: tuple[Tensor, Tensor] | None
+) -> LinearHead | None:
+    """The linear classifier that anybody gets from what is published; None where sites have models of their own."""
+    if "head.weight" in artifact.tensors:
         return LinearHead(artifact.tensors["head.weight"], artifact.tensors["head.bias"])
+    if synthetic is None:
+        return None
     return fit_linear_head(*synthetic, num_classes=context.problem.num_classes)
 
 

@@ -204,7 +204,7 @@ class FederatedStrategy(Strategy):
         weigh anything, there is no such norm.
         """
         plan, privacy, training = self.context.plan, self.context.config.privacy, self.context.config.training
-        if not self.method.private or plan.training_noise is None:
+        if not self.method.private or not self.method.uploads_sums or plan.training_noise is None:
             return math.inf
         if training.mmd_weight > 0 or training.lipschitz_penalty > 0:
             return math.inf

@@ -177,6 +177,7 @@ class Method:
         sample: (context, artifact, labels (n,), seed) -> (embeddings (n, d_x), labels (n,)); None for heads.
         broadcast: (context, state, site_index) -> what that site receives; None: every site receives `state.params`.
         site_upload_shapes: (context, site_index) -> as `upload_shapes`, where sites send different shapes; else None.
+        uploads_sums: whether what a site sends is a sum of clipped gradients, and not parameters or their change.
     """
 
     name: str
@@ -193,6 +194,7 @@ class Method:
     sample: Callable[[RunContext, Artifact, Tensor, int], tuple[Tensor, Tensor]] | None
     broadcast: Callable[[RunContext, ServerState, int], Tensors] | None = None
     site_upload_shapes: Callable[[RunContext, int], Shapes] | None = None
+    uploads_sums: bool = True
 
     def params_for(self, context: RunContext, state: ServerState, site_index: int) -> Tensors:
         """What a site receives at the start of a round."""

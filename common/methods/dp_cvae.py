@@ -169,4 +169,5 @@ METHOD = Method(
     server_step=server_step,
     finish=finish,
     sample=sample,
+    uploads_sums=False,
 )

@@ -264,5 +264,6 @@ METHOD = Method(
     sample=None,
     broadcast=broadcast,
     site_upload_shapes=site_upload_shapes,
+    uploads_sums=False,
 )
 METHOD_DP = replace(METHOD, name="mh_pfedhn_dp", private=True, plan=dp_plan, client_step=dp_client_step)

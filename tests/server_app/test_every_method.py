@@ -1,0 +1,31 @@
+"""Every method runs under the Strategy and the handlers, three rounds, by its name alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from common.methods import get_method, method_names
+from tests.harness import Federation
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_method_runs_over_the_strategy(tmp_path: Path, name: str) -> None:
+    federation = Federation.create(
+        tmp_path, num_sites=2, allowed_methods=method_names(), data_is_public=True, metrics_may_leave=True
+    )
+    summary = federation.run(method=name, num_rounds=3, sampling_rate=1.0)
+    assert summary["status"] == "completed"
+    assert summary["method"] == name
+    private = get_method(name).private
+    assert summary["privacy"]["end_to_end"] is private
+    assert set(summary["scores"]) >= {"local_only", "statistics_only"}
+    assert all(0.0 <= scores["accuracy"] <= 1.0 for scores in summary["scores"].values())
+    for site in federation.sites:
+        runs = site.runs()
+        assert bool(runs) is private  # what is not private is never charged as if it were
+        if private:
+            assert math.isfinite(summary["privacy"]["epsilon_spent_per_site"][site.name])
+            assert summary["privacy"]["epsilon_spent_per_site"][site.name] <= 3.0

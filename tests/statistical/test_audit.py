@@ -68,8 +68,8 @@ def test_two_worlds_with_the_default_model(fault: str, monkeypatch) -> None:
         monkeypatch.setattr(method_module, "clipped_gradient_sum", _no_clipping)
     elif fault:
         monkeypatch.setattr(method_module, "add_gaussian", _less_noise(0.25))
-    config = STEP.replace(latent_dim=4, code_dim=2, elbo_weight=0.3)
-    result = two_world_audit(config, dim=8, num_classes=2, draws=150)
+    config = STEP.replace(latent_dim=4, code_dim=2, elbo_weight=0.05)
+    result = two_world_audit(config, dim=8, num_classes=2, draws=300)
     assert result.passed == (fault == ""), result
 
 

@@ -95,7 +95,7 @@ class TrainingConfig(Concern):
     statistics.
     """
 
-    num_rounds: int = Field(40, ge=0, le=100_000)
+    num_rounds: int = Field(25, ge=0, le=100_000)
     local_steps: int = Field(1, ge=1, le=1000)
     learning_rate: float = Field(8.0, gt=0.0)
     generator_rate: float = Field(0.02, ge=0.0)
@@ -159,7 +159,7 @@ class SynthesisConfig(Concern):
     covariance_weight: float = Field(0.0, ge=0.0)
     meta_steps: int = Field(200, ge=0)
     mixing: float = Field(0.5, ge=0.0, le=1.0)
-    head_scale: float = Field(0.5, gt=0.0)
+    head_scale: float = Field(0.35, gt=0.0)
 
 
 class FederationConfig(Concern):

@@ -21,7 +21,7 @@ _ATTACKED = 17  # the public image that the inversion is shown on
 def audit(
     epsilon: Annotated[float, typer.Option(help="Privacy budget of each site for the run.")] = 3.0,
     delta: Annotated[float, typer.Option(help="Its delta.")] = 1e-5,
-    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 40,
+    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 25,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, KEY=VALUE; may be repeated.")
     ] = None,

@@ -15,7 +15,7 @@ SETTINGS: dict[str, str | int | float | bool] = {"num-sites": 4, "min-sites": 4,
 
 
 def demo(
-    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 40,
+    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 25,
     epsilon: Annotated[float, typer.Option(help="Privacy budget of each site, at delta = 1e-5.")] = 3.0,
     alpha: Annotated[float, typer.Option(help="Dirichlet concentration of the sites; 0 is an even split.")] = 0.0,
     setting: Annotated[

@@ -28,7 +28,7 @@ def plan(
     records: Annotated[int, typer.Option(help="Training records (or patients) of each site.")] = 1000,
     dim: Annotated[int, typer.Option(help="Width of the embeddings.")] = 1280,
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 11,
-    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 40,
+    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 25,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, KEY=VALUE; may be repeated.")
     ] = None,

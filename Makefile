@@ -12,7 +12,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_HOME ?= $(CURDIR)/.flwr
 export FEDHYPEVAE_HOME ?= $(CURDIR)
 
-.PHONY: help install demo test test-units test-federation test-compose check format bench clean
+.PHONY: help install demo test test-units test-simulation test-federation test-compose check format bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -28,13 +28,16 @@ install: $(STAMP)  ## make the virtual environment
 demo: $(STAMP)  ## four simulated hospitals train one generator on real CT images (minutes)
 	$(BIN)/fedhypevae demo
 
-test: test-units test-federation  ## every test that needs no container engine
+test: test-units test-simulation  ## every test but those of real processes and containers
 
 # one thread each: two workers share the cores, and small matrices gain nothing from more
 test-units: $(STAMP)  ## what needs no processes of its own
-	OMP_NUM_THREADS=1 $(PYTEST) tests -n 2 -m "not federation"
+	OMP_NUM_THREADS=1 $(PYTEST) tests -n 2 -m "not federation and not simulation"
 
-test-federation: $(STAMP)  ## flwr run, and real processes with TLS and node keys on this machine
+test-simulation: $(STAMP)  ## flwr run in simulation
+	$(PYTEST) tests/integration -m simulation
+
+test-federation: $(STAMP)  ## real processes with TLS and node keys on this machine
 	$(PYTEST) tests -m federation
 
 test-compose: $(STAMP)  ## the compose demo on a real container engine (root and namespaces)

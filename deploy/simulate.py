@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,12 +18,14 @@ from pathlib import Path
 
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError, FedHypeVAEError
-from deploy.environment import flower_environment
+from deploy.environment import flower_environment, tool
 
 _DAEMON_PORT = "39091"
+_SETTLE_S = 60.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(
-    r"^(INFO|WARNING|DEBUG) *:|pid=\d+|SuperLink|Successfully (started|installed)|Flower configuration not found"
+    r"^(INFO|WARNING|DEBUG) *:|^\d\d/\d\d/\d{4} |FutureWarning|^warnings.warn|pid=\d+|SuperLink"
+    r"|Successfully (started|installed)|Flower configuration not found"
 )
 
 
@@ -58,7 +59,7 @@ def simulate(
     environment = flower_environment(work_folder)
     overrides = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
     federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"
-    command = [_tool("flwr"), "run", str(app_folder), "local", "--stream", "--federation-config", federation]
+    command = [tool("flwr"), "run", str(app_folder), "local", "--stream", "--federation-config", federation]
     if overrides:
         command += ["--run-config", overrides]
     before = _daemons()
@@ -115,13 +116,20 @@ def _outcome(output: Path, code: int, tail: list[str], environment: Mapping[str,
 
 
 def _flower_status(environment: Mapping[str, str], work_folder: Path) -> str:
-    """Status of the newest run, as `flwr ls` tells it."""
-    command = [_tool("flwr"), "ls", "local", "--format", "json", "--limit", "1"]
-    done = subprocess.run(command, env=dict(environment), cwd=work_folder, capture_output=True, text=True, check=False)
-    try:
-        return str(json.loads(done.stdout)["runs"][0]["status"])
-    except (ValueError, KeyError, IndexError):
-        return "nothing"
+    """Status of the newest run, as `flwr ls` tells it; the stream ends a moment before Flower has noted the end."""
+    command = [tool("flwr"), "ls", "local", "--format", "json", "--limit", "1"]
+    end = time.monotonic() + _SETTLE_S
+    while True:
+        done = subprocess.run(
+            command, env=dict(environment), cwd=work_folder, capture_output=True, text=True, check=False
+        )
+        try:
+            status = str(json.loads(done.stdout)["runs"][0]["status"])
+        except (ValueError, KeyError, IndexError):
+            status = "nothing"
+        if status.startswith("finished") or time.monotonic() >= end:
+            return status
+        time.sleep(1.0)
 
 
 def app_settings(app_folder: Path) -> dict[str, Scalar]:
@@ -165,7 +173,3 @@ def _toml(value: Scalar) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else repr(value)
-
-
-def _tool(name: str) -> str:
-    return str(Path(sys.executable).parent / name)

@@ -15,7 +15,7 @@ CACHE = str(ROOT / "outputs" / "cache")  # shared with `make demo`: the images a
 QUICK = {"num-sites": 2, "min-sites": 2, "num-rounds": 3, "synthetic-rows": 220, "cache-dir": CACHE}
 
 
-@pytest.mark.federation
+@pytest.mark.simulation
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "settings",
@@ -43,7 +43,7 @@ def test_flwr_run_completes_with_other_settings(tmp_path: Path, settings: dict[s
     assert all(0.0 <= scores["accuracy"] <= 1.0 for scores in summary["scores"].values())
 
 
-@pytest.mark.federation
+@pytest.mark.simulation
 @pytest.mark.timeout(600)
 def test_failing_run_fails_the_command(tmp_path: Path) -> None:
     """A run whose server refuses must not end as if all were well: `flwr run --stream` itself exits 0."""

@@ -83,7 +83,8 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
     try:
         with safe_open(path, framework="pt") as file:
             notes = json.loads(file.metadata()["notes"])
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
     except Exception as error:
         raise ConfigError(
             f"checkpoint {path} can't be read ({type(error).__name__}): restore it or start anew"

@@ -1,8 +1,9 @@
-"""The demonstration around its run: embeddings before it, a table and a picture after it."""
+"""The demonstration around its run: a check before it, a table and a picture after it."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,28 @@ _ROWS = {
     "own_lambda": "mixed, tuned",
 }
 _SHOWN = 1500
+_TRACES = ("status.json", "summary.json", "checkpoint.safetensors", "sites")  # any of them: a run was here
 
 
-def prepare(work_folder: Path, settings: Mapping[str, Scalar], app_folder: Path) -> None:
-    """Check the settings and embed the images, once; the cache is kept.
-
-    Raises:
-        ConfigError: a setting is wrong. DataError: the images or the cache are damaged.
-    """
-    from embeddings.simulated import load_pool
-
+def check_settings(work_folder: Path, settings: Mapping[str, Scalar], app_folder: Path) -> None:
+    """Refuse what no run could do, before anything is started (ConfigError)."""
     config = RunConfig.from_flat({**app_settings(app_folder), **settings})
     checkpoint = work_folder / config.federation.output_dir / "checkpoint.safetensors"
     if config.federation.resume and not checkpoint.is_file():
         raise ConfigError(f"no checkpoint at {checkpoint}: leave --resume out to start anew")
-    load_pool(work_folder / config.federation.cache_dir)
+
+
+def clear_output(output: Path) -> None:
+    """Remove an earlier run's folder, its simulated sites included.
+
+    Raises:
+        ConfigError: the folder holds something else; nothing was removed.
+    """
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not any((output / name).exists() for name in _TRACES):
+        raise ConfigError(f"{output} holds files that no run made: empty it, or choose another output-dir")
+    shutil.rmtree(output)
 
 
 def present(output: Path, work_folder: Path) -> None:

@@ -37,7 +37,7 @@ def simulate(
     cpus_per_site: int = 1,
     verbose: bool = False,
 ) -> Path:
-    """Run a federation in simulation and wait for it.
+    """Embed the demonstration's images where that was not done, run a federation in simulation, and wait for it.
 
     Args:
         settings: flat run settings that differ from the app's own.
@@ -50,10 +50,13 @@ def simulate(
         The run's output folder, which holds a summary.json of a completed run.
 
     Raises:
-        ConfigError: a setting is wrong; nothing was started.
+        ConfigError: a setting is wrong; nothing was started. DataError: the images or their cache are damaged.
         FedHypeVAEError: the run failed; its own line says why.
     """
+    from embeddings.simulated import load_pool
+
     config = RunConfig.from_flat({**app_settings(app_folder), **settings})
+    load_pool(work_folder / config.federation.cache_dir)  # once, here: every simulated site would wait for it
     output = work_folder / config.federation.output_dir
     (output / "status.json").unlink(missing_ok=True)
     environment = flower_environment(work_folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from functools import partial
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def load_site(pool: EmbeddingSet, site_index: int, num_sites: int, alpha: float 
     return dataclasses.replace(site, splits=splits)
 
 
+def _find_images() -> Path:
+    """The images: beside this module, or in the clone that a bare `flwr run .` started from (the app has code only)."""
+    home = Path(os.environ.get("FEDHYPEVAE_HOME", "")).resolve()
+    for file in (DEMO_FILE, home / "embeddings" / "demo" / DEMO_FILE.name):
+        if file.is_file() and file_digest(file) == DEMO_DIGEST:
+            return file
+    raise DataError(
+        f"{DEMO_FILE}: expected the demonstration's images (SHA-256 {DEMO_DIGEST[:16]}...), found none or another file; "
+        f"start the run in a clone of the project, or `make demo` there once, which fills the cache"
+    )
+
+
 def _extract(path: Path) -> None:
     from embeddings.encoders import OFFLINE_ENCODER, load_encoder
     from embeddings.extract import extract
@@ -103,13 +116,7 @@ def _extract(path: Path) -> None:
     from embeddings.progress import progress
     from embeddings.readers import Listing
 
-    if not DEMO_FILE.is_file() or file_digest(DEMO_FILE) != DEMO_DIGEST:
-        raise DataError(
-            f"{DEMO_FILE}: expected the demonstration's images (SHA-256 {DEMO_DIGEST[:16]}...), found none "
-            f"or "
-            "another file; run `make demo` in a clone of the project, which fills the cache"
-        )
-    with np.load(DEMO_FILE) as demo:
+    with np.load(_find_images()) as demo:
         images, labels = demo["images"], demo["labels"].tolist()
     items = tuple(
         Item(f"{DEMO_FILE.name}[{row}]", partial(images.__getitem__, row), label, stamp=(DEMO_FILE.name, row))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +27,7 @@ def demo(
 
     Example: fedhypevae demo --rounds 20 --epsilon 1 --set latent-dim=8
     """
-    from deploy.demonstration import prepare, present
+    from deploy.demonstration import check_settings, clear_output, present
     from deploy.simulate import simulate
 
     app_folder = Path(__file__).resolve().parents[2]
@@ -36,9 +35,9 @@ def demo(
     settings = {**SETTINGS, "num-rounds": rounds, "epsilon": epsilon, "alpha": alpha, "resume": resume}
     settings |= dict(parse_setting(text) for text in setting or [])
     output = work_folder / str(settings["output-dir"])
+    check_settings(work_folder, settings, app_folder)
     if not resume:
-        shutil.rmtree(output, ignore_errors=True)
-    prepare(work_folder, settings, app_folder)
+        clear_output(output)
     simulate(settings, work_folder=work_folder, app_folder=app_folder, verbose=verbose)
     present(output, work_folder)
 

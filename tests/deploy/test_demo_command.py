@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import ConfigError
 from deploy.commands.demo import parse_setting
+from deploy.demonstration import clear_output
 from deploy.simulate import end_daemons, show_lines
 
 TOOL = Path(sys.executable).parent / "fedhypevae"
@@ -38,6 +39,19 @@ def test_demo_refuses_wrong_input_with_one_line(tmp_path: Path, arguments: list[
     assert line.startswith("error: ")
     assert words in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_clear_output_removes_a_run_and_nothing_else(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "photos"
+    for folder, name in ((run, "status.json"), (other, "holiday.jpg")):
+        folder.mkdir()
+        (folder / name).write_text("{}")
+    clear_output(tmp_path / "missing")
+    clear_output(run)
+    assert not run.exists()
+    with pytest.raises(ConfigError, match="no run made"):
+        clear_output(other)
+    assert (other / "holiday.jpg").is_file()
 
 
 def test_parse_setting_reads_numbers_words_and_flags() -> None:

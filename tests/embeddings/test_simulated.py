@@ -105,7 +105,16 @@ def test_load_pool_extracts_once_when_several_arrive(tmp_path: Path, monkeypatch
     np.testing.assert_array_equal(pools[0].embeddings, pools[2].embeddings)
 
 
+def test_find_images_of_an_installed_app_in_the_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app that Flower installs has code only: its images are those of the folder where the run was started."""
+    clone = simulated.DEMO_FILE.parents[2]
+    monkeypatch.setattr(simulated, "DEMO_FILE", tmp_path / simulated.DEMO_FILE.name)
+    monkeypatch.setenv("FEDHYPEVAE_HOME", str(clone))
+    assert simulated._find_images() == clone / "embeddings" / "demo" / "organamnist6000.npz"
+
+
 def test_load_pool_without_images_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "DEMO_FILE", tmp_path / "none.npz")
+    monkeypatch.setenv("FEDHYPEVAE_HOME", str(tmp_path))
     with pytest.raises(DataError, match="make demo"):
         simulated.load_pool(tmp_path / "cache")

@@ -104,8 +104,8 @@ def _find_images() -> Path:
         if file.is_file() and file_digest(file) == DEMO_DIGEST:
             return file
     raise DataError(
-        f"{DEMO_FILE}: expected the demonstration's images (SHA-256 {DEMO_DIGEST[:16]}...), found none or another file; "
-        f"start the run in a clone of the project, or `make demo` there once, which fills the cache"
+        f"{DEMO_FILE}: expected the demonstration's images (SHA-256 {DEMO_DIGEST[:16]}...), found none or others; "
+        "start the run in a clone of the project, or `make demo` there once, which fills the cache"
     )
 
 

@@ -26,12 +26,21 @@ _TRAIN_END, _VALIDATION_END = 0.64, 0.80
 
 @dataclass(frozen=True)
 class Simulated:
-    """Where a simulated site's records come from: its share of the demonstration's pool."""
+    """Where a simulated site's records come from: its share of a pool.
+
+    Attributes:
+        index: which share, 0..num_sites-1.
+        num_sites: number of shares.
+        alpha: Dirichlet concentration; 0 is an even split.
+        seed: of the partition and the split.
+        pool: the embedding file that is divided; None for the demonstration's images.
+    """
 
     index: int
     num_sites: int
     alpha: float
     seed: int
+    pool: Path | None = None
 
 
 def load_records(source: Path | Simulated, cache_dir: Path) -> EmbeddingSet:
@@ -139,6 +148,8 @@ def _stored(path: Path, modified: int) -> EmbeddingSet:
 @lru_cache(maxsize=8)
 def _simulated(source: Simulated, cache_dir: Path) -> EmbeddingSet:
     from embeddings.simulated import load_pool, load_site
+    from embeddings.store import read_store
 
     alpha = source.alpha if source.alpha > 0 else None
-    return load_site(load_pool(cache_dir), source.index, source.num_sites, alpha, source.seed)
+    pool = load_pool(cache_dir) if source.pool is None else read_store(source.pool)
+    return load_site(pool, source.index, source.num_sites, alpha, source.seed)

@@ -1,7 +1,8 @@
 """Which site this process speaks for: its folder, its policy, its records.
 
 A deployed site is started with `data-dir` in its node's configuration; its policy and ledger lie there, outside the
-app. In a simulation the node's partition number makes the site, whose data is the demonstration's and public.
+app. In a simulation the node's partition number makes the site, whose data is a share of the demonstration's images,
+which are public, or of the pool that the run names.
 """
 
 from __future__ import annotations
@@ -65,15 +66,17 @@ def find_place(node_config: Mapping[str, Scalar], federation: FederationConfig, 
     home = Path(os.environ.get("FEDHYPEVAE_HOME", "")).resolve()
     sites = home / (federation.sites_dir or f"{federation.output_dir}/sites")
     name = f"site-{index + 1}"
-    simulated = Simulated(index, count, federation.alpha, federation.seed)
-    policy = simulated_policy(name, privacy)
+    pool = home / federation.pool if federation.pool else None
+    simulated = Simulated(index, count, federation.alpha, federation.seed, pool)
+    policy = simulated_policy(name, privacy, public=pool is None or federation.data_is_public)
     return Place(name, index, sites / name, policy, simulated, home / federation.cache_dir, new_ledger=True)
 
 
-def simulated_policy(name: str, privacy: PrivacyConfig) -> SitePolicy:
-    """The policy of a site whose data is the public demonstration: it allows every setting that makes sense.
+def simulated_policy(name: str, privacy: PrivacyConfig, *, public: bool = True) -> SitePolicy:
+    """The policy of a simulated site: where its data is public it allows every setting that makes sense.
 
-    The budget still holds: `run_epsilon` is the run's own ε, and the ledger is real.
+    Where it is not, scores stay at the site and runs without a guarantee are refused, as at a real one. The budget
+    holds either way: `run_epsilon` is the run's own ε, and the ledger is real.
     """
     from common.methods import method_names
 
@@ -88,8 +91,8 @@ def simulated_policy(name: str, privacy: PrivacyConfig) -> SitePolicy:
         max_clip_norm=1e6,
         min_noise_multiplier=1e-3,
         allowed_methods=method_names(),
-        allowed_encoder_training=("sleep", "joint", "unprotected"),
-        data_is_public=True,
-        metrics_may_leave=True,
-        allow_test_noise=True,
+        allowed_encoder_training=("sleep", "joint", "unprotected") if public else ("sleep", "joint"),
+        data_is_public=public,
+        metrics_may_leave=public,
+        allow_test_noise=public,
     )

@@ -165,6 +165,8 @@ class SynthesisConfig(Concern):
 class FederationConfig(Concern):
     """Who takes part, and the files.
 
+    `pool` is an embedding file (parquet, made by `fedhypevae embed`) that a simulation divides among its sites; empty
+    means the demonstration's images, which are public. Another pool counts as public only with `data_is_public`.
     `alpha` is the Dirichlet concentration of simulated sites; 0 means IID. `public_total` is a public number of units
     in all, needed where no statistics are released to tell it; it only scales the step.
     """
@@ -179,6 +181,7 @@ class FederationConfig(Concern):
     output_dir: str = "outputs/run"
     sites_dir: str = ""
     cache_dir: str = "outputs/cache"
+    pool: str = ""
     resume: bool = False
     run_name: str = ""
 

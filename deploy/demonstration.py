@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError
 from deploy.simulate import app_settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _ROWS = {
     "local_only": "own data",
@@ -49,24 +52,16 @@ def clear_output(output: Path) -> None:
 
 def present(output: Path, work_folder: Path) -> None:
     """Draw the picture and print the table of a completed run."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     config = RunConfig.from_flat(summary["config"])
     picture = _picture(output, work_folder, config)
-    sites = sorted(next(iter(summary["scores"].values()))["per_site"], key=lambda name: int(name.split("-")[-1]))
-    table = Table(title="accuracy/balanced accuracy in %, on each site's own test images", box=SIMPLE_HEAD)
-    table.add_column("trained on", no_wrap=True)
-    for name in [*sites, "mean"]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for key, label in _ROWS.items():
-        scores = summary["scores"].get(key)
-        if scores is not None:
-            table.add_row(label, *[_cell(scores["per_site"][site]) for site in sites], _cell(scores))
     console = Console()
-    console.print(table)
+    if summary["scores"]:
+        console.print(_score_table(summary["scores"]))
+    else:
+        console.print("no scores: the pool is not declared public (data-is-public), so they stay at the sites")
     privacy = summary["privacy"]
     spent = max(privacy["epsilon_spent_per_site"].values())
     console.print(
@@ -77,17 +72,33 @@ def present(output: Path, work_folder: Path) -> None:
     console.print(f"picture {picture}", soft_wrap=True)
 
 
+def _score_table(all_scores: Mapping[str, Any]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    sites = sorted(next(iter(all_scores.values()))["per_site"], key=lambda name: int(name.split("-")[-1]))
+    table = Table(title="accuracy/balanced accuracy in %, on each site's own test images", box=SIMPLE_HEAD)
+    table.add_column("trained on", no_wrap=True)
+    for name in [*sites, "mean"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for key, label in _ROWS.items():
+        scores = all_scores.get(key)
+        if scores is not None:
+            table.add_row(label, *[_cell(scores["per_site"][site]) for site in sites], _cell(scores))
+    return table
+
+
 def _cell(scores: Mapping[str, Any]) -> str:
     return f"{100 * scores['accuracy']:.1f}/{100 * scores['balanced_accuracy']:.1f}"
 
 
 def _picture(output: Path, work_folder: Path, config: RunConfig) -> Path:
-    """Real and synthetic embeddings side by side, on the two main axes of the real ones. All data here is public."""
+    """Real and synthetic embeddings side by side, on the two main axes of the real ones: a simulation is all ours."""
     import pyarrow.parquet as pq
 
-    from embeddings.simulated import load_pool
+    from embeddings.simulated import open_pool
 
-    pool = load_pool(work_folder / config.federation.cache_dir)
+    pool = open_pool(work_folder, config.federation)
     real = pool.embeddings / np.linalg.norm(pool.embeddings, axis=1, keepdims=True)
     table = pq.read_table(output / "synthetic.parquet")
     flat = table["embedding"].combine_chunks().flatten().to_numpy()

@@ -53,10 +53,10 @@ def simulate(
         ConfigError: a setting is wrong; nothing was started. DataError: the images or their cache are damaged.
         FedHypeVAEError: the run failed; its own line says why.
     """
-    from embeddings.simulated import load_pool
+    from embeddings.simulated import open_pool
 
     config = RunConfig.from_flat({**app_settings(app_folder), **settings})
-    load_pool(work_folder / config.federation.cache_dir)  # once, here: every simulated site would wait for it
+    open_pool(work_folder, config.federation)  # embedded once, here: every simulated site would wait for it
     output = work_folder / config.federation.output_dir
     (output / "status.json").unlink(missing_ok=True)
     environment = flower_environment(work_folder)

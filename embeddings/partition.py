@@ -144,7 +144,7 @@ def split_site(
     units = np.arange(labels.size) if groups is None else groups
     _, member = np.unique(units, return_inverse=True)
     sizes = np.bincount(member)
-    unit_class = labels if groups is None else _majority(labels, member)
+    unit_class = labels if groups is None else majority_labels(labels, member)
     choice = np.zeros(sizes.size, dtype=np.int64)
     shares = np.asarray(SPLIT_SHARES)
     for label in np.unique(unit_class):
@@ -157,7 +157,16 @@ def split_site(
     return np.asarray(SPLIT_NAMES)[choice[member]]
 
 
-def _majority(labels: NDArray[np.int64], member: NDArray[np.intp]) -> NDArray[np.int64]:
+def majority_labels(labels: NDArray[np.int64], member: NDArray[np.intp]) -> NDArray[np.int64]:
+    """The class that most rows of each unit have.
+
+    Args:
+        labels: (n,) class of each row.
+        member: (n,) unit of each row, 0..units-1, each at least once.
+
+    Returns:
+        (units,) class; the lowest of those that tie.
+    """
     table = np.zeros((int(member.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
     np.add.at(table, (member, labels), 1)
     return table.argmax(axis=1)

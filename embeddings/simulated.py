@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from common.config import FederationConfig
 from common.errors import ConfigError, DataError
 from embeddings.efficientnet import file_digest, offline_identity
-from embeddings.partition import partition_dirichlet, partition_iid, split_site
+from embeddings.partition import majority_labels, partition_dirichlet, partition_iid, split_site
 from embeddings.store import EmbeddingSet, read_store
 
 DEMO_FILE = Path(__file__).parent / "demo" / "organamnist6000.npz"
@@ -67,11 +68,24 @@ def load_pool(cache_dir: Path) -> EmbeddingSet:
     return read_store(path)
 
 
+def open_pool(home: Path, federation: FederationConfig) -> EmbeddingSet:
+    """The records that a simulation divides: the run's own pool, or the demonstration's.
+
+    Args:
+        home: folder that the run's paths start from.
+        federation: names the pool, or the cache of the demonstration's.
+
+    Raises:
+        as `load_pool`; DataError also where the named file is missing.
+    """
+    return read_store(home / federation.pool) if federation.pool else load_pool(home / federation.cache_dir)
+
+
 def load_site(pool: EmbeddingSet, site_index: int, num_sites: int, alpha: float | None, seed: int) -> EmbeddingSet:
     """Return one simulated site of a pool, divided into training, validation and test rows.
 
     Args:
-        pool: the set to divide; each row goes to exactly one site.
+        pool: the set to divide; each row goes to exactly one site, and a patient's rows to the same one.
         site_index: 0..num_sites-1.
         num_sites: number of sites, >= 1.
         alpha: Dirichlet concentration over the classes, > 0; None deals the rows out evenly (IID).
@@ -88,11 +102,15 @@ def load_site(pool: EmbeddingSet, site_index: int, num_sites: int, alpha: float 
     if seed < 0:
         raise ConfigError(f"partition seed: expected 0 or more, found {seed}")
     rng = np.random.default_rng([seed, 0])
+    # whole units are dealt out: no patient is at two sites
+    units = np.arange(pool.labels.size) if pool.groups is None else pool.groups
+    _, member = np.unique(units, return_inverse=True)
+    unit_labels = majority_labels(pool.labels, member)
     if alpha is None:
-        parts = partition_iid(pool.labels, num_sites, rng)
+        parts = partition_iid(unit_labels, num_sites, rng)
     else:
-        parts = partition_dirichlet(pool.labels, num_sites, alpha, rng)
-    site = pool.take(parts[site_index])
+        parts = partition_dirichlet(unit_labels, num_sites, alpha, rng)
+    site = pool.take(np.flatnonzero(np.isin(member, parts[site_index])))
     splits = split_site(site.labels, np.random.default_rng([seed, 1, site_index]), site.groups)
     return dataclasses.replace(site, splits=splits)
 

@@ -47,12 +47,13 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter) -> Meeting:
     """
     federation = config.federation
     nodes = _wait_for_nodes(grid, federation.num_sites, federation.round_timeout, printer)
-    words: dict[str, str | int | float] = {
+    words: dict[str, str | int | float | bool] = {
         "seed": federation.seed,
         "alpha": federation.alpha,
         "sites_dir": federation.sites_dir,
     }
-    words |= {"cache_dir": federation.cache_dir, "output_dir": federation.output_dir}
+    words |= {"cache_dir": federation.cache_dir, "output_dir": federation.output_dir, "pool": federation.pool}
+    words |= {"data_is_public": federation.data_is_public}
     words |= {"epsilon": config.privacy.epsilon, "unit": config.privacy.unit}
     # the first message may make a simulated site extract its embeddings: allow for it
     patience = max(federation.round_timeout, _HELLO_S)

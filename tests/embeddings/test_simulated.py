@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import threading
@@ -118,3 +119,12 @@ def test_load_pool_without_images_names_the_way_out(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("FEDHYPEVAE_HOME", str(tmp_path))
     with pytest.raises(DataError, match="make demo"):
         simulated.load_pool(tmp_path / "cache")
+
+
+def test_load_site_keeps_a_patient_at_one_site(rng: np.random.Generator, pool: EmbeddingSet) -> None:
+    grouped = dataclasses.replace(pool, groups=rng.integers(0, pool.labels.size // 3, pool.labels.size))
+    for alpha in (None, 0.5):
+        sites = [simulated.load_site(grouped, index, 4, alpha, 7) for index in range(4)]
+        assert sum(site.labels.size for site in sites) == pool.labels.size
+        patients = [set(np.asarray(site.groups).tolist()) for site in sites]
+        assert sum(map(len, patients)) == len(set.union(*patients))

@@ -1,0 +1,272 @@
+"""What a federation published, ready for use: load it, look at its promises, draw from it, judge it.
+
+    from common.bundle import load_bundle
+    bundle = load_bundle("bundle")                    # a bundle, a run's output folder, or a generator's file
+    embeddings, labels = bundle.published()           # the published synthetic set
+    for embeddings, labels in bundle.sample(1_000_000, seed=1): ...
+
+Drawing more is free of privacy cost: it is post-processing. The generator was released under differential privacy, a
+sample is a function of it and of fresh randomness alone, and no function of a released value tells more of the records
+than the value does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from common.bundle_sampling import (
+    Code,
+    block_rows,
+    interleaved_labels,
+    stream_blocks,
+    wanted_counts,
+    with_code,
+)
+from common.classifier import Split
+from common.config import RunConfig
+from common.errors import ConfigError, DataError, FedHypeVAEError
+from common.identity import EncoderIdentity
+from common.methods import get_method
+from common.methods.base import Artifact, RunContext
+from common.privacy_statement import why_not_private
+from common.wire import load_context
+
+GENERATOR = "generator.safetensors"
+STATEMENT = "privacy_statement.json"
+FORCED = "not_private_because"  # of the generator's metadata: why a bundle was released against its gate
+FREE_OF_COST = (
+    "Drawing more rows costs no privacy: they are a function of the released generator alone (post-processing)."
+)
+Balance = Literal["uniform", "dp-counts", "given"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A published generator with what belongs to it.
+
+    Attributes:
+        path: the folder (or the generator's file) that it was read from.
+        context: the run's public context: configuration, width, class names, privacy plan.
+        artifact: kind, tensors and settings that the method published.
+        encoder: the encoder that embeddings must come from; None where an older run did not note it.
+        statement: the privacy statement; None where only the generator is there.
+        not_private: why there is no end-to-end guarantee; empty where there is one.
+    """
+
+    path: Path
+    context: RunContext
+    artifact: Artifact
+    encoder: EncoderIdentity | None
+    statement: Mapping[str, Any] | None
+    not_private: tuple[str, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's whole configuration."""
+        return self.context.config
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 0..K-1."""
+        return self.context.problem.class_names
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.context.problem.dim
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether the method publishes something that samples can be drawn from."""
+        return get_method(self.config.method).sample is not None
+
+    def published_files(self) -> tuple[Path, ...]:
+        """The parquet files of the published set, in order; empty where there are none."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        found = sorted((folder / "data").glob("*.parquet")) or sorted(folder.glob("synthetic.parquet"))
+        return tuple(found)
+
+    def published(self) -> Split:
+        """The published set: embeddings (n, d) float32 and labels (n,) int64, all in memory.
+
+        Raises:
+            DataError: there is none, or a file does not hold what it should.
+        """
+        files = self.published_files()
+        if not files:
+            raise DataError(f"{self.path} holds no published set: draw one with `sample`, or `fedhypevae synthesize`")
+        parts = [read_rows(file, self.dim, len(self.class_names)) for file in files]
+        return torch.cat([rows for rows, _ in parts]), torch.cat([labels for _, labels in parts])
+
+    def sample(
+        self,
+        rows: int | None = None,
+        *,
+        labels: Tensor | None = None,
+        balance: Balance = "uniform",
+        shares: Sequence[float] | None = None,
+        code: Code = None,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> Iterator[Split]:
+        """Draw rows, in blocks; `balance` counts before the generator's own posterior relabels rows, where it does.
+
+        Args:
+            rows: how many; left out where `labels` are given.
+            labels: (n,) the class wanted for each row, in place of `balance`.
+            balance: "uniform" over the classes; "dp-counts", by the noised class counts; "given", by `shares`.
+            shares: (K,) weights of the classes.
+            code: None as published, "meta", "mixture", or the number of a code.
+            seed: the same seed gives the same rows on the same kind of machine, whatever `threads` is.
+            threads: at most so many; default: one a core, at most 4.
+
+        Returns:
+            Blocks of embeddings (m, d) float32, in the place of an encoder's (scaled to unit length where the run did
+            so: scale yours too, see `config.training.sphere`), and labels (m,) int64. Post-processing: no privacy cost.
+
+        Raises:
+            ConfigError: the method publishes nothing to sample from, or an argument is out of range.
+        """
+        draw = get_method(self.config.method).sample
+        if draw is None:
+            raise ConfigError(
+                f"method {self.config.method} publishes a {self.artifact.kind}, which no embeddings can be drawn from: "
+                "take a run of fedhypevae, dp_gauss, dp_cvae or dp_cgan"
+            )
+        artifact, classes = with_code(self.artifact, code), len(self.class_names)
+        if labels is not None:
+            total = _check_labels(labels, rows, classes)
+
+            def labels_of(start: int, stop: int) -> Tensor:
+                return labels[start:stop]
+        else:
+            if rows is None:
+                raise ConfigError("say how many rows to draw, or which labels")
+            counts, total = wanted_counts(rows, self._weights(balance, shares)), rows
+
+            def labels_of(start: int, stop: int) -> Tensor:
+                return interleaved_labels(counts, start, stop)
+
+        def one_block(wanted: Tensor, block_seed: int) -> Split:
+            return draw(self.context, artifact, wanted, block_seed)
+
+        return stream_blocks(one_block, labels_of, total, block_rows(self.dim), seed, threads)
+
+    def draw(self, rows: int | None = None, **options: Any) -> Split:
+        """As `sample`, but all rows at once in memory."""
+        parts = list(self.sample(rows, **options))
+        return torch.cat([values for values, _ in parts]), torch.cat([labels for _, labels in parts])
+
+    def _weights(self, balance: Balance, shares: Sequence[float] | None) -> list[float]:
+        classes = len(self.class_names)
+        if (balance == "given") != (shares is not None):
+            raise ConfigError("the balance `given` goes with shares of the classes, and shares go with no other")
+        if shares is not None:
+            if len(shares) != classes:
+                raise ConfigError(f"expected shares of {classes} classes, found {len(shares)}")
+            return [float(share) for share in shares]
+        if balance == "uniform":
+            return [1.0] * classes
+        if balance != "dp-counts":
+            raise ConfigError(f"balance must be uniform, dp-counts or given, found {balance!r}")
+        if "class_counts" not in self.artifact.tensors:
+            raise ConfigError("this run published no noised class counts: take the balance uniform or given")
+        return [float(count) for count in self.artifact.tensors["class_counts"]]
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read a published bundle, a run's output folder, or a generator's file alone. No code of theirs is run.
+
+    Args:
+        path: the folder, or its generator.safetensors.
+
+    Returns:
+        The bundle. Signature and checksums are not checked here: `fedhypevae release verify` does.
+
+    Raises:
+        DataError: no generator is there, or it can't be read.
+    """
+    path = Path(path)
+    file = path / GENERATOR if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"no {GENERATOR} at {path}: name a bundle, the output folder of a completed run, or the generator's file"
+        )
+    metadata, tensors = _read_generator(file)
+    try:
+        context = load_context(metadata["context"])
+        artifact = Artifact(metadata["kind"], tensors, json.loads(metadata["settings"]))
+        encoder = EncoderIdentity.from_json(json.loads(metadata["encoder"])) if "encoder" in metadata else None
+        forced = tuple(str(reason) for reason in json.loads(metadata.get(FORCED, "[]")))
+    except (KeyError, ValueError, TypeError, FedHypeVAEError) as error:
+        raise DataError(f"{file} is no generator of this project, or of another version ({error})") from None
+    reasons = (*why_not_private(context), *forced)
+    return Bundle(path, context, artifact, encoder, _read_statement(file.with_name(STATEMENT)), reasons)
+
+
+def read_rows(file: Path, dim: int, num_classes: int) -> Split:
+    """Embeddings (n, dim) and labels (n,) of one parquet file of a published set.
+
+    Raises:
+        DataError: unreadable, other columns, widths or labels out of range, or values that are not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, columns=["embedding", "label"])
+        column = table["embedding"].combine_chunks()
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        embeddings = torch.tensor(flat, dtype=torch.float32).reshape(len(table), -1)
+        labels = torch.tensor(table["label"].to_numpy(), dtype=torch.int64)
+    except (OSError, pa.ArrowException, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{file} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
+    if embeddings.shape[1:] != (dim,) and len(labels):
+        raise DataError(f"{file}: expected embeddings of width {dim}, found {embeddings.shape[1]}")
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+        raise DataError(f"{file}: expected labels from 0 to {num_classes - 1}, found others")
+    if not bool(torch.isfinite(embeddings).all()):
+        raise DataError(f"{file} holds values that are not finite: fetch the bundle again")
+    return embeddings.reshape(len(labels), dim), labels
+
+
+def _read_generator(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as content:
+            names = content.keys()
+            return content.metadata() or {}, {name: content.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(f"{file} can't be read ({type(error).__name__}): fetch it again") from None
+
+
+def _read_statement(file: Path) -> Mapping[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DataError(f"{file} is no JSON: fetch it again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{file} is no privacy statement: fetch it again")
+    return content
+
+
+def _check_labels(labels: Tensor, rows: int | None, num_classes: int) -> int:
+    if labels.ndim != 1 or labels.shape[0] == 0 or labels.dtype != torch.int64:
+        raise ConfigError(f"expected labels (n,) of int64 with n >= 1, found {tuple(labels.shape)} of {labels.dtype}")
+    if rows is not None and rows != labels.shape[0]:
+        raise ConfigError(f"rows is {rows} but {labels.shape[0]} labels are given: leave rows out")
+    if not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+        raise ConfigError(
+            f"expected labels from 0 to {num_classes - 1}, found {int(labels.min())}..{int(labels.max())}"
+        )
+    return int(labels.shape[0])

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from common.errors import FedHypeVAEError
-from deploy.commands import audit, data, demo, doctor, embed, ledger, plan, provision, run, server, site
+from deploy.commands import audit, data, demo, doctor, download, embed, ledger, plan, provision, run, server, site
 
 app = typer.Typer(
     name="fedhypevae",
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 app.command("demo")(demo.demo)
 app.add_typer(ledger.app, name="ledger")
+app.command("download")(download.download)
 app.command("embed")(embed.embed)
 app.add_typer(data.app, name="data")
 app.command("provision")(provision.provision)

@@ -19,7 +19,7 @@ from common.methods.base import Method, Problem, RunContext
 from common.wire import dump_context
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
-from server_app.meeting import meet
+from server_app.meeting import Meeting, meet
 from server_app.progress import RoundPrinter
 from server_app.results import (
     build_privacy_statement,
@@ -30,6 +30,7 @@ from server_app.results import (
     write_synthetic,
 )
 from server_app.strategy import FederatedStrategy
+from server_app.tracking import STATUS, RunWatch, check_tracking, now
 
 app = ServerApp()
 
@@ -58,12 +59,13 @@ def work_folder() -> Path:
 
 
 def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
-    printer = RoundPrinter()
+    printer, num_sites = RoundPrinter(), config.federation.num_sites
+    write_json(folder / STATUS, {"status": "waiting", "method": config.method, "sites": num_sites, "updated": now()})
+    check_tracking(config.federation.tracking)
     method = get_method(config.method)
     plan = method.plan(config)  # before the sites are asked: a budget that can't be met ends here
     meeting = meet(grid, config, printer)
     run_context = RunContext(config, Problem(meeting.dim, meeting.class_names, len(meeting.members)), plan)
-    write_json(folder / "status.json", {"status": "running"})
     state, progress = (
         method.init(run_context),
         Progress(config.federation.run_name or flower_run, dump_context(run_context)),
@@ -74,21 +76,24 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
         printer.say(f"resuming {progress.run_name} after round {state.round}")
     else:
         save_checkpoint(folder, state, progress)
-    strategy = FederatedStrategy(method, run_context, meeting.members, state, progress, folder, printer)
-    state = strategy.run(grid)
-    summary = _publish(grid, strategy, method, run_context, folder, meeting.data_is_public)
+    facts = {"run": progress.run_name, "method": config.method, "rounds": plan.num_rounds, "round": state.round}
+    facts |= {"sites": len(meeting.members), "epsilon_target": config.privacy.epsilon, "delta": config.privacy.delta}
+    watch = RunWatch(folder, printer, config.federation.tracking, facts)
+    strategy = FederatedStrategy(method, run_context, meeting.members, state, progress, folder, watch)
+    strategy.run(grid)
+    summary = _publish(grid, strategy, method, run_context, folder, meeting)
     statement = build_privacy_statement(run_context, strategy.progress, data_is_public=meeting.data_is_public)
     write_json(folder / "privacy_statement.json", statement)
     write_json(folder / "summary.json", summary)
-    write_json(folder / "status.json", {"status": "completed"})
+    watch.close("completed")
 
 
 def _publish(
-    grid: Grid, strategy: FederatedStrategy, method: Method, context: RunContext, folder: Path, public: bool
+    grid: Grid, strategy: FederatedStrategy, method: Method, context: RunContext, folder: Path, meeting: Meeting
 ) -> dict[str, Any]:
     """Fit and sample the artifact, write it, and score it where all data is public."""
     artifact = method.finish(context, strategy.state)
-    write_generator(folder / "generator.safetensors", context, artifact)
+    write_generator(folder / "generator.safetensors", context, artifact, meeting.identity)
     synthetic, rows = None, 0
     if method.sample is not None:
         labels = wanted_labels(context, artifact)
@@ -96,7 +101,7 @@ def _publish(
         rows = synthetic[1].shape[0]
         write_synthetic(folder / "synthetic.parquet", context, *synthetic)
     scores: Mapping[str, Any] = {}
-    if public:
+    if meeting.data_is_public:
         scores = evaluate(grid, strategy, context, artifact, synthetic)
     return build_summary(
         context,
@@ -104,7 +109,7 @@ def _publish(
         strategy.progress,
         rows=rows,
         scores=scores,
-        data_is_public=public,
+        data_is_public=meeting.data_is_public,
         seconds=round(strategy.seconds(), 3),
     )
 
@@ -114,7 +119,16 @@ def _check_same(before: str, now: str) -> None:
 
     def essence(text: str) -> object:
         values = json.loads(text)
-        for key in ("output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name"):
+        for key in (
+            "output-dir",
+            "sites-dir",
+            "cache-dir",
+            "resume",
+            "round-timeout",
+            "min-sites",
+            "run-name",
+            "tracking",
+        ):
             values["config"].pop(key, None)
         return values
 
@@ -132,4 +146,14 @@ def _report_failure(folder: Path, error: Exception) -> None:
         traceback.print_exc()
     print(f"error: {line}", flush=True)
     code = error.exit_code if isinstance(error, FedHypeVAEError) else 1
-    write_json(folder / "status.json", {"status": "failed", "error": line, "exit_code": code})
+    ended = {"status": "failed", "error": line, "exit_code": code, "updated": now()}
+    write_json(folder / STATUS, {**_last_status(folder), **ended})
+
+
+def _last_status(folder: Path) -> dict[str, Any]:
+    """How far the run had come."""
+    try:
+        content = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

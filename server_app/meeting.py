@@ -29,12 +29,14 @@ class Meeting:
         members: by node.
         dim: width of their embeddings.
         class_names: their class set.
+        identity: of the encoder and classes that all of them have.
         data_is_public: whether every site's policy declares its data public.
     """
 
     members: Mapping[int, Member]
     dim: int
     class_names: tuple[str, ...]
+    identity: EncoderIdentity
     data_is_public: bool
 
 
@@ -70,7 +72,7 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter) -> Meeting:
     order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
     members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
     first = facts[order[0]].identity
-    return Meeting(members, first.dimension, first.class_names, all(fact.public for fact in facts.values()))
+    return Meeting(members, first.dimension, first.class_names, first, all(fact.public for fact in facts.values()))
 
 
 def _wait_for_nodes(grid: Grid, wanted: int, timeout: float, printer: RoundPrinter) -> list[int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.clipping import NEIGHBOURING
 from common.composition import epsilon_pld
+from common.identity import EncoderIdentity
 from common.methods.base import Artifact, Method, RunContext
 from common.privacy_statement import SiteCharge, StatementFacts, build_statement, why_not_private
 from common.wire import dump_context
@@ -37,7 +38,7 @@ def wanted_labels(context: RunContext, artifact: Artifact) -> Tensor:
     return torch.repeat_interleave(torch.arange(classes), counts)
 
 
-def write_generator(path: Path, context: RunContext, artifact: Artifact) -> None:
+def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder: EncoderIdentity) -> None:
     """Save the published parameters as safetensors, with all that is needed to use them in the metadata."""
     metadata = {
         "kind": artifact.kind,
@@ -45,6 +46,7 @@ def write_generator(path: Path, context: RunContext, artifact: Artifact) -> None
         "context": dump_context(context),
         "settings": json.dumps(dict(artifact.settings)),
         "private": json.dumps(context.config.privacy.certified),
+        "encoder": json.dumps(encoder.to_json()),
     }
     write_atomically(
         path,
@@ -121,6 +123,7 @@ def build_summary(
         "bytes_down_per_site": max(progress.bytes_down.values(), default=0),
         "rounds_taken_part": [list(sites) for sites in progress.taken_part],
         "rounds_missing": [dict(sites) for sites in progress.missing],
+        "history": [dict(entry) for entry in progress.history],
         "config": context.config.to_flat(),
     }
 

@@ -169,6 +169,7 @@ class FederationConfig(Concern):
     means the demonstration's images, which are public. Another pool counts as public only with `data_is_public`.
     `alpha` is the Dirichlet concentration of simulated sites; 0 means IID. `public_total` is a public number of units
     in all, needed where no statistics are released to tell it; it only scales the step.
+    `tracking` keeps curves of a run in files below its output folder; nothing of them is sent anywhere.
     """
 
     num_sites: int = Field(4, ge=1, le=100_000)
@@ -184,6 +185,7 @@ class FederationConfig(Concern):
     pool: str = ""
     resume: bool = False
     run_name: str = ""
+    tracking: Literal["tensorboard", "mlflow", "off"] = "tensorboard"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

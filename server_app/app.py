@@ -20,7 +20,7 @@ from common.wire import dump_context
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
-from server_app.progress import RoundPrinter
+from server_app.progress import RoundPrinter, finite_or_none
 from server_app.results import (
     build_privacy_statement,
     build_summary,
@@ -33,6 +33,9 @@ from server_app.strategy import FederatedStrategy
 from server_app.tracking import STATUS, RunWatch, check_tracking, now
 
 app = ServerApp()
+
+# of a run that is resumed: folders, patience and what is only told
+_MAY_DIFFER = ("output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking")
 
 
 @app.main()
@@ -76,8 +79,14 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
         printer.say(f"resuming {progress.run_name} after round {state.round}")
     else:
         save_checkpoint(folder, state, progress)
-    facts = {"run": progress.run_name, "method": config.method, "rounds": plan.num_rounds, "round": state.round}
-    facts |= {"sites": len(meeting.members), "epsilon_target": config.privacy.epsilon, "delta": config.privacy.delta}
+    facts: dict[str, Any] = {
+        "run": progress.run_name,
+        "method": config.method,
+        "rounds": plan.num_rounds,
+        "round": state.round,
+    }
+    facts |= {"sites": len(meeting.members), "delta": config.privacy.delta}
+    facts |= {"epsilon_target": finite_or_none(config.privacy.epsilon)}
     watch = RunWatch(folder, printer, config.federation.tracking, facts)
     strategy = FederatedStrategy(method, run_context, meeting.members, state, progress, folder, watch)
     strategy.run(grid)

@@ -32,6 +32,7 @@ class Progress:
         context: the run's public context as JSON text; a resumed run must have the same.
         taken_part: for each round, the sites whose sums were used.
         missing: for each round, site -> why it was not.
+        history: for each round, its seconds, bytes and each site's ε by then (see `RoundRecord.history`).
         charged: site -> JSON of the events in its own ledger, as it last said.
         receipts: site -> head of its ledger after its last release: shows, later, whether an old ledger was put back.
         bytes_up: site -> bytes received. bytes_down: site -> bytes sent.
@@ -42,6 +43,7 @@ class Progress:
     context: str
     taken_part: tuple[tuple[str, ...], ...] = ()
     missing: tuple[Mapping[str, str], ...] = ()
+    history: tuple[Mapping[str, Any], ...] = ()
     charged: Mapping[str, str] = field(default_factory=dict)
     receipts: Mapping[str, str] = field(default_factory=dict)
     bytes_up: Mapping[str, int] = field(default_factory=dict)
@@ -104,6 +106,7 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
             **progress,
             "taken_part": tuple(tuple(sites) for sites in progress["taken_part"]),
             "missing": tuple(progress["missing"]),
+            "history": tuple(progress.get("history", ())),
         }
     )
 
@@ -120,9 +123,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise FedHypeVAEError(f"can't write {path} ({error.strerror}): free the disk, then resume the run") from error
 
 
-def with_round(progress: Progress, taken_part: tuple[str, ...], missing: Mapping[str, str]) -> Progress:
+def with_round(
+    progress: Progress, taken_part: tuple[str, ...], missing: Mapping[str, str], history: Mapping[str, Any]
+) -> Progress:
     """Progress after one more round."""
-    return replace(progress, taken_part=(*progress.taken_part, taken_part), missing=(*progress.missing, dict(missing)))
+    return replace(
+        progress,
+        taken_part=(*progress.taken_part, taken_part),
+        missing=(*progress.missing, dict(missing)),
+        history=(*progress.history, dict(history)),
+    )
 
 
 def _progress_to_json(progress: Progress) -> dict[str, Any]:

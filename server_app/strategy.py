@@ -22,7 +22,8 @@ from common.statistics import combine_statistics
 from common.wire import Kind, check_tensors, dump_context
 from server_app.checkpoint import Progress, save_checkpoint, with_round
 from server_app.exchange import Outcome, build_messages, exchange
-from server_app.progress import RoundPrinter
+from server_app.progress import Pace, RoundRecord, epsilon_per_site
+from server_app.tracking import RunWatch
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class FederatedStrategy(Strategy):
         state: the server's state, new or from a checkpoint.
         progress: what was done so far.
         folder: where checkpoints go.
-        printer: tells a person how far it is.
+        watch: tells people how far it is.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class FederatedStrategy(Strategy):
         state: ServerState,
         progress: Progress,
         folder: Path,
-        printer: RoundPrinter,
+        watch: RunWatch,
     ) -> None:
         self.method = method
         self.context = context
@@ -63,7 +64,7 @@ class FederatedStrategy(Strategy):
         self.state = state
         self.progress = progress
         self._folder = folder
-        self._printer = printer
+        self._watch = watch
         self._started = time.monotonic() - progress.seconds
         self._context_text = dump_context(context)
         self._outcome = Outcome({}, {}, {})
@@ -72,7 +73,7 @@ class FederatedStrategy(Strategy):
 
     def summary(self) -> None:
         """Print what is about to run."""
-        self._printer.say(f"{self.method.name}: {len(self.members)} sites, {self.context.plan.num_rounds} rounds")
+        self._watch.say(f"{self.method.name}: {len(self.members)} sites, {self.context.plan.num_rounds} rounds")
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -112,18 +113,19 @@ class FederatedStrategy(Strategy):
         if self.state.round == 0 and self.state.statistics is None:
             self._collect_statistics(grid)
             self._save()
-        self._printer.start()
+        pace = Pace()
         while self.state.round < self.context.plan.num_rounds:
-            number = self.state.round + 1
+            number, before = self.state.round + 1, self.progress
             messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
             self._exchange(grid, "train", messages, self._shapes_from, f"round {number}", self._largest_norm())
             self.aggregate_train(number, [])
             check_tensors("train", self.state.params, {n: tuple(v.shape) for n, v in self.state.params.items()})
             taken = tuple(sorted(self.members[node].name for node in self._outcome.replies))
             missing = {self.members[node].name: why for node, why in self._outcome.missing.items()}
-            self.progress = with_round(self.progress, taken, missing)
+            record = self._record(number, len(taken), missing, before, pace)
+            self.progress = with_round(self.progress, taken, missing, record.history())
             self._save()
-            self._printer.round(number, self.context, self.progress, len(self.members))
+            self._watch.round(record, self.progress.seconds)
         return self.state
 
     def ask(
@@ -141,6 +143,25 @@ class FederatedStrategy(Strategy):
     def seconds(self) -> float:
         """Time spent on the run so far, earlier processes of a resumed run included."""
         return time.monotonic() - self._started
+
+    def _record(
+        self, number: int, answered: int, missing: Mapping[str, str], before: Progress, pace: Pace
+    ) -> RoundRecord:
+        plan, progress = self.context.plan, self.progress
+        return RoundRecord(
+            number=number,
+            rounds=plan.num_rounds,
+            answered=answered,
+            sites=len(self.members),
+            missing=missing,
+            epsilon=epsilon_per_site(progress.charged, plan.delta),
+            epsilon_target=self.context.config.privacy.epsilon,
+            delta=plan.delta,
+            seconds=pace.lap(),
+            seconds_left=pace.left(plan.num_rounds - number),
+            bytes_up=sum(progress.bytes_up.values()) - sum(before.bytes_up.values()),
+            bytes_down=sum(progress.bytes_down.values()) - sum(before.bytes_down.values()),
+        )
 
     def _collect_statistics(self, grid: Grid) -> None:
         spec, noise = self.method.statistics(self.context), self.context.plan.statistics_noise
@@ -186,7 +207,7 @@ class FederatedStrategy(Strategy):
         self._outcome = outcome
         self._count(outcome)
         for node, why in outcome.missing.items():
-            self._printer.say(f"{what}: {self.members[node].name} is missing: {why}")
+            self._watch.say(f"{what}: {self.members[node].name} is missing: {why}")
         if len(outcome.replies) < federation.min_sites:
             self._save()
             reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in outcome.missing.items())

@@ -87,10 +87,19 @@ class Bundle:
         """Whether the method publishes something that samples can be drawn from."""
         return get_method(self.config.method).sample is not None
 
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def generator_file(self) -> Path:
+        """The generator's file."""
+        return self.path / GENERATOR if self.path.is_dir() else self.path
+
     def published_files(self) -> tuple[Path, ...]:
         """The parquet files of the published set, in order; empty where there are none."""
-        folder = self.path if self.path.is_dir() else self.path.parent
-        found = sorted((folder / "data").glob("*.parquet")) or sorted(folder.glob("synthetic.parquet"))
+        found = sorted((self.folder / "data").glob("*.parquet")) or sorted(self.folder.glob("synthetic.parquet"))
         return tuple(found)
 
     def published(self) -> Split:

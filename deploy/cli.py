@@ -10,7 +10,21 @@ import sys
 import typer
 
 from common.errors import FedHypeVAEError
-from deploy.commands import audit, data, demo, doctor, download, embed, ledger, plan, provision, run, server, site
+from deploy.commands import (
+    audit,
+    data,
+    demo,
+    doctor,
+    download,
+    embed,
+    ledger,
+    plan,
+    provision,
+    run,
+    server,
+    site,
+    synthesize,
+)
 
 app = typer.Typer(
     name="fedhypevae",
@@ -29,6 +43,7 @@ app.command("server")(server.server)
 app.add_typer(site.app, name="site")
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
+app.command("synthesize")(synthesize.synthesize)
 app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)
 

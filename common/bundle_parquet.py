@@ -1,0 +1,123 @@
+"""Synthetic rows as parquet: written block by block, read by pyarrow, pandas and `datasets` alike.
+
+`embedding` is a fixed-size list of float32, `label` an int64 whose names `datasets` shows. The same rows give the same
+bytes: nothing of the time or the machine is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.classifier import Split
+from common.durable import sync_path
+from common.errors import FedHypeVAEError
+
+METADATA_KEY = b"fedhypevae.synthetic"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file: rows in all and of each class, and its size and SHA-256."""
+
+    rows: int
+    class_counts: tuple[int, ...]
+    size: int
+    sha256: str
+
+
+def write_rows(
+    path: Path, blocks: Iterable[Split], *, dim: int, class_names: Sequence[str], notes: Mapping[str, Any]
+) -> Written:
+    """Write blocks of rows as they come, each as one row group; whole or not at all.
+
+    Args:
+        path: the new file; its folder is made if missing.
+        blocks: embeddings (m, dim) float32 and labels (m,) int64.
+        dim: width of an embedding.
+        class_names: names of the labels.
+        notes: JSON values for the file's metadata, under `fedhypevae.synthetic`.
+
+    Raises:
+        FedHypeVAEError: the disk refuses; no file is left.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.list_(pa.float32(), dim)
+    metadata = {METADATA_KEY: json.dumps(notes, sort_keys=True), b"huggingface": _features(dim, class_names)}
+    schema = pa.schema([pa.field("embedding", kind), pa.field("label", pa.int64())], metadata=metadata)
+    counts, rows = torch.zeros(len(class_names), dtype=torch.int64), 0
+    try:
+        with _whole_file(path) as partial:
+            # The bytes of a float are apart: sign and exponent compress, the rest is noise. A dictionary would not help.
+            with pq.ParquetWriter(
+                partial,
+                schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                use_byte_stream_split=["embedding.list.element"],
+                write_statistics=["label"],
+            ) as writer:
+                for embeddings, labels in blocks:
+                    values = pa.array(np.ascontiguousarray(embeddings.numpy(), dtype=np.float32).ravel())
+                    column = pa.FixedSizeListArray.from_arrays(values, dim)
+                    table = pa.Table.from_arrays([column, pa.array(labels.numpy())], schema=schema)
+                    writer.write_table(table, row_group_size=max(len(table), 1))
+                    counts += torch.bincount(labels, minlength=len(class_names))
+                    rows += len(table)
+            size, digest = partial.stat().st_size, sha256_of(partial)
+    except OSError as error:
+        raise FedHypeVAEError(
+            f"can't write {path} ({error.strerror or error}): free the disk, then try again"
+        ) from None
+    return Written(rows, tuple(counts.tolist()), size, digest)
+
+
+def read_notes(path: Path) -> Mapping[str, Any]:
+    """What `write_rows` noted in a file's metadata; empty where it noted nothing."""
+    import pyarrow.parquet as pq
+
+    found = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+    notes = {} if found is None else json.loads(found)
+    return notes if isinstance(notes, dict) else {}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place, on the disk, once the block is done; else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        sync_path(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_path(path.parent)
+
+
+def _features(dim: int, class_names: Sequence[str]) -> str:
+    """The columns in the words of `datasets`, so that labels show their names."""
+    features = {
+        "embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "length": dim, "_type": "List"},
+        "label": {"names": list(class_names), "_type": "ClassLabel"},
+    }
+    return json.dumps({"info": {"features": features}})

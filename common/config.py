@@ -27,6 +27,7 @@ class PrivacyConfig(Concern):
     `epsilon` may be infinite: no noise is drawn then, and everything the run writes says that it is not private.
     `spare_rounds` are paid for on top of those asked for: a round that a crash interrupts is charged and has to be done
     again. `statistics_share` is the part of the budget (in mu^2 of Gaussian DP) that buys the one-shot statistics.
+    `dropouts` and `colluders` are what secure aggregation assumes of the sites; -1 stands for max(1, sites // 10) each.
     """
 
     epsilon: float = Field(3.0, gt=0.0)
@@ -40,6 +41,8 @@ class PrivacyConfig(Concern):
     encoder_training: Literal["sleep", "joint", "unprotected"] = "sleep"
     noise: Literal["secure", "test"] = "secure"
     trust: Literal["local"] = "local"
+    dropouts: int = Field(-1, ge=-1)
+    colluders: int = Field(-1, ge=-1)
 
     @property
     def records_per_unit(self) -> int:

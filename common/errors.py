@@ -62,3 +62,9 @@ class FederationError(FedHypeVAEError):
     """The federation can't go on: too few sites, or sites that do not agree."""
 
     code = "federation"
+
+
+class ProtocolError(FedHypeVAEError):
+    """Secure aggregation can't go on: a message is wrong, forged, out of turn, or too many sites are missing."""
+
+    code = "protocol"

@@ -1,0 +1,238 @@
+"""A site's side of one secure sum: four answers, as pure functions over what the site keeps between them.
+
+1. keys: a card with two fresh public keys and a commitment, signed (`make_keys`);
+2. shares: the list of cards is checked against the pinned keys; the mask key and the seed of the site's own mask are
+   shared among all, each share sealed for its receiver (`make_shares`);
+3. masked sum: the shares of the others are opened, and the vector leaves under one mask for each other site and one of
+   its own (`open_shares`, `mask`, `sign_masked`);
+4. unmasking: for each site that sent its vector a share of its own mask's seed, for each that did not a share of its
+   mask key; never both (`check_survivors`, `reveal`).
+
+What a site refuses is what keeps a server from learning more than the sum: too short a list, keys that are not the
+pinned ones, shares made for another list, a list of senders that the others did not have, and a second answer to 4.
+
+Source: Bonawitz et al. (2017), figure 4, the variant for a server that is not honest. Departs: the round that makes all
+survivors' lists agree is left out; the noise is enough without it (see `assumptions`). The seed of a site's own mask is
+committed to, so that a wrong share is found.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common.errors import ProtocolError
+from common.secagg import primitives
+from common.secagg.messages import Card, Session, check_signed, from_hex, list_digest
+from common.secagg.quantise import Words, reduce_bits
+from common.secagg.shamir import SHARE_BYTES, split_secret
+
+_BOX_BYTES = 2 * SHARE_BYTES + 16  # two shares and AES-GCM's tag
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What a site draws for one session; it never leaves the site whole, and is erased with the session."""
+
+    box_key: bytes
+    mask_key: bytes
+    seed: bytes
+
+
+def make_keys(session: Session, index: int, name: str, signer: ec.EllipticCurvePrivateKey) -> tuple[Secrets, Card]:
+    """Fresh keys for one session, and the signed card that shows their public halves."""
+    own = Secrets(primitives.new_key(), primitives.new_key(), secrets.token_bytes(32))
+    unsigned = Card(
+        index,
+        name,
+        primitives.public_key(own.box_key).hex(),
+        primitives.public_key(own.mask_key).hex(),
+        primitives.commitment(own.seed).hex(),
+        "",
+    )
+    signature = primitives.sign(signer, "card", unsigned.signed_part(session)).hex()
+    return own, Card(**{**unsigned.__dict__, "signature": signature})
+
+
+def check_cards(
+    session: Session, cards: Sequence[Card], own: Card, pins: Mapping[str, ec.EllipticCurvePublicKey]
+) -> None:
+    """Refuse a list of cards that is too short, lacks this site's own, or is not signed by pinned keys.
+
+    Raises:
+        ProtocolError: says which; nothing was charged.
+    """
+    least = session.assumptions.threshold
+    if len(cards) < least:
+        raise ProtocolError(f"the server lists {len(cards)} sites, at least {least} must take part")
+    if own not in cards:
+        raise ProtocolError("the server's list does not hold this site's own card")
+    check_signed(session, cards, pins)
+
+
+def make_shares(session: Session, own: Secrets, index: int, cards: Sequence[Card]) -> tuple[bytes, dict[int, bytes]]:
+    """Share both secrets among all listed sites.
+
+    Args:
+        session: the session.
+        own: this site's secrets.
+        index: this site's index.
+        cards: the checked list.
+
+    Returns:
+        This site's own two shares, which it keeps; and receiver's index -> sealed shares. To be made once: a second set
+        of shares would be another polynomial.
+    """
+    places = [card.index + 1 for card in cards]
+    seeds = split_secret(own.seed, session.assumptions.threshold, places)
+    keys = split_secret(own.mask_key, session.assumptions.threshold, places)
+    listed = list_digest(cards)
+    boxes = {}
+    for card in cards:
+        if card.index != index:
+            key = _box_key(session, own.box_key, from_hex(card.box_key), listed, index, card.index)
+            boxes[card.index] = primitives.seal(key, seeds[card.index + 1] + keys[card.index + 1], listed.encode())
+    return seeds[index + 1] + keys[index + 1], boxes
+
+
+def open_shares(
+    session: Session, own: Secrets, index: int, cards: Sequence[Card], boxes: Mapping[int, bytes]
+) -> dict[int, bytes]:
+    """Open what the other sites sealed for this one.
+
+    Args:
+        session: the session.
+        own: this site's secrets.
+        index: this site's index.
+        cards: the list that this site shared its own secrets among.
+        boxes: sender's index -> sealed shares, as the server brought them.
+
+    Returns:
+        Sender's index -> its two shares for this site.
+
+    Raises:
+        ProtocolError: too few senders, one that is not listed, or a box that does not open: it was changed, or its
+            sender had another list of cards.
+    """
+    known = {card.index: card for card in cards}
+    least = session.assumptions.threshold
+    if index in boxes or not set(boxes) <= set(known):
+        raise ProtocolError("the server brings shares of sites that are not on its own list")
+    if len(boxes) + 1 < least:
+        raise ProtocolError(f"shares of {len(boxes) + 1} sites, at least {least} must take part")
+    listed, opened = list_digest(cards), {}
+    for sender, box in sorted(boxes.items()):
+        if len(box) != _BOX_BYTES:
+            raise ProtocolError(f"the sealed shares of {known[sender].name} have the wrong length")
+        key = _box_key(session, own.box_key, from_hex(known[sender].box_key), listed, sender, index)
+        opened[sender] = primitives.unseal(key, box, listed.encode())
+    return opened
+
+
+def mask(
+    session: Session, own: Secrets, index: int, cards: Sequence[Card], senders: Iterable[int], values: Words, bits: int
+) -> Words:
+    """A vector under a mask of its own and one for each other sender, which cancels in the sum of both.
+
+    Args:
+        session: the session.
+        own: this site's secrets.
+        index: this site's index.
+        cards: the checked list.
+        senders: indices of all sites whose shares arrived, this one included or not.
+        values: (D,) uint64 below 2^b: quantised, with this site's share of the noise.
+        bits: b.
+
+    Returns:
+        (D,) uint64 below 2^b; indistinguishable from random numbers to whoever lacks the seed or a key.
+    """
+    wanted = set(senders) - {index}
+    total = values + primitives.expand(own.seed, values.size, bits)
+    for card in cards:
+        if card.index in wanted:
+            seed = pair_seed(session, own.mask_key, from_hex(card.mask_key), index, card.index)
+            stream = primitives.expand(seed, values.size, bits)
+            total = total + stream if card.index > index else total - stream
+    return reduce_bits(total, bits)
+
+
+def sign_masked(
+    session: Session, cards: Sequence[Card], senders: Iterable[int], asked: str, signer: ec.EllipticCurvePrivateKey
+) -> bytes:
+    """Signature that this site masked for just these cards and senders, and was asked just this.
+
+    Args:
+        session: the session.
+        cards: the list.
+        senders: indices of all sites whose shares arrived, this one included.
+        asked: digest of what the server sent with the task, such as the parameters.
+        signer: the registered key.
+    """
+    return primitives.sign(signer, "masked", _masked_part(session, cards, senders, asked))
+
+
+def check_survivors(
+    session: Session,
+    index: int,
+    cards: Sequence[Card],
+    senders: Iterable[int],
+    asked: str,
+    survivors: Mapping[int, bytes],
+    pins: Mapping[str, ec.EllipticCurvePublicKey],
+) -> None:
+    """Refuse to unmask a sum of too few sites, or of sites that did not mask for the same list as this one.
+
+    Args:
+        session: the session.
+        index: this site's index.
+        cards: the list.
+        senders: the sites that this one masked for, this one included.
+        asked: digest of what the server sent with the task.
+        survivors: index -> signature of `sign_masked`, of every site in the sum.
+        pins: registered keys by name.
+
+    Raises:
+        ProtocolError: says which; nothing is revealed.
+    """
+    known, masked_for = {card.index: card for card in cards}, set(senders)
+    least = session.assumptions.threshold
+    if len(survivors) < least:
+        raise ProtocolError(f"the sum holds {len(survivors)} sites, at least {least} must be in it")
+    if index not in survivors or not set(survivors) <= masked_for:
+        raise ProtocolError("the sum lacks this site, or holds one that it did not mask for")
+    part = _masked_part(session, cards, masked_for, asked)
+    for other, signature in survivors.items():
+        name = known[other].name
+        if not primitives.is_signed(pins[name], signature, "masked", part):
+            raise ProtocolError(f"{name} did not sign the same lists and task as this site: the server told them apart")
+
+
+def reveal(shares: Mapping[int, bytes], survivors: Iterable[int]) -> dict[int, bytes]:
+    """One share of each sender's: of its seed if its vector is in the sum, else of its mask key.
+
+    Args:
+        shares: sender's index -> its two shares, this site's own included.
+        survivors: indices of the sites in the sum.
+
+    Returns:
+        Sender's index -> the one share. To be answered once.
+    """
+    present = set(survivors)
+    return {sender: both[:SHARE_BYTES] if sender in present else both[SHARE_BYTES:] for sender, both in shares.items()}
+
+
+def pair_seed(session: Session, private: bytes, public: bytes, one: int, other: int) -> bytes:
+    """Seed of the mask between two sites, the same at both."""
+    low, high = sorted((one, other))
+    return primitives.agree(private, public, f"mask/{low}/{high}", session.binding)
+
+
+def _box_key(session: Session, private: bytes, public: bytes, listed: str, sender: int, receiver: int) -> bytes:
+    return primitives.agree(private, public, f"box/{sender}/{receiver}/{listed}", session.binding)
+
+
+def _masked_part(session: Session, cards: Sequence[Card], senders: Iterable[int], asked: str) -> list[object]:
+    return [session.binding, list_digest(cards), sorted(senders), asked]

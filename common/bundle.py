@@ -23,8 +23,8 @@ from torch import Tensor
 
 from common.bundle_sampling import (
     Code,
-    block_rows,
     interleaved_labels,
+    piece_rows,
     stream_blocks,
     wanted_counts,
     with_code,
@@ -163,10 +163,10 @@ class Bundle:
             def labels_of(start: int, stop: int) -> Tensor:
                 return interleaved_labels(counts, start, stop)
 
-        def one_block(wanted: Tensor, block_seed: int) -> Split:
-            return draw(self.context, artifact, wanted, block_seed)
+        def one_piece(wanted: Tensor, piece_seed: int) -> Split:
+            return draw(self.context, artifact, wanted, piece_seed)
 
-        return stream_blocks(one_block, labels_of, total, block_rows(self.dim), seed, threads)
+        return stream_blocks(one_piece, labels_of, total, piece_rows(self.dim), seed, threads)
 
     def draw(self, rows: int | None = None, **options: Any) -> Split:
         """As `sample`, but all rows at once in memory."""

@@ -59,7 +59,7 @@ def write_rows(
     counts, rows = torch.zeros(len(class_names), dtype=torch.int64), 0
     try:
         with _whole_file(path) as partial:
-            # The bytes of a float are apart: sign and exponent compress, the rest is noise. A dictionary would not help.
+            # the bytes of floats apart: signs and exponents compress, the rest is noise, and a dictionary is a loss
             with pq.ParquetWriter(
                 partial,
                 schema,

@@ -1,6 +1,6 @@
 """Drawing rows from a published generator, block by block, without limit.
 
-Rows are made in blocks of a fixed size, each from its own stream of the seed, and each by one thread: what is drawn
+Rows are made in pieces of a fixed size, each from its own stream of the seed, and each by one thread: what is drawn
 depends on neither the number of threads nor on how far a reader goes. Between machines the last bits may differ, since
 their processors add in another order.
 """
@@ -24,16 +24,17 @@ from common.errors import ConfigError
 from common.methods.base import Artifact
 
 Code = int | str | None
-_BLOCK_VALUES = 2**24
-_MOST_BLOCK_ROWS = 2**16
+_PIECE_VALUES = 2**20  # what a method draws at once: measured, larger pieces spend their time on fresh memory
+_MOST_PIECE_ROWS = 2**12
+_PIECES = 16  # of a block, which a reader gets as one
 _MOST_THREADS = 4
 _GOLDEN = (math.sqrt(5) - 1) / 2
 MOST_ROWS = 1_000_000_000
 
 
-def block_rows(dim: int) -> int:
-    """Rows in a block of embeddings of width `dim`: a power of two, about 64 MB; it depends on nothing else."""
-    return min(_MOST_BLOCK_ROWS, 2 ** max(int(math.log2(_BLOCK_VALUES / dim)), 0))
+def piece_rows(dim: int) -> int:
+    """Rows in a piece of embeddings of width `dim`: a power of two, about 4 MB; it depends on nothing else."""
+    return min(_MOST_PIECE_ROWS, 2 ** max(int(math.log2(_PIECE_VALUES / dim)), 0))
 
 
 def wanted_counts(rows: int, weights: Sequence[float]) -> list[int]:
@@ -108,43 +109,44 @@ def stream_blocks(
     draw: Callable[[Tensor, int], Split],
     labels_of: Callable[[int, int], Tensor],
     rows: int,
-    block: int,
+    piece: int,
     seed: int,
     threads: int | None = None,
 ) -> Iterator[Split]:
-    """Blocks of rows in order, some of them drawn ahead by other threads.
+    """Blocks of 16 pieces in order, some of them drawn ahead by other threads.
 
     Args:
-        draw: (wanted labels (n,), seed of the block) -> embeddings (n, d) and labels (n,).
+        draw: (wanted labels (n,), seed of the piece) -> embeddings (n, d) and labels (n,).
         labels_of: (start, stop) -> wanted labels of those rows.
         rows: how many in all.
-        block: rows in a block.
+        piece: rows in a piece.
         seed: of the whole.
         threads: at most so many blocks at once; default: one a core, at most 4.
     """
-    wanted = min(os.cpu_count() or 1, _MOST_THREADS) if threads is None else threads
-    starts = range(0, rows, block)
+    wanted = max(1, min(os.cpu_count() or 1, _MOST_THREADS) if threads is None else threads)
     before = torch.get_num_threads()
 
-    def one(start: int) -> Split:
-        return draw(labels_of(start, min(start + block, rows)), _seed_of_block(seed, start // block))
+    def one_block(block: int) -> Split:
+        starts = range(block, min(block + _PIECES * piece, rows), piece)
+        parts = [draw(labels_of(at, min(at + piece, rows)), _seed_of_piece(seed, at // piece)) for at in starts]
+        return torch.cat([values for values, _ in parts]), torch.cat([labels for _, labels in parts])
 
     # one thread of torch in each of ours: sums are then added in the same order whatever the number of cores
-    pool = ThreadPoolExecutor(max(1, wanted), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(wanted, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        left = iter(starts)
-        ahead: deque[Future[Split]] = deque(pool.submit(one, start) for start in islice(left, max(1, wanted)))
+        left = iter(range(0, rows, _PIECES * piece))
+        ahead: deque[Future[Split]] = deque(pool.submit(one_block, block) for block in islice(left, wanted))
         while ahead:
             ready = ahead.popleft().result()
             following = next(left, None)
             if following is not None:
-                ahead.append(pool.submit(one, following))
+                ahead.append(pool.submit(one_block, following))
             yield ready
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
 
 
-def _seed_of_block(seed: int, index: int) -> int:
+def _seed_of_piece(seed: int, index: int) -> int:
     digest = hashlib.sha256(f"bundle/{seed}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from common.bundle_parquet import stream_rows
 from common.bundle_sampling import (
     Code,
     interleaved_labels,
@@ -108,11 +109,15 @@ class Bundle:
         Raises:
             DataError: there is none, or a file does not hold what it should.
         """
-        files = self.published_files()
-        if not files:
+        if not self.published_files():
             raise DataError(f"{self.path} holds no published set: draw one with `sample`, or `fedhypevae synthesize`")
-        parts = [read_rows(file, self.dim, len(self.class_names)) for file in files]
+        parts = list(self.stream_published())
         return torch.cat([rows for rows, _ in parts]), torch.cat([labels for _, labels in parts])
+
+    def stream_published(self) -> Iterator[Split]:
+        """The published set block by block; nothing where there is none. Raises DataError as `published`."""
+        for file in self.published_files():
+            yield from stream_rows(file, self.dim, len(self.class_names))
 
     def sample(
         self,
@@ -218,32 +223,6 @@ def load_bundle(path: Path | str) -> Bundle:
         raise DataError(f"{file} is no generator of this project, or of another version ({error})") from None
     reasons = (*why_not_private(context), *forced)
     return Bundle(path, context, artifact, encoder, _read_statement(file.with_name(STATEMENT)), reasons)
-
-
-def read_rows(file: Path, dim: int, num_classes: int) -> Split:
-    """Embeddings (n, dim) and labels (n,) of one parquet file of a published set.
-
-    Raises:
-        DataError: unreadable, other columns, widths or labels out of range, or values that are not finite.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file, columns=["embedding", "label"])
-        column = table["embedding"].combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        embeddings = torch.tensor(flat, dtype=torch.float32).reshape(len(table), -1)
-        labels = torch.tensor(table["label"].to_numpy(), dtype=torch.int64)
-    except (OSError, pa.ArrowException, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{file} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
-    if embeddings.shape[1:] != (dim,) and len(labels):
-        raise DataError(f"{file}: expected embeddings of width {dim}, found {embeddings.shape[1]}")
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
-        raise DataError(f"{file}: expected labels from 0 to {num_classes - 1}, found others")
-    if not bool(torch.isfinite(embeddings).all()):
-        raise DataError(f"{file} holds values that are not finite: fetch the bundle again")
-    return embeddings.reshape(len(labels), dim), labels
 
 
 def _read_generator(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -20,9 +20,10 @@ import torch
 
 from common.classifier import Split
 from common.durable import sync_path
-from common.errors import FedHypeVAEError
+from common.errors import DataError, FedHypeVAEError
 
 METADATA_KEY = b"fedhypevae.synthetic"
+_BATCH_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,31 @@ def write_rows(
     return Written(rows, tuple(counts.tolist()), size, digest)
 
 
+def stream_rows(path: Path, dim: int, num_classes: int) -> Iterator[Split]:
+    """Rows of a synthetic set as they lie in the file: blocks of embeddings (m, dim) float32 and labels (m,) int64.
+
+    Raises:
+        DataError: unreadable, no rows, another width, labels out of range, or values that are not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH_VALUES // dim + 1, columns=["embedding", "label"]):
+                flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+                embeddings = torch.tensor(flat, dtype=torch.float32).reshape(len(batch), -1)
+                labels = torch.tensor(batch.column("label").to_numpy(), dtype=torch.int64)
+                _check_block(path, embeddings, labels, dim, num_classes)
+                rows += len(batch)
+                yield embeddings, labels
+    except (OSError, pa.ArrowException, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
+    if rows == 0:
+        raise DataError(f"{path} holds no rows: fetch the bundle again")
+
+
 def read_notes(path: Path) -> Mapping[str, Any]:
     """What `write_rows` noted in a file's metadata; empty where it noted nothing."""
     import pyarrow.parquet as pq
@@ -97,6 +123,15 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_block(path: Path, embeddings: torch.Tensor, labels: torch.Tensor, dim: int, num_classes: int) -> None:
+    if embeddings.shape != (len(labels), dim):
+        raise DataError(f"{path}: expected embeddings of width {dim}, found {embeddings.shape[1]}")
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise DataError(f"{path}: expected labels from 0 to {num_classes - 1}, found others")
+    if not bool(torch.isfinite(embeddings).all()):
+        raise DataError(f"{path} holds values that are not finite: fetch the bundle again")
 
 
 @contextmanager

@@ -1,0 +1,200 @@
+"""What the sites' ledgers say of a run: checked by the coordinator, and shown in the bundle row by row.
+
+A ledger names the data set's fingerprint, which is a function of the records without noise. So a ledger's own rows are
+published only where every site declares its data public (a demonstration). Else the bundle shows what was charged, as
+the ledger told it, and the ledger's receipt, which the site alone can hold against its ledger
+(`fedhypevae ledger verify --receipt`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client_app.ledger import Ledger
+from client_app.ledger_chain import NO_PREVIOUS, Entry, Head, check_chain, check_receipt
+from client_app.ledger_runs import fold_entries
+from common.errors import FedHypeVAEError, LedgerError
+from common.events import PrivacyEvent, mechanism_counts
+
+FORMAT = "fedhypevae-ledgers/1"
+
+
+@dataclass(frozen=True)
+class SiteLedger:
+    """A site's ledger as the coordinator found it: its whole chain, checked."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+
+    def charged(self, run: str) -> tuple[PrivacyEvent, ...]:
+        """What it charged for a run; nothing where it does not know the run."""
+        found = fold_entries(self.entries).get(run)
+        return () if found is None else found.charged
+
+
+def find_ledger(site: str, places: Sequence[Path]) -> Path | None:
+    """A site's ledger in one of the folders: `SITE/ledger.db`, or an export `SITE.json`; None if there is none."""
+    for place in places:
+        for path in (place / site / "ledger.db", place / f"{site}.json"):
+            if path.is_file():
+                return path
+    return None
+
+
+def read_ledger(path: Path) -> SiteLedger:
+    """A ledger's file or its export, with the chain and the sense of every entry checked.
+
+    Raises:
+        LedgerError: it can't be read, or was altered; names the entry.
+    """
+    if path.suffix == ".json":
+        try:
+            entries = _from_export(json.loads(path.read_text(encoding="utf-8"))["entries"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise LedgerError(f"{path} is no export of a ledger ({type(error).__name__}): ask the site again") from None
+    else:
+        with Ledger.open(path, None, read_only=True, allow_moved=True) as ledger:
+            ledger.verify()
+            entries = _from_export(ledger.export()["entries"])
+    check_entries(path, entries)
+    return SiteLedger(path, entries)
+
+
+def check_entries(path: Path, entries: Sequence[Entry]) -> None:
+    """Check a whole chain from its first entry. Raises LedgerError."""
+    if not entries:
+        raise LedgerError(f"{path} holds no ledger")
+    check_chain(path, (), entries)
+    fold_entries(entries)
+
+
+def check_charges(ledger: SiteLedger, run: str, receipt: str, told: Sequence[PrivacyEvent]) -> None:
+    """Hold a site's ledger against what the coordinator was told of it.
+
+    Args:
+        ledger: the site's.
+        run: the run's lasting name.
+        receipt: head of the ledger after the site's last release.
+        told: events that the statement charges the site.
+
+    Raises:
+        LedgerError: the receipt is not of this ledger, or the ledger charged other events.
+    """
+    check_receipt(ledger.path, ledger.entries, Head.parse(receipt))
+    if mechanism_counts(ledger.charged(run)) != mechanism_counts(told):
+        charged = sum(event.count for event in ledger.charged(run))
+        raise LedgerError(
+            f"privacy ledger {ledger.path} charged {charged} releases for run {run}, and the privacy statement has "
+            f"{sum(event.count for event in told)}, or others: the statement is not the run's"
+        )
+
+
+def published_rows(ledger: SiteLedger | None, run: str, site: str, told: Sequence[PrivacyEvent], public: bool) -> Any:
+    """A site's part of ledgers.json: the ledger's own rows where its data is public, else what it charged."""
+    if ledger is not None and public:
+        return {
+            "checked": "the site's ledger, and shown here",
+            "rows": [
+                {
+                    "seq": entry.seq,
+                    "at": entry.at,
+                    "kind": entry.kind,
+                    "run_id": entry.run_id,
+                    "round_key": entry.round_key,
+                    "body": entry.body_json,
+                    "previous": entry.previous,
+                    "digest": entry.digest,
+                }
+                for entry in ledger.entries
+            ],
+        }
+    rows, previous = [], _start(run, site)
+    for event in told:
+        digest = _link(event.to_json(), previous)
+        rows.append({"event": event.to_json(), "previous": previous, "digest": digest})
+        previous = digest
+    checked = "what the ledger told with each release, and its receipt"
+    return {"checked": checked if ledger is None else "the site's ledger, by the coordinator", "rows": rows}
+
+
+def check_published(part: Mapping[str, Any], run: str, site: str, receipt: str, told: Sequence[PrivacyEvent]) -> None:
+    """Check a site's part of ledgers.json: every row, the receipt, and that it charges what the statement says.
+
+    Raises:
+        LedgerError: a row was changed, removed or added, or does not fit the statement. FedHypeVAEError: it makes no
+            sense.
+    """
+    name, rows = Path(f"ledgers.json, {site}"), part["rows"]
+    if rows and "seq" in rows[0]:
+        entries = [Entry(*(row[field] for field in _COLUMNS)) for row in rows]
+        check_entries(name, entries)
+        check_charges(SiteLedger(name, tuple(entries)), run, receipt, told)
+        return
+    previous, charged = _start(run, site), []
+    for place, row in enumerate(rows, start=1):
+        if row["previous"] != previous or row["digest"] != _link(row["event"], previous):
+            raise LedgerError(f"{name}: row {place} was changed, removed or added")
+        previous = row["digest"]
+        charged.append(PrivacyEvent.from_json(row["event"]))
+    Head.parse(receipt)
+    if mechanism_counts(charged) != mechanism_counts(told):
+        raise LedgerError(f"{name}: its rows charge other events than the privacy statement")
+
+
+_COLUMNS = ("seq", "at", "kind", "run_id", "round_key", "body", "previous", "digest")
+
+
+def _from_export(rows: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
+    entries, previous = [], NO_PREVIOUS
+    for row in rows:
+        body = json.dumps(row["body"], sort_keys=True, separators=(",", ":"), allow_nan=False)
+        at, kind, run_id, round_key = (str(row[field]) for field in ("at", "kind", "run_id", "round_key"))
+        entries.append(Entry(int(row["seq"]), at, kind, run_id, round_key, body, previous, str(row["digest"])))
+        previous = str(row["digest"])
+    return tuple(entries)
+
+
+def _start(run: str, site: str) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, run, site]).encode()).hexdigest()
+
+
+def _link(event: str, previous: str) -> str:
+    return hashlib.sha256(json.dumps([event, previous]).encode()).hexdigest()
+
+
+def checked_sites(
+    sites: Mapping[str, Mapping[str, Any]], run: str, places: Sequence[Path], expected: bool
+) -> tuple[dict[str, SiteLedger], list[str]]:
+    """Look for every site's ledger, and hold what is found against the privacy statement.
+
+    Args:
+        sites: of the privacy statement.
+        run: the run's lasting name.
+        places: folders to look in.
+        expected: whether every site's ledger has to be there (a simulation), or its receipt is enough.
+
+    Returns:
+        Ledgers by site, and what does not verify, in words.
+    """
+    found: dict[str, SiteLedger] = {}
+    faults = []
+    for site, facts in sites.items():
+        receipt, path = facts["ledger_receipt"], find_ledger(site, places)
+        try:
+            told = [PrivacyEvent(**event) for event in facts["events"]]
+            if path is not None:
+                ledger = read_ledger(path)
+                check_charges(ledger, run, receipt or "", told)
+                found[site] = ledger
+            elif expected:
+                raise LedgerError(f"no ledger of {site} in {' or '.join(str(place) for place in places)}: it was lost")
+            else:
+                Head.parse(receipt or "")
+        except FedHypeVAEError as error:
+            faults.append(f"the ledger of {site} does not verify: {error}")
+    return found, faults

@@ -1,0 +1,154 @@
+"""Whether a privacy statement says what its run was: every figure in it is computed again.
+
+The same check stands at the gate and in `release verify`: a figure that was lowered does not fit its own events,
+whoever signed it. What no later check can find is a coordinator who lies about all of it alike; for that, each site
+holds the receipt against its own ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.errors import FedHypeVAEError
+from common.events import PrivacyEvent, mechanism_counts
+from common.methods.base import RunContext
+from common.privacy_statement import (
+    SiteCharge,
+    StatementFacts,
+    build_statement,
+    check_statement,
+    why_not_private,
+)
+
+_SAME_EPSILON = 1e-4  # relative; another release of the accounting library may differ by so much
+_GUARANTEE = (
+    "definition",
+    "trust_model",
+    "unit",
+    "max_records_per_unit_and_step",
+    "neighbouring",
+    "epsilon_target",
+    "delta",
+    "membership_of_a_site_is_protected",
+)
+_SITE_FIGURES = ("epsilon", "delta", "epsilon_cross_checks", "rounds_used", "ledger_receipt")
+
+
+def faults_of(statement: Mapping[str, Any], context: RunContext, withdrawn: Sequence[str] = ()) -> list[str]:
+    """What is missing or wrong in a statement, in words; empty where it is complete and right. Takes seconds.
+
+    Args:
+        statement: of a run, or of a bundle.
+        context: of the run, as the published generator has it.
+        withdrawn: reasons for which a release withdrew the promise; its figures are empty then.
+    """
+    try:
+        check_statement(statement)
+        expected = recomputed(statement, context)
+    except FedHypeVAEError as error:
+        return [str(error)]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        return [f"the privacy statement makes no sense ({type(error).__name__})"]
+    if withdrawn:
+        expected = withdraw(expected, withdrawn)
+    faults = [] if statement["sites"] else ["the privacy statement names no site"]
+    for part, names in (("guarantee", _GUARANTEE), ("guarantee", ("end_to_end", "why_not", "epsilon_declared"))):
+        faults += _differences(part, statement[part], expected[part], names)
+    faults += _differences("mechanism", statement["mechanism"], expected["mechanism"], _numbers(expected["mechanism"]))
+    faults += _differences("statement", statement, expected, ("method",))
+    for site, facts in statement["sites"].items():
+        faults += _differences(f"site {site}", facts, expected["sites"][site], _SITE_FIGURES)
+        faults += _missing_charges(site, facts, context)
+    told, due = (sorted(tuple(one["names"]) for one in which["released"]) for which in (statement, expected))
+    if told != due:
+        faults.append("the list of what was released is not the run's")
+    return faults
+
+
+def recomputed(statement: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+    """The statement that this program makes of the same run and the same charges.
+
+    Raises:
+        FedHypeVAEError: an event is out of range.
+    """
+    charges = {
+        site: SiteCharge(
+            tuple(PrivacyEvent(**event) for event in facts["events"]),
+            facts["rounds_used"],
+            facts["ledger_receipt"] or "",
+            facts["lifetime"],
+        )
+        for site, facts in statement["sites"].items()
+    }
+    public = statement["guarantee"]["data_is_public"]
+    return build_statement(context, StatementFacts(statement["run"], charges, public, statement["audit"]))
+
+
+def withdraw(statement: Mapping[str, Any], reasons: Sequence[str]) -> dict[str, Any]:
+    """The same statement without its promise: no end-to-end guarantee, no ε, and the reasons."""
+    sites = {
+        site: {**facts, "epsilon": None, "epsilon_cross_checks": dict.fromkeys(facts["epsilon_cross_checks"])}
+        for site, facts in statement["sites"].items()
+    }
+    guarantee = {
+        **statement["guarantee"],
+        "end_to_end": False,
+        "why_not": list(reasons),
+        "epsilon_declared": None,
+    }
+    return {**statement, "guarantee": guarantee, "sites": sites}
+
+
+def empty_statement(context: RunContext) -> dict[str, Any]:
+    """A statement of a run of which no statement is left: it charges nobody, and promises nothing."""
+    return build_statement(context, StatementFacts(context.config.federation.run_name or "unknown", {}, False))
+
+
+def largest_epsilon(statement: Mapping[str, Any]) -> float:
+    """The largest ε of any site; infinite where one has none."""
+    figures = [facts["epsilon"] for facts in statement["sites"].values()]
+    return max((math.inf if figure is None else float(figure) for figure in figures), default=math.inf)
+
+
+def _missing_charges(site: str, facts: Mapping[str, Any], context: RunContext) -> list[str]:
+    """Whether a site was charged for what the generator's own plan says that it released."""
+    if why_not_private(context):
+        return []
+    plan = context.plan
+    due = list(plan.statistics_events) + list(plan.round_events) * int(facts["rounds_used"])
+    charged = {
+        (sigma, rate): count
+        for sigma, rate, count in mechanism_counts(PrivacyEvent(**event) for event in facts["events"])
+    }
+    missing = [
+        f"{count - charged.get((sigma, rate), 0)} releases with noise multiplier {sigma:g}"
+        for sigma, rate, count in mechanism_counts(due)
+        if charged.get((sigma, rate), 0) < count
+    ]
+    return [f"site {site} was not charged for {' and '.join(missing)}"] if missing else []
+
+
+def _differences(where: str, told: Mapping[str, Any], due: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [
+        f"{where}: {name} is {_short(told[name])}, and comes out as {_short(due[name])}"
+        for name in names
+        if not _same(told[name], due[name])
+    ]
+
+
+def _same(told: Any, due: Any) -> bool:
+    if isinstance(due, Mapping) and isinstance(told, Mapping):
+        return set(told) == set(due) and all(_same(told[key], due[key]) for key in due)
+    if isinstance(due, float) and isinstance(told, int | float) and not isinstance(told, bool):
+        return math.isclose(told, due, rel_tol=_SAME_EPSILON, abs_tol=1e-12)
+    return bool(told == due)
+
+
+def _numbers(part: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in part.items() if value is None or not isinstance(value, str)] + ["encoder_training"]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else f"{value!r:.80}"

@@ -92,6 +92,7 @@ def simulated_policy(name: str, privacy: PrivacyConfig, *, public: bool = True) 
         min_noise_multiplier=1e-3,
         allowed_methods=method_names(),
         allowed_encoder_training=("sleep", "joint", "unprotected") if public else ("sleep", "joint"),
+        allowed_trust=("local", "secagg"),
         data_is_public=public,
         metrics_may_leave=public,
         allow_test_noise=public,

@@ -77,7 +77,14 @@ _COMMENTS: dict[str, tuple[str, ...]] = {
         'How the site\'s encoder may be trained: "sleep" and "joint" are covered by the guarantee,',
         '"unprotected" is not, and makes everything that leaves say so.',
     ),
-    "allowed_trust": ('"local": this site\'s own noise protects it from the server.',),
+    "allowed_trust": (
+        '"local": this site\'s own noise protects it from the server. "secagg": the server sees the sum of all sites',
+        "alone, and each site adds a share of the noise; needs peers.json with the other sites' public keys.",
+    ),
+    "least_colluders": (
+        "Under secagg, how many other sites may work with the server, at least; if a run assumes fewer, this site",
+        "is charged for the noise that would be left.",
+    ),
     "data_is_public": ("True only for public data (simulations, demos): then runs without noise are allowed.",),
     "metrics_may_leave": ("Whether scores on the site's data may leave; only for public data.",),
     "allow_test_noise": ("Whether noise from a known seed is allowed; only for public data.",),

@@ -28,6 +28,7 @@ class RunRequest:
         noise: `secure`, or `test` for noise from a known seed.
         wants_metrics: whether scores on the site's data shall travel.
         trust: `local` or `secagg`.
+        announced: the events that the server counts, where the site is charged worse ones; empty: the same.
     """
 
     method: str
@@ -44,6 +45,7 @@ class RunRequest:
     noise: str = "secure"
     wants_metrics: bool = False
     trust: str = "local"
+    announced: tuple[PrivacyEvent, ...] = ()
 
     @property
     def protected(self) -> bool:
@@ -89,8 +91,9 @@ def nonsense_in(request: Any) -> str | None:
 def _nonsense_in_events(request: Any) -> str | None:
     """Whether the events are those of the settings: else what is checked would not be what is charged."""
     events = request.events
-    if not isinstance(events, tuple) or not all(isinstance(event, PrivacyEvent) for event in events):
-        return "events must be privacy events"
+    for some in (events, request.announced):
+        if not isinstance(some, tuple) or not all(isinstance(event, PrivacyEvent) for event in some):
+            return "events must be privacy events"
     if not request.protected:
         return None
     if not events:

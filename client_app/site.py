@@ -51,6 +51,7 @@ class SitePolicy(BaseModel):
     allowed_methods: tuple[str, ...] = ("fedhypevae",)
     allowed_encoder_training: tuple[EncoderTraining, ...] = ("sleep",)
     allowed_trust: tuple[str, ...] = ("local",)
+    least_colluders: int = Field(default=0, ge=0)
     data_is_public: bool = False
     metrics_may_leave: bool = False
     allow_test_noise: bool = False
@@ -174,7 +175,7 @@ class SitePolicy(BaseModel):
                     f"policy rule {rule} allows {allowed:g} at delta {self.lifetime_delta:g}, the run would "
                     f"spend {epsilon:.4g}; nothing was charged",
                 )
-        claimed = epsilon_pld(request.events, request.delta)
+        claimed = epsilon_pld(request.announced or request.events, request.delta)
         if not claimed <= request.epsilon * (1.0 + _CLAIM_TOLERANCE):
             raise PolicyRefusal(
                 "epsilon",

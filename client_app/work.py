@@ -33,6 +33,8 @@ from common.loop import noise_source, site_statistics
 from common.methods import get_method
 from common.methods.base import RunContext, SiteState, StepInput
 from common.sampling import SiteData, on_sphere
+from common.secagg.assumptions import charged_events
+from common.secagg.release import assumptions_of
 from common.statistics import class_means_spec
 from common.wire import SCORE_NAMES, Kind, check_tensors
 from embeddings.sets import SPLIT_NAMES, EmbeddingSet
@@ -67,8 +69,14 @@ class Answer:
     words: Mapping[str, str]
 
 
-def request_of(context: RunContext, *, wants_metrics: bool = False) -> RunRequest:
+def request_of(context: RunContext, *, wants_metrics: bool = False, least_colluders: int = 0) -> RunRequest:
     """What the run asks of a site, as its policy reads it.
+
+    Args:
+        context: the run.
+        wants_metrics: whether scores shall travel.
+        least_colluders: how many colluders the policy assumes under secure aggregation; the events are those to be
+            charged then.
 
     Raises:
         PolicyRefusal: the plan to be charged is not the one that the settings carry out.
@@ -83,7 +91,7 @@ def request_of(context: RunContext, *, wants_metrics: bool = False) -> RunReques
         if told != done or not all(isinstance(number, int) for number in told[1:4]):
             line = f"the plan to be charged is {short(told)}, the settings carry out {done}"
             raise PolicyRefusal("request", f"{line}; nothing was charged")
-    events = plan.all_events
+    events = charged_under(context, plan.all_events, least_colluders)
     return RunRequest(
         method=config.method,
         epsilon=privacy.epsilon if method.private else float("inf"),
@@ -99,18 +107,45 @@ def request_of(context: RunContext, *, wants_metrics: bool = False) -> RunReques
         noise=privacy.noise,
         wants_metrics=wants_metrics,
         trust=privacy.trust,
+        announced=plan.all_events,
     )
+
+
+def charged_under(
+    context: RunContext, events: tuple[PrivacyEvent, ...], least_colluders: int
+) -> tuple[PrivacyEvent, ...]:
+    """The events that the ledger is charged: the run's, or worse ones where a policy fears more colluders than it."""
+    if context.config.privacy.trust == "local":
+        return events
+    return charged_events(events, assumptions_of(context), least_colluders)
+
+
+def check_round(work: Work) -> None:
+    """Refuse a round that the run's plan does not have."""
+    if not 0 <= work.round_index < work.context.plan.num_rounds:
+        raise PolicyRefusal(
+            "request",
+            f"the run has {work.context.plan.num_rounds} rounds, the server asks for number {work.round_index + 1}; "
+            "nothing was charged",
+        )
+
+
+def _check_local(context: RunContext) -> None:
+    """Refuse to send a whole noised vector where the run says that its noise is shared."""
+    if context.config.privacy.trust != "local":
+        raise PolicyRefusal("request", "under trust secagg nothing leaves but masked vectors; nothing was charged")
 
 
 def answer_statistics(place: Place, work: Work) -> Answer:
     """The one-shot noised statistics: one Gaussian event, charged before the records are read."""
     context = work.context
+    _check_local(context)
     spec = get_method(context.config.method).statistics(context)
     if spec is None:
         raise PolicyRefusal("request", "the method has no statistics to release; nothing was charged")
 
     def release(_: PrivateState, __: frozenset[int]) -> dict[str, Tensor]:
-        data = _training_data(place, work)
+        data = training_data(place, work)
         source = noise_source(context.config, work.index, -1)
         return site_statistics(context, spec, context.plan.statistics_noise or 0.0, data, source)
 
@@ -120,18 +155,14 @@ def answer_statistics(place: Place, work: Work) -> Answer:
 def answer_train(place: Place, work: Work) -> Answer:
     """One round of training; the new code and encoder stay on the site's disk."""
     context, method = work.context, get_method(work.context.config.method)
-    if not 0 <= work.round_index < context.plan.num_rounds:
-        raise PolicyRefusal(
-            "request",
-            f"the run has {context.plan.num_rounds} rounds, the server asks for number {work.round_index + 1}; nothing "
-            "was charged",
-        )
+    _check_local(context)
+    check_round(work)
 
     def release(private: PrivateState, committed: frozenset[int]) -> dict[str, Tensor]:
         private.keep_states(committed)
-        site = _site_state(private, work)
+        site = site_state(private, work)
         source = noise_source(context.config, work.index, work.round_index)
-        step = StepInput(work.tensors, site, _training_data(place, work), work.round_index, work.index, source)
+        step = StepInput(work.tensors, site, training_data(place, work), work.round_index, work.index, source)
         after, uploads = method.client_step(context, step)
         # saved under the next round's number: it counts only once this round is committed
         private.save(work.round_index + 1, after.tensors)
@@ -155,7 +186,7 @@ def answer_baseline(place: Place, work: Work) -> Answer:
     spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
     source = noise_source(context.config, work.index, -2)
     noise = float(work.words["noise_multiplier"])
-    released = site_statistics(context, spec, noise, _training_data(place, work), source)
+    released = site_statistics(context, spec, noise, training_data(place, work), source)
     payload = _payload("baseline", released, spec.shapes)
     _log_public(place, work, "baseline", payload)
     return Answer(load_tensors(payload), {})
@@ -208,12 +239,12 @@ def _release(
         place.policy.check(request)
         with private.locked():
             done = (release.round_key for release in log.read() if release.run_id == work.run_id)
-            payload = _payload(kind, compute(private, _round_numbers(done)), shapes)
+            payload = _payload(kind, compute(private, round_numbers(done)), shapes)
             log.append(work.run_id, round_key, (), private.save_payload(round_key, payload), len(payload))
             private.drop_payloads(round_key)
         return Answer(load_tensors(payload), {"receipt": "", "charged": "[]"})
     place.policy.check(request, recompute_epsilon=False)  # the cheap rules, before anything is opened
-    limits, fingerprint = place.policy.limits, _fingerprint(place, work.context)
+    limits, fingerprint = place.policy.limits, fingerprint_of(place, work.context)
     with ExitStack() as stack:
         ledger = stack.enter_context(
             Ledger.open(
@@ -241,7 +272,7 @@ def _release(
         else:
             rounds = ledger.runs[work.run_id].rounds.items()
             done = (name for name, known in rounds if known.payload_digest is not None)
-            payload = _payload(kind, compute(private, _round_numbers(done)), shapes)
+            payload = _payload(kind, compute(private, round_numbers(done)), shapes)
             digest = private.save_payload(round_key, payload)
             ledger.commit(reservation, digest)
         log.append(work.run_id, round_key, events_to_json(events), digest, len(payload))
@@ -257,12 +288,12 @@ def _payload(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str, tup
     return save_tensors({name: tensors[name].contiguous() for name in sorted(tensors)})
 
 
-def _round_numbers(round_keys: Iterable[str]) -> frozenset[int]:
+def round_numbers(round_keys: Iterable[str]) -> frozenset[int]:
     """Numbers, from 1, of the rounds among these keys; the state a round leaves bears its number."""
-    return frozenset(int(key.removeprefix("round-")) for key in round_keys if key.startswith("round-"))
+    return frozenset(int(key.split("-")[1]) for key in round_keys if key.startswith("round-"))
 
 
-def _site_state(private: PrivateState, work: Work) -> SiteState:
+def site_state(private: PrivateState, work: Work) -> SiteState:
     """The private state before this round: the newest that an earlier committed round left, or a fresh one."""
     earlier = [index for index in private.rounds() if index <= work.round_index]
     if not earlier:
@@ -271,7 +302,7 @@ def _site_state(private: PrivateState, work: Work) -> SiteState:
     return SiteState({name: torch.from_numpy(value.copy()) for name, value in saved.tensors.items()})
 
 
-def _training_data(place: Place, work: Work) -> SiteData:
+def training_data(place: Place, work: Work) -> SiteData:
     records = load_records(place.records, place.cache_dir)
     check_matches(records, work.context)
     return split_data(records, "train", work.context.config.privacy.unit)
@@ -295,7 +326,7 @@ def _log_public(place: Place, work: Work, what: str, payload: bytes) -> None:
     ReleaseLog(place.folder / "releases.jsonl").append(work.run_id, what, (), digest, len(payload))
 
 
-def _fingerprint(place: Place, context: RunContext) -> str:
+def fingerprint_of(place: Place, context: RunContext) -> str:
     """Digest of the data set as its file states it, for the ledger; no record is read.
 
     Raises:

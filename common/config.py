@@ -40,7 +40,7 @@ class PrivacyConfig(Concern):
     spare_rounds: int = Field(1, ge=0, le=1000)
     encoder_training: Literal["sleep", "joint", "unprotected"] = "sleep"
     noise: Literal["secure", "test"] = "secure"
-    trust: Literal["local"] = "local"
+    trust: Literal["local", "secagg"] = "local"
     dropouts: int = Field(-1, ge=-1)
     colluders: int = Field(-1, ge=-1)
 
@@ -214,7 +214,24 @@ class RunConfig(BaseModel):
     def _check(self) -> Self:
         if self.privacy.statistics_share == 0 and self.federation.public_total == 0:
             raise ValueError("statistics-share is 0, so nothing tells the step its scale: set public-total")
+        if self.privacy.trust == "secagg":
+            self._check_shared_noise()
         return self
+
+    def _check_shared_noise(self) -> None:
+        """What secure aggregation can't protect is refused here, before any site is asked."""
+        from common.secagg.assumptions import Assumptions
+
+        if not math.isfinite(self.privacy.epsilon):
+            raise ValueError("trust secagg needs a finite epsilon: without noise there is nothing to share")
+        if self.training.local_steps != 1:
+            raise ValueError("trust secagg needs local-steps 1: later steps would see the first one's noise as a share")
+        if self.privacy.encoder_training == "unprotected":
+            raise ValueError("trust secagg needs encoder-training sleep or joint: unprotected promises nothing")
+        try:
+            Assumptions.of(self.privacy, self.federation.num_sites)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Scalar]) -> RunConfig:

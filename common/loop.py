@@ -6,7 +6,7 @@ For benchmarks and tests, where a hundred sites or a thousand rounds must be che
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -21,9 +21,20 @@ from common.methods.base import (
     ServerState,
     SiteState,
     StepInput,
+    Tensors,
 )
 from common.noise import NoiseSource, SecureNoise, TestNoise
-from common.sampling import SiteData, by_unit, draw_units, on_sphere
+from common.sampling import SiteData
+from common.secagg.quantise import add_up, encode
+from common.secagg.release import (
+    check_shares_noise,
+    combined_statistics,
+    mean_uploads,
+    statistics_arguments,
+    statistics_batch,
+    statistics_vector,
+    training_arguments,
+)
 from common.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics, release_statistics
 
 
@@ -60,9 +71,14 @@ def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData
     spec, noise = method.statistics(context), context.plan.statistics_noise
     if spec is None or noise is None:
         return None
+    sources = [noise_source(context.config, index, -1) for index in range(len(sites))]
+    if context.config.privacy.trust == "secagg":
+        arguments = statistics_arguments(context, spec)
+        pairs = zip(sites, sources, strict=True)
+        vectors = [statistics_vector(context, spec, data, source) for data, source in pairs]
+        return combined_statistics(context, spec, add_up(vectors, arguments.bits), len(sites))
     releases = [
-        site_statistics(context, spec, noise, data, noise_source(context.config, index, -1))
-        for index, data in enumerate(sites)
+        site_statistics(context, spec, noise, data, source) for data, source in zip(sites, sources, strict=True)
     ]
     return combine_statistics(spec, releases, noise)
 
@@ -71,12 +87,7 @@ def site_statistics(
     context: RunContext, spec: StatisticsSpec, noise_multiplier: float, data: SiteData, source: NoiseSource
 ) -> dict[str, Tensor]:
     """One site's noised statistics: one Gaussian event with `noise_multiplier`, over all units."""
-    data = by_unit(data, context.config.privacy.unit)
-    data = by_unit(data, context.config.privacy.unit)
-    if context.config.training.sphere:
-        data = replace(data, embeddings=on_sphere(data.embeddings))
-    batch = draw_units(data, 1.0, context.config.privacy.records_per_unit, source)
-    return release_statistics(spec, batch, noise_multiplier, source)
+    return release_statistics(spec, statistics_batch(context.config, data, source), noise_multiplier, source)
 
 
 def problem_of(sites: Sequence[SiteData], class_names: Sequence[str]) -> Problem:
@@ -109,16 +120,25 @@ def run_loop(
     context = RunContext(config, problem, method.plan(config) if plan is None else plan)
     state = method.init(context)
     site_states = [method.init_site(context, index) for index in range(len(sites))]
+    shared = config.privacy.trust == "secagg"
+    if shared:
+        check_shares_noise(method, context)
     statistics = run_statistics(context, method, sites)
     if statistics is not None:
         state = method.prepare(context, state, statistics)
     for round_index in range(context.plan.num_rounds):
-        uploads = {}
+        uploads: dict[int, Tensors] = {}
+        vectors = []
         for index, data in enumerate(sites):
             source = noise_source(config, index, round_index)
             params = method.params_for(context, state, index)
-            work = StepInput(params, site_states[index], data, round_index, index, source)
+            work = StepInput(params, site_states[index], data, round_index, index, source, noised_later=shared)
             site_states[index], uploads[index] = method.client_step(context, work)
+            if shared:
+                vectors.append(encode(training_arguments(context, method, params), uploads[index], source))
+        if shared:
+            arguments = training_arguments(context, method, state.params)
+            uploads = mean_uploads(arguments, add_up(vectors, arguments.bits), range(len(sites)))
         state = method.server_step(context, state, uploads)
         if progress is not None:
             progress(round_index + 1, state)

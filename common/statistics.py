@@ -142,7 +142,7 @@ def release_statistics(
     """
     summed = statistics_sum(spec, batch)
     std = noise_multiplier * summed.sensitivity
-    weights = _part_weights(spec)
+    weights = part_weights(spec)
     released: dict[str, Tensor] = {}
     for name, value in summed.tensors.items():
         noisy = torch.from_numpy(source.exact_gaussian(value.numpy(), std)) if std > 0 else value
@@ -194,7 +194,7 @@ def combine_statistics(
     if not sites or "class_counts" not in spec.shapes:
         raise ConfigError("statistics need at least one site and the class counts, found none")
     sums = {name: torch.stack([site[name] for site in sites]).sum(0) for name in spec.shapes}
-    weights = _part_weights(spec)
+    weights = part_weights(spec)
     spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(len(sites)) for name in spec.shapes}
     counts = sums["class_counts"].clamp(min=1.0)
     total = max(float(sums["class_counts"].sum()), 1.0)
@@ -240,7 +240,8 @@ def unpack_symmetric(packed: Tensor, dim: int) -> Tensor:
     return matrix
 
 
-def _part_weights(spec: StatisticsSpec) -> dict[str, float]:
+def part_weights(spec: StatisticsSpec) -> dict[str, float]:
+    """By what each part of the summed vector was multiplied."""
     return {
         "class_counts": spec.count_weight,
         "class_sums": spec.class_weight,

@@ -66,6 +66,8 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     write_json(folder / STATUS, {"status": "waiting", "method": config.method, "sites": num_sites, "updated": now()})
     check_tracking(config.federation.tracking)
     method = get_method(config.method)
+    if config.privacy.trust != "local":
+        raise ConfigError("trust secagg is not carried out by this version's apps: set trust to local")
     plan = method.plan(config)  # before the sites are asked: a budget that can't be met ends here
     meeting = meet(grid, config, printer)
     run_context = RunContext(config, Problem(meeting.dim, meeting.class_names, len(meeting.members)), plan)

@@ -133,6 +133,8 @@ class StepInput:
         round_index: 0, 1, ...
         site_index: stable index of the site in the run.
         source: secret randomness: noise and sampling.
+        noised_later: whether what is sent gets its noise afterwards, a share of it (`secagg.quantise`), and must leave
+            the step without; what stays at the site gets its whole noise all the same.
     """
 
     params: Tensors
@@ -141,6 +143,7 @@ class StepInput:
     round_index: int
     site_index: int
     source: NoiseSource
+    noised_later: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,8 @@ class Method:
         broadcast: (context, state, site_index) -> what that site receives; None: every site receives `state.params`.
         site_upload_shapes: (context, site_index) -> as `upload_shapes`, where sites send different shapes; else None.
         uploads_sums: whether what a site sends is a sum of clipped gradients, and not parameters or their change.
+        shares_noise: whether sites may share the noise under secure aggregation: only their sum matters, and nothing at
+            a site depends on what it sends.
     """
 
     name: str
@@ -195,6 +200,7 @@ class Method:
     broadcast: Callable[[RunContext, ServerState, int], Tensors] | None = None
     site_upload_shapes: Callable[[RunContext, int], Shapes] | None = None
     uploads_sums: bool = True
+    shares_noise: bool = False
 
     def params_for(self, context: RunContext, state: ServerState, site_index: int) -> Tensors:
         """What a site receives at the start of a round."""

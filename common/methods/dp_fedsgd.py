@@ -79,4 +79,5 @@ METHOD = Method(
     server_step=_on_head(fedhypevae.server_step),
     finish=finish,
     sample=None,
+    shares_noise=True,
 )

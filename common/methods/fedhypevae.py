@@ -177,4 +177,5 @@ METHOD = Method(
     server_step=server_step,
     finish=finish,
     sample=sample,
+    shares_noise=True,
 )

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from common.clipping import clipped_gradient_sum
 from common.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood, sleep
+from common.errors import ConfigError
 from common.hypernetwork import class_prior, code_features, decode, project_code
 from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
 from common.methods.hypevae_terms import (
@@ -26,6 +27,7 @@ from common.methods.hypevae_terms import (
 from common.noise import NoiseSource, add_gaussian
 from common.objective import FeatureTarget, data_free_loss, record_losses
 from common.sampling import UnitBatch, by_unit, draw_units
+from common.secagg.quantise import ROUNDING_MARGIN
 from common.tape import GradientFactors, Tape
 
 _SLEEP_BATCH = 256
@@ -39,8 +41,14 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
 
     Returns:
         The new private state, and the noised sums: `count = local_steps` sampled Gaussian events with multiplier σ,
-        for adding or removing one unit. The data-free terms' gradient is added after the noise.
+        for adding or removing one unit. The data-free terms' gradient is added after the noise. With `noised_later` the
+        sums are not noised: they must go through `secagg.quantise.encode`, and only one step is made.
+
+    Raises:
+        ConfigError: several local steps whose noise would come too late for those after them.
     """
+    if work.noised_later and context.config.training.local_steps != 1:
+        raise ConfigError("noise is shared in rounds of one local step: set local-steps to 1, or trust to local")
     config, shape = context.config, generator_shape(context)
     training, privacy = config.training, config.privacy
     seed = config.federation.seed
@@ -68,7 +76,9 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
         # public numbers for what reads no record; whatever meets a record is drawn from the secret source
         public = seeded("free", seed, work.site_index, work.round_index, step)
         batch = draw_units(data, privacy.sampling_rate, privacy.records_per_unit, work.source)
-        noisy = _noised_sum(context, params, site.get("code"), encoder, batch, work.source)
+        noisy = _noised_sum(
+            context, params, site.get("code"), encoder, batch, work.source, sent_too=not work.noised_later
+        )
         raw = _raw_gradients(context, params, site.get("code"), encoder, batch, public)
         free = _data_free_gradients(context, params, site.get("code"), public)
         total = {name: value + free_scale * free[name] if name in free else value for name, value in noisy.items()}
@@ -94,8 +104,15 @@ def _noised_sum(
     encoder: Tensors,
     batch: UnitBatch,
     source: NoiseSource,
+    *,
+    sent_too: bool,
 ) -> dict[str, Tensor]:
-    """Clip every unit's gradient as one vector, add up, add noise: the only data-dependent values that are kept."""
+    """Clip every unit's gradient as one vector, add up, add noise: the only data-dependent values that are kept.
+
+    Where the noise of what is sent comes later, code and encoder get all of theirs here: they lie at the site, and what
+    it sends in later rounds depends on them. The rounding before the shared noise widens the whole vector's sensitivity
+    by its margin.
+    """
     config, shape = context.config, generator_shape(context)
     mode = config.privacy.encoder_training
     joint = mode == "joint" and config.training.elbo_weight > 0
@@ -122,7 +139,12 @@ def _noised_sum(
             factors.vectors.pop("code", None)
     summed = clipped_gradient_sum(factors, shapes, config.privacy.clip_norm)
     noise = context.plan.training_noise or 0.0
-    return add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, source)
+    std = noise * summed.sensitivity if noise > 0 else 0.0
+    if sent_too:
+        return add_gaussian(summed.tensors, std, source)
+    sent = set(trained_names(context, params))
+    kept = {name: value for name, value in summed.tensors.items() if name not in sent}
+    return {**summed.tensors, **add_gaussian(kept, std * (1.0 + ROUNDING_MARGIN), source)}
 
 
 def _raw_gradients(

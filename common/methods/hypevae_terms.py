@@ -50,8 +50,13 @@ def rate_of(context: RunContext, name: str) -> float:
 def step_scale(context: RunContext, params: Tensors) -> float:
     """C q N / m: what a site's sum is divided by, from public and released numbers alone."""
     privacy, federation = context.config.privacy, context.config.federation
-    total = float(params[TOTAL]) if TOTAL in params else float(federation.public_total)
+    total = known_total(params, federation.public_total)
     return clip_unit(context) * privacy.sampling_rate * max(total, 1.0) / context.problem.num_sites
+
+
+def known_total(params: Tensors, public_total: int) -> float:
+    """Units of all sites: as released with the statistics, else the public number."""
+    return float(params[TOTAL]) if TOTAL in params else float(public_total)
 
 
 def clip_unit(context: RunContext) -> float:

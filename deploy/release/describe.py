@@ -1,0 +1,211 @@
+"""The descriptions in a bundle: dataset card, Croissant, and bundle.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.bundle import FREE_OF_COST, Bundle
+from common.bundle_parquet import Written
+from deploy.release.audits import CONFIDENCE
+from deploy.release.promises import largest_epsilon
+
+BUNDLE_FORMAT = "fedhypevae-bundle/1"
+DATA_FILE = "data/train-00000-of-00001.parquet"
+_TEMPLATE = Path(__file__).with_name("card.md.j2")
+_SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
+_LARGEST_SIZE = "10M<n<100M"
+_MARKDOWN = re.compile(r"([\\`*_|<>\[\]#])")
+NOT_PRIVATE = "NOT PRIVATE"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the descriptions say.
+
+    Attributes:
+        bundle: the run.
+        data: the parquet file of the set.
+        statement: the bundle's own privacy statement.
+        audits: as in audit.json. why_none: why there is none.
+        not_private_because: reasons; empty where the promise stands.
+        name: title of the set. license: its SPDX identifier.
+        signed_by: fingerprint of the coordinator's key.
+        date: ISO date of publication.
+    """
+
+    bundle: Bundle
+    data: Written
+    statement: Mapping[str, Any]
+    audits: Sequence[Mapping[str, Any]]
+    why_none: str
+    not_private_because: Sequence[str]
+    name: str
+    license: str
+    signed_by: str
+    date: str
+
+
+def bundle_json(facts: Facts) -> dict[str, Any]:
+    """The content of bundle.json: what a program needs to know of the bundle."""
+    bundle = facts.bundle
+    return {
+        "format": BUNDLE_FORMAT,
+        "name": facts.name,
+        "license": facts.license,
+        "date": facts.date,
+        "run": facts.statement["run"],
+        "method": bundle.config.method,
+        "private": not facts.not_private_because,
+        "not_private_because": list(facts.not_private_because),
+        "signed_by": facts.signed_by,
+        "encoder": None if bundle.encoder is None else bundle.encoder.to_json(),
+        "dim": bundle.dim,
+        "class_names": list(bundle.class_names),
+        "rows": facts.data.rows,
+        "class_counts": list(facts.data.class_counts),
+        "config": bundle.config.to_flat(),
+    }
+
+
+def front_matter(facts: Facts) -> dict[str, Any]:
+    """The card's metadata, as the Hugging Face Hub reads it."""
+    tags = ["synthetic", "embeddings", "medical", "federated-learning"]
+    tags += ["not-private"] if facts.not_private_because else ["differential-privacy"]
+    size = next((name for limit, name in _SIZES if facts.data.rows < limit), _LARGEST_SIZE)
+    return {
+        "license": facts.license,
+        "pretty_name": facts.name,
+        "size_categories": [size],
+        "annotations_creators": ["machine-generated"],
+        "source_datasets": ["original"],
+        "task_categories": ["image-classification", "image-feature-extraction"],
+        "tags": tags,
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+    }
+
+
+def card(facts: Facts) -> str:
+    """The dataset card, README.md."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["plain"] = plain
+    bundle, statement = facts.bundle, facts.statement
+    sites = [
+        {
+            "name": name,
+            "epsilon": site["epsilon"],
+            "delta": site["delta"],
+            "releases": sum(event["count"] for event in site["events"]),
+        }
+        for name, site in statement["sites"].items()
+    ]
+    counted = zip(bundle.class_names, facts.data.class_counts, strict=True)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        front=front_matter(facts),
+        name=facts.name,
+        not_private_because=facts.not_private_because,
+        rows=facts.data.rows,
+        dim=bundle.dim,
+        classes=[{"name": name, "rows": rows} for name, rows in counted],
+        sites=sites,
+        method=bundle.config.method,
+        encoder=None if bundle.encoder is None else bundle.encoder.to_json(),
+        sphere=bundle.config.training.sphere,
+        free_of_cost=FREE_OF_COST,
+        statement=statement,
+        epsilon=largest_epsilon(statement),
+        confidence=f"{CONFIDENCE:.1%}",
+        audits=facts.audits,
+        why_none=facts.why_none,
+        signed_by=facts.signed_by,
+    )
+
+
+def plain(text: object) -> str:
+    """Text from elsewhere on one line of Markdown, without a meaning of its own there."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def croissant(facts: Facts) -> dict[str, Any]:
+    """The set in Croissant 1.1 (JSON-LD)."""
+    bundle, mark = facts.bundle, f"{NOT_PRIVATE}: {'; '.join(facts.not_private_because)}. "
+    privacy = "" if not facts.not_private_because else mark
+    described = (
+        f"{privacy}{facts.data.rows} synthetic embeddings of width {bundle.dim} in {len(bundle.class_names)} classes "
+        f"({', '.join(bundle.class_names)}), drawn from a generator that several sites trained together without "
+        "pooling their images. What is promised to whom is in privacy_statement.json."
+    )
+    file = {
+        "@type": "cr:FileObject",
+        "@id": "rows",
+        "name": "rows",
+        "description": "The synthetic set.",
+        "contentUrl": DATA_FILE,
+        "contentSize": f"{facts.data.size} B",
+        "encodingFormat": "application/x-parquet",
+        "sha256": facts.data.sha256,
+    }
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.1",
+        "name": re.sub(r"[^A-Za-z0-9_-]+", "-", facts.name).strip("-") or "synthetic-embeddings",
+        "alternateName": facts.name,
+        "description": described,
+        "license": f"https://spdx.org/licenses/{facts.license}",
+        "url": "https://arxiv.org/abs/2601.00785",
+        "version": "1.0.0",
+        "datePublished": facts.date,
+        "creator": {"@type": "sc:Organization", "name": "A FedHypeVAE federation"},
+        "keywords": front_matter(facts)["tags"],
+        "citeAs": "Gupta, Jangid, Sethi. FedHypeVAE. arXiv 2601.00785.",
+        "distribution": [file],
+        "recordSet": [
+            {
+                "@type": "cr:RecordSet",
+                "@id": "synthetic",
+                "name": "synthetic",
+                "description": "One synthetic embedding with its class in each row.",
+                "field": [
+                    _field("embedding", "sc:Float", isArray=True, arrayShape=str(bundle.dim)),
+                    _field("label", "sc:Integer"),
+                ],
+            }
+        ],
+    }
+
+
+def _field(name: str, kind: str, **more: Any) -> dict[str, Any]:
+    source = {"fileObject": {"@id": "rows"}, "extract": {"column": name}}
+    told = {"embedding": "Coordinates of the embedding.", "label": "Number of the class."}[name]
+    common = {"@type": "cr:Field", "@id": f"synthetic/{name}", "name": name, "description": told, "dataType": kind}
+    return {**common, **more, "source": source}
+
+
+_TERMS = (
+    "arrayShape citeAs column containedIn equivalentProperty extract field fileProperty fileObject fileSet format "
+    "includes isArray isLiveDataset jsonPath key md5 parentField path recordSet references regex repeated replace "
+    "samplingRate separator source subField transform"
+)
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    **{term: f"cr:{term}" for term in _TERMS.split()},
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "description": {"@container": "@language"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "name": {"@container": "@language"},
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "sc": "https://schema.org/",
+}

@@ -1,0 +1,127 @@
+"""The gate before a release: what would have to be true, and is not.
+
+A run is published with a promise only if it completed, if its statement is complete and comes out the same when it is
+computed again, if every site's ledger verifies, if the run was private end to end, and if an audit of its configuration
+does not contradict the claim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.audit import AuditResult
+from common.bundle import Bundle, load_bundle
+from common.errors import ConfigError, DataError, FedHypeVAEError
+from common.events import PrivacyEvent
+from common.privacy_statement import check_statement, why_not_private
+from deploy.release.audits import AuditSize, audit_run, in_json, objections
+from deploy.release.ledgers import SiteLedger, checked_sites
+from deploy.release.promises import empty_statement, faults_of, largest_epsilon
+
+Watch = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the gate found.
+
+    Attributes:
+        bundle: the run.
+        statement: the run's own, or an empty one where it left none that can be used.
+        ledgers: those that were found and verify, by site.
+        audits: results. why_none: why there is none.
+        refusals: why the run may not be published with a promise, in words; empty where it may.
+    """
+
+    bundle: Bundle
+    statement: Mapping[str, Any]
+    ledgers: Mapping[str, SiteLedger]
+    audits: Sequence[AuditResult]
+    why_none: str
+    refusals: tuple[str, ...]
+
+    @property
+    def audits_in_json(self) -> list[dict[str, Any]]:
+        """The audits as audit.json has them."""
+        return [in_json(result) for result in self.audits]
+
+
+def inspect_run(run: Path, ledgers: Path | None, size: AuditSize, watch: Watch) -> Inspection:
+    """Hold a run's output folder against every condition of a release.
+
+    Args:
+        run: the folder.
+        ledgers: folder with the sites' ledgers or their exports (`SITE.json`), beside those of a simulation.
+        size: of the audit.
+        watch: called now and then with (what is done, done, in all).
+
+    Raises:
+        ConfigError: the run's method publishes nothing that a set can be drawn from. DataError: generator or set are
+            missing or damaged. These no --force helps.
+    """
+    bundle = load_bundle(run)
+    if not run.is_dir():
+        raise ConfigError(f"{run} is a file: name the run's output folder, with its statement and synthetic set")
+    if not bundle.can_sample:
+        raise ConfigError(
+            f"method {bundle.config.method} publishes a {bundle.artifact.kind} and no synthetic set: there is nothing "
+            "to release; take a run of fedhypevae, dp_gauss, dp_cvae or dp_cgan"
+        )
+    if not bundle.published_files():
+        raise DataError(f"no synthetic set in {run}: name the output folder of a completed run")
+    if (run / "SHA256SUMS").exists():
+        raise ConfigError(f"{run} is a bundle already: name the output folder of the run")
+    watch("checking the privacy statement", 0, 1)
+    refusals = [] if _completed(run) else ["the run did not complete"]
+    statement, faults = _statement(bundle)
+    refusals += [f"the privacy statement is incomplete: {fault}" for fault in faults]
+    refusals += [f"the run was not private end to end: {reason}" for reason in bundle.not_private]
+    watch("checking the ledgers", 0, 1)
+    found, unverified = _ledgers(bundle, statement, run, ledgers)
+    refusals += unverified
+    audits: list[AuditResult] = []
+    why_none = "the run is not private: there is no claim to audit"
+    if not why_not_private(bundle.context):
+        audits, why_none = audit_run(bundle.context, size, watch)
+        refusals += objections([in_json(result) for result in audits], why_none, largest_epsilon(statement))
+    return Inspection(bundle, statement, found, audits, why_none, tuple(refusals))
+
+
+def _completed(run: Path) -> bool:
+    try:
+        content = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        return isinstance(content, dict) and content.get("status") == "completed"
+    except (OSError, ValueError):
+        return False
+
+
+def _statement(bundle: Bundle) -> tuple[Mapping[str, Any], list[str]]:
+    """The run's statement with its faults; an empty one in its place where it can't be used at all."""
+    if bundle.statement is None:
+        return empty_statement(bundle.context), ["there is none"]
+    try:
+        check_statement(bundle.statement)
+        for site in bundle.statement["sites"].values():
+            for event in site["events"]:
+                PrivacyEvent(**event)
+    except FedHypeVAEError as error:
+        return empty_statement(bundle.context), [str(error)]
+    return bundle.statement, faults_of(bundle.statement, bundle.context)
+
+
+def _ledgers(
+    bundle: Bundle, statement: Mapping[str, Any], run: Path, ledgers: Path | None
+) -> tuple[dict[str, SiteLedger], list[str]]:
+    """Ledgers of a simulation lie in the run's folder, and must be there; a site's own stays there, or is exported."""
+    federation = bundle.config.federation
+    simulated = [run / "sites"]
+    if federation.sites_dir:
+        simulated.append(Path(federation.sites_dir))
+    here = [place for place in simulated if place.is_dir()]
+    places = here + ([] if ledgers is None else [ledgers])
+    expected = (run / "sites").is_dir() or ledgers is not None
+    return checked_sites(statement["sites"], statement["run"], places, expected)

@@ -20,6 +20,7 @@ from deploy.commands import (
     ledger,
     plan,
     provision,
+    release,
     run,
     server,
     site,
@@ -44,6 +45,7 @@ app.add_typer(site.app, name="site")
 app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("synthesize")(synthesize.synthesize)
+app.add_typer(release.app, name="release")
 app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)
 

@@ -21,6 +21,7 @@ from deploy.commands import (
     plan,
     provision,
     release,
+    report,
     run,
     server,
     site,
@@ -46,6 +47,7 @@ app.command("run")(run.run)
 app.command("plan")(plan.plan)
 app.command("synthesize")(synthesize.synthesize)
 app.add_typer(release.app, name="release")
+app.command("report")(report.report)
 app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import base64
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from embeddings.page import Grid, Picture, data_uri, render
 from embeddings.pictures import class_balance, norm_histogram, two_dimensions
 from embeddings.quality import Quality
 from embeddings.sets import EmbeddingSet
@@ -57,24 +59,31 @@ def render_page(name: str, data: EmbeddingSet, quality: Quality, rng: np.random.
     Returns:
         The page.
     """
-    from jinja2 import Environment
-
-    template = (Path(__file__).parent / "quality.html.j2").read_text(encoding="utf-8")
     identity = [(key, str(value)) for key, value in quality.metadata.identity.to_json().items()]
     identity += [("created", quality.metadata.created), ("fingerprint", quality.metadata.fingerprint)]
-    return (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            name=name,
-            quality=quality,
-            facts=facts(quality),
-            identity=identity,
-            balance=_inline(class_balance(quality.class_counts, quality.metadata.class_names)),
-            norms=_inline(norm_histogram(data.embeddings)),
-            plane=_inline(two_dimensions(data, rng)),
-        )
+    names = quality.metadata.class_names
+    counts = Grid(("class", "records"), tuple(zip(names, quality.class_counts, strict=True)), (False, True))
+    few = "Few records of a class make it hard to learn."
+    near = "Each dot is a record; near dots have similar images."
+    pictures = (
+        _picture("Records per class", few, class_balance(quality.class_counts, names), counts),
+        _picture("Norms", "Lengths of the embeddings: one hump from one encoder.", norm_histogram(data.embeddings)),
+        _picture("Two main components", near, two_dimensions(data, rng)),
     )
+    return render(
+        Path(__file__).with_name("quality.html.j2"),
+        name=name,
+        quality=quality,
+        facts=Grid(("what", "found"), tuple(facts(quality))),
+        identity=Grid(("field", "value"), tuple(identity)),
+        pictures=pictures,
+    )
+
+
+def _picture(title: str, caption: str, png: bytes, grid: Grid | None = None) -> Picture:
+    with Image.open(io.BytesIO(png)) as image:
+        size = image.size
+    return Picture(title, caption, f"{title}: {caption}", data_uri(png), size, grid)
 
 
 def _patients(quality: Quality) -> str:
@@ -88,7 +97,3 @@ def _duplicates(count: int, pairs: tuple[tuple[int, int], ...]) -> str:
         return "none"
     shown = ", ".join(f"{i} = {j}" for i, j in pairs[:5])
     return f"{count} pairs (rows {shown}{', ...' if count > 5 else ''})"
-
-
-def _inline(png: bytes) -> str:
-    return base64.b64encode(png).decode()

@@ -11,6 +11,7 @@ import hashlib
 import os
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock
@@ -20,6 +21,10 @@ from common.errors import ConfigError, DataError
 from embeddings.efficientnet import file_digest, offline_identity
 from embeddings.partition import majority_labels, partition_dirichlet, partition_iid, split_site
 from embeddings.store import EmbeddingSet, read_store
+
+if TYPE_CHECKING:
+    from embeddings.pipeline import Item
+    from embeddings.readers import Listing
 
 DEMO_FILE = Path(__file__).parent / "demo" / "organamnist6000.npz"
 DEMO_DIGEST = "1bb55686287a5ebb3b9f3c62364bf6a7ea22354da30d6298f1dd18a5c6d553ca"
@@ -127,11 +132,15 @@ def _find_images() -> Path:
     )
 
 
-def _extract(path: Path) -> None:
-    from embeddings.encoders import OFFLINE_ENCODER, load_encoder
-    from embeddings.extract import extract
+def demo_items() -> dict[bytes, Item]:
+    """The demonstration's images by the keys under which the pool holds them."""
+    from embeddings.patients import image_key
+
+    return {image_key(_PUBLIC_SALT, *item.stamp): item for item in _listing().items}
+
+
+def _listing() -> Listing:
     from embeddings.pipeline import Item
-    from embeddings.progress import progress
     from embeddings.readers import Listing
 
     with np.load(_find_images()) as demo:
@@ -140,7 +149,15 @@ def _extract(path: Path) -> None:
         Item(f"{DEMO_FILE.name}[{row}]", partial(images.__getitem__, row), label, stamp=(DEMO_FILE.name, row))
         for row, label in enumerate(labels)
     )
+    return Listing(items, (), DEMO_CLASSES)
+
+
+def _extract(path: Path) -> None:
+    from embeddings.encoders import OFFLINE_ENCODER, load_encoder
+    from embeddings.extract import extract
+    from embeddings.progress import progress
+
+    listing = _listing()
     notes = {"images": "OrganAMNIST, MedMNIST v2 (Yang et al. 2023), CC BY 4.0"}
-    with progress("Embedding the demonstration's images (once)", len(items)) as advance:
-        listing = Listing(items, (), DEMO_CLASSES)
+    with progress("Embedding the demonstration's images (once)", len(listing.items)) as advance:
         extract(listing, load_encoder(OFFLINE_ENCODER), path, _PUBLIC_SALT, notes=notes, advance=advance)

@@ -86,6 +86,40 @@ def renew_key(folder: SiteFolder) -> None:
     typer.echo(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae site rotate`, and tell by telephone: {shown}")
 
 
+@app.command("report")
+def report(
+    folder: SiteFolder,
+    bundle: Annotated[Path, typer.Option(help="The published bundle, or a run's output folder.")],
+    images: Annotated[Path | None, typer.Option(help="The folder that was embedded, for thumbnails.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Its label file, as given to embed.")] = None,
+    salt: Annotated[Path | None, typer.Option(help="The site's salt, if not at its usual place.")] = None,
+    page: Annotated[str, typer.Option(help="Name of the page in the site's folder.")] = "report.html",
+    umap: Annotated[bool, typer.Option(help="Draw the UMAP view too, where umap-learn is installed.")] = True,
+) -> None:
+    """Write this site's own page: real against synthetic, scores, ledger. It shows records and stays in the folder.
+
+    Example: fedhypevae site report /srv/fedhypevae-site --bundle bundle --images scans --labels scans/labels.csv
+    """
+    from rich.console import Console
+
+    from common.bundle import load_bundle
+    from deploy.report.own import open_site
+    from deploy.report.project import has_umap
+    from deploy.report.site import check_page, render_site, write_site_page
+    from deploy.report.thumbnails import images_of
+
+    published = load_bundle(bundle)
+    site = open_site(folder, published)
+    path = check_page(site.folder, site.folder / page)
+    with Console(stderr=True).status("Reading ...") as status:
+        pictures = images_of(site, images, labels, salt)
+        text = render_site(
+            site, published, pictures, umap=umap and has_umap(), tell=lambda word: status.update(f"{word} ...")
+        )
+    write_site_page(site.folder, path, text)
+    Console().print(f"page: {path}", highlight=False, soft_wrap=True)
+
+
 @app.command("package")
 def package(
     app_folder: Annotated[Path, typer.Argument(help="The project's folder.")],

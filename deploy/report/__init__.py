@@ -1,0 +1,1 @@
+"""Pages about a run: one for the coordinator, and one for each site, made there."""

@@ -1,0 +1,98 @@
+"""A site's own records and folder, for its page and for `evaluate`; checked against the bundle that they meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client_app.data import load_records
+from client_app.place import Place, find_place
+from common.bundle import Bundle
+from common.bundle_evaluation import prepared
+from common.errors import ConfigError, DataError
+from common.identity import compare
+from deploy.folders import SiteFolder
+from embeddings.sets import EmbeddingSet
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnRows:
+    """A site's records: embeddings (n, d), scaled as the run scaled them, labels (n,), and what goes with them."""
+
+    records: EmbeddingSet
+    embeddings: Tensor
+    labels: Tensor
+
+    @property
+    def groups(self) -> Tensor | None:
+        """Patient of each row, where known."""
+        return None if self.records.groups is None else torch.from_numpy(self.records.groups)
+
+    @property
+    def splits(self) -> list[str] | None:
+        """Split of each row, where the set has them."""
+        return None if self.records.splits is None else [str(name) for name in self.records.splits]
+
+    def rows_of(self, *names: str) -> Tensor:
+        """Indices of the rows in these splits; all rows where the set has no splits."""
+        splits = self.splits
+        if splits is None:
+            return torch.arange(len(self.labels))
+        return torch.tensor([row for row, split in enumerate(splits) if split in names], dtype=torch.int64)
+
+
+def open_site(folder: Path, bundle: Bundle) -> Place:
+    """The site of a folder: a deployed one, by its policy; or one of a simulated run, by its name.
+
+    Args:
+        folder: the site's folder.
+        bundle: what its run published; a simulated site's records follow from that run's settings.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    federation, privacy = bundle.config.federation, bundle.config.privacy
+    if (folder / "policy.toml").is_file():
+        node: dict[str, str | int | float | bool] = {"data-dir": str(folder)}
+        if (folder / "site.toml").is_file():
+            settings = SiteFolder(folder).settings
+            node |= {"site-name": settings.name, "data-file": settings.data_file}
+        return find_place(node, federation, privacy)
+    number = re.fullmatch(r"site-(\d+)", folder.name)
+    sites = bundle.context.problem.num_sites
+    if number is None or not 1 <= int(number[1]) <= sites or not (folder / "ledger.db").is_file():
+        raise ConfigError(
+            f"{folder} is no site's folder: expected one with policy.toml (made by `fedhypevae site init`), or sites/"
+            "site-N of a simulated run"
+        )
+    place = find_place({"partition-id": int(number[1]) - 1, "num-partitions": sites}, federation, privacy)
+    return dataclasses.replace(place, folder=folder)
+
+
+def own_rows(records: EmbeddingSet, bundle: Bundle) -> OwnRows:
+    """A site's records, once they are known to come from the encoder and classes of the bundle.
+
+    Raises:
+        DataError: another encoder, weights, preprocessing or class list; the text names the first difference.
+    """
+    identity = records.metadata.identity
+    if records.metadata.class_names != bundle.class_names:
+        raise DataError("the bundle has another class list than this file: embed with the federation's class list")
+    if bundle.encoder is not None:
+        wrong = compare({"bundle": bundle.encoder, "file": identity})
+        if wrong:
+            raise DataError(
+                f"the file's embeddings are not of the bundle's encoder: {wrong[0].field} is {wrong[0].found}, the "
+                f"bundle has {wrong[0].expected}; embed the images with the bundle's encoder"
+            )
+    embeddings, labels = prepared(bundle, torch.from_numpy(records.embeddings), torch.from_numpy(records.labels))
+    return OwnRows(records, embeddings, labels)
+
+
+def site_rows(place: Place, bundle: Bundle) -> OwnRows:
+    """The records of a site, with its splits."""
+    return own_rows(load_records(place.records, place.cache_dir), bundle)

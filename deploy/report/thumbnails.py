@@ -1,0 +1,91 @@
+"""Small pictures of a site's own images, found by the salted keys of its embedding set."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_app.data import Simulated
+from client_app.place import Place
+from common.errors import DataError
+from embeddings.page import data_uri
+from embeddings.pipeline import Item
+from embeddings.sets import EmbeddingSet
+
+SIDE = 72
+
+
+def thumbnails(records: EmbeddingSet, rows: Iterable[int], items: Mapping[bytes, Item]) -> dict[int, str]:
+    """Pictures of some rows, as data URIs.
+
+    Args:
+        records: the site's set; a set without keys has none.
+        rows: which.
+        items: the site's images by key.
+
+    Returns:
+        Row -> picture, for the rows whose image was found and can be read.
+    """
+    if records.keys is None:
+        return {}
+    found = {}
+    for row in rows:
+        item = items.get(records.keys[row].tobytes())
+        if item is None:
+            continue
+        try:
+            found[row] = data_uri(_small(item.load()), "jpeg")
+        except DataError:
+            continue
+    return found
+
+
+def images_of(place: Place, images: Path | None, labels: Path | None, salt: Path | None) -> dict[bytes, Item]:
+    """A site's images by their keys: of the folder that is given, else of the demonstration where it is simulated.
+
+    Raises:
+        DataError: as `folder_items`.
+    """
+    if images is not None:
+        return folder_items(images, labels, salt)
+    if isinstance(place.records, Simulated) and place.records.pool is None:
+        from embeddings.simulated import demo_items
+
+        return demo_items()
+    return {}
+
+
+def folder_items(images: Path, labels: Path | None, salt: Path | None) -> dict[bytes, Item]:
+    """The images of a folder by the keys under which `fedhypevae embed` stored them.
+
+    Args:
+        images: the folder that was embedded, unchanged since.
+        labels: its label file, as it was given then.
+        salt: the site's salt; default: where `embed` finds it.
+
+    Raises:
+        DataError: the folder or label file can't be used, or there is no salt.
+    """
+    from embeddings.patients import default_salt_path, image_key, load_salt
+    from embeddings.readers import FolderOptions, list_folder
+
+    path = default_salt_path() if salt is None else salt
+    if not path.is_file():
+        raise DataError(f"no salt at {path}: the images can't be matched without it; name it with --salt")
+    secret = load_salt(path)
+    listing = list_folder(images, labels, FolderOptions(patients=False))
+    return {image_key(secret, *item.stamp): item for item in listing.items}
+
+
+def _small(image: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    picture = Image.fromarray(image).convert("RGB")
+    picture.thumbnail((2 * SIDE, 2 * SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=82)
+    return buffer.getvalue()

@@ -25,6 +25,7 @@ from deploy.commands import (
     run,
     server,
     site,
+    status,
     synthesize,
 )
 
@@ -44,6 +45,7 @@ app.command("provision")(provision.provision)
 app.command("server")(server.server)
 app.add_typer(site.app, name="site")
 app.command("run")(run.run)
+app.command("status")(status.status)
 app.command("plan")(plan.plan)
 app.command("synthesize")(synthesize.synthesize)
 app.add_typer(release.app, name="release")

@@ -17,6 +17,7 @@ from common.config import RunConfig, Scalar
 from common.errors import ConfigError, FederationError, FedHypeVAEError
 from deploy.environment import tool
 from deploy.folders import CONNECTION, ServerFolder
+from deploy.live import STATUS, new_lines, read_status
 from deploy.simulate import app_settings
 
 _POLL_S = 3.0
@@ -72,7 +73,7 @@ def follow(
         server: where it runs.
         run_id: its number.
         app_folder: the app that was sent. settings: those that differ from its own.
-        tell: gets the status whenever it changes.
+        tell: gets the status whenever it changes, and the line of each round.
         patience_s: seconds to wait at most.
 
     Returns:
@@ -83,11 +84,15 @@ def follow(
     """
     config = RunConfig.from_flat({**app_settings(app_folder), **settings})
     output, end, last = server.work / config.federation.output_dir, time.monotonic() + patience_s, ""
+    lines = new_lines(lambda: read_status(output / STATUS))
     while time.monotonic() < end:
         status = run_status(server, run_id) or "server not reached"
         if status != last:
             tell(f"run {run_id}: {status}")
             last = status
+        line = next(lines)
+        if line is not None:
+            tell(line)
         if status.startswith("finished"):
             return _result(output, status)
         time.sleep(_POLL_S)

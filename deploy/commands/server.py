@@ -19,6 +19,7 @@ def server(
     import threading
 
     from common.errors import ConfigError
+    from deploy.live import find_status, watch_run
     from deploy.provision import server_folder
     from deploy.supervise import stop_on_signals, supervise
 
@@ -29,4 +30,5 @@ def server(
     programs = tuple(program for program in place.programs() if only in {"", program.name})
     if not programs:
         raise ConfigError(f"--only must be superlink or server-app, found {only!r}")
+    watch_run(lambda: find_status(place.path), stop, lambda line: typer.echo(line))
     supervise(programs, place.environment(), place.work, stop, lambda line: typer.echo(line))

@@ -61,6 +61,7 @@ def start(
     """
     import threading
 
+    from deploy.live import watch_site
     from deploy.provision import site_folder
     from deploy.supervise import stop_on_signals, supervise
 
@@ -71,6 +72,7 @@ def start(
         _refuse_faults(examine_site(site, online=False))
     stop = threading.Event()
     stop_on_signals(stop)
+    watch_site(site.path, stop, lambda line: typer.echo(line))
     supervise(site.programs(), site.environment(), site.path, stop, lambda line: typer.echo(line), site.path / "alive")
 
 

@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from client_app.data import check_records, load_records
 from client_app.egress import check_reply
 from client_app.place import Place, find_place
+from client_app.secagg import answer_keys, answer_masked, answer_shares, answer_unmask
 from client_app.work import Answer, Work, answer_baseline, answer_evaluate, answer_statistics, answer_train
 from common.config import RunConfig
 from common.errors import FedHypeVAEError, PolicyRefusal
@@ -81,6 +82,30 @@ def evaluate(message: Message, context: Context) -> Message:
     return _guarded("evaluate", message, context, reply)
 
 
+@app.query("secagg_keys")
+def secagg_keys(message: Message, context: Context) -> Message:
+    """Show fresh public keys for a secure sum."""
+    return _guarded("secagg_keys", message, context, lambda: _words_of(answer_keys(*_read(message, context))))
+
+
+@app.query("secagg_shares")
+def secagg_shares(message: Message, context: Context) -> Message:
+    """Give sealed shares of this site's secrets for the others."""
+    return _guarded("secagg_shares", message, context, lambda: _words_of(answer_shares(*_read(message, context))))
+
+
+@app.query("secagg_masked")
+def secagg_masked(message: Message, context: Context) -> Message:
+    """Send the masked statistics, or a round's masked sums."""
+    return _guarded("secagg_masked", message, context, lambda: _records(answer_masked(*_read(message, context))))
+
+
+@app.query("secagg_unmask")
+def secagg_unmask(message: Message, context: Context) -> Message:
+    """Help to take the masks off the sum."""
+    return _guarded("secagg_unmask", message, context, lambda: _words_of(answer_unmask(*_read(message, context))))
+
+
 def _read(message: Message, context: Context) -> tuple[Place, Work]:
     """The site and its task; the policy is loaded, no record is."""
     words = message.content.config_records["words"]
@@ -93,6 +118,10 @@ def _read(message: Message, context: Context) -> tuple[Place, Work]:
 
 def _records(answer: Answer) -> RecordDict:
     return RecordDict({"words": ConfigRecord(dict(answer.words)), "tensors": ArrayRecord(dict(answer.tensors))})
+
+
+def _words_of(answer: Answer) -> RecordDict:
+    return RecordDict({"words": ConfigRecord(dict(answer.words))})
 
 
 def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[], RecordDict]) -> Message:

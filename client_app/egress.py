@@ -11,10 +11,10 @@ import math
 from flwr.app import RecordDict
 
 from common.errors import WireError
-from common.wire import Kind, check_scores, check_words
+from common.wire import Kind, check_scores, check_words, dtype_of
 
 # Kinds of message whose reply holds tensors.
-_WITH_TENSORS = frozenset({"statistics", "train", "baseline"})
+_WITH_TENSORS = frozenset({"statistics", "train", "baseline", "secagg_masked"})
 _LONGEST_WORD = 10_000_000  # characters: a ledger's list of events grows with the rounds
 
 
@@ -47,7 +47,8 @@ def check_reply(kind: Kind, content: RecordDict) -> None:
     scores = dict(content.metric_records["scores"]) if "scores" in found else {}
     check_scores(scores)
     for name, array in (content.array_records["tensors"] if "tensors" in found else {}).items():
-        if array.dtype != "float32":
-            raise WireError(f"message {kind}: tensor {name!r} must be float32, found {array.dtype}; nothing is sent")
+        wanted = str(dtype_of(kind)).removeprefix("torch.")
+        if array.dtype != wanted:
+            raise WireError(f"message {kind}: tensor {name!r} must be {wanted}, found {array.dtype}; nothing is sent")
     if any(not isinstance(value, float) or not math.isfinite(value) for value in scores.values()):
         raise WireError(f"message {kind}: a score must be a finite number; nothing is sent")

@@ -19,12 +19,13 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Replace a file's content as one step: temporary file, fsync, rename, fsync of the directory.
 
     Args:
         path: the file; its directory is made if missing.
         content: all of it, in bytes.
+        mode: permissions of a new file, less the process's umask.
 
     Raises:
         OSError: the disk refused; the old content is still there.
@@ -32,7 +33,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as stream:
+        partial.unlink(missing_ok=True)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -40,6 +42,25 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    sync_path(path.parent)
+
+
+def erase(path: Path) -> None:
+    """Overwrite a file's content and remove it; nothing happens if it is not there.
+
+    What the disk itself keeps of old blocks is out of reach: secrets that are erased must also be worth little soon.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    try:
+        with path.open("r+b") as stream:
+            stream.write(bytes(path.stat().st_size))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except FileNotFoundError:
+        return
+    path.unlink()
     sync_path(path.parent)
 
 

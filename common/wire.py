@@ -19,7 +19,17 @@ from common.errors import WireError
 from common.identity import EncoderIdentity
 from common.methods.base import PrivacyPlan, Problem, RunContext
 
-Kind = Literal["hello", "statistics", "train", "baseline", "evaluate"]
+Kind = Literal[
+    "hello",
+    "statistics",
+    "train",
+    "baseline",
+    "evaluate",
+    "secagg_keys",
+    "secagg_shares",
+    "secagg_masked",
+    "secagg_unmask",
+]
 
 # Words that a site's reply may hold beside its tensors, by kind of message. None of them depends on a record: what a
 # site was charged follows from what it was asked, and the receipt is a digest of its ledger.
@@ -29,7 +39,22 @@ REPLY_WORDS: dict[Kind, frozenset[str]] = {
     "train": frozenset({"receipt", "charged"}),
     "baseline": frozenset(),
     "evaluate": frozenset(),
+    # One secure sum: fresh public keys, sealed shares, a signature beside the masked vector, and shares of secrets that
+    # take the masks off the sum. Random or encrypted, all of it; no more records show in it than in the sum.
+    "secagg_keys": frozenset({"card"}),
+    "secagg_shares": frozenset({"boxes"}),
+    "secagg_masked": frozenset({"signature", "receipt", "charged"}),
+    "secagg_unmask": frozenset({"shares", "receipt", "charged"}),
 }
+# The one tensor of a masked vector: integers modulo a power of two, as bytes.
+MASKED = "masked"
+
+
+def dtype_of(kind: Kind) -> torch.dtype:
+    """Type of every tensor in a site's reply of a kind."""
+    return torch.uint8 if kind == "secagg_masked" else torch.float32
+
+
 # Scores travel only where the site's policy declares its data public.
 SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
@@ -75,13 +100,17 @@ def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str
         raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
     for name, shape in shapes.items():
         tensor = tensors[name]
-        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != torch.float32:
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype_of(kind):
             raise WireError(
-                f"message {kind}: tensor {name!r} must be float32 of shape {tuple(shape)}, found "
-                f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+                f"message {kind}: tensor {name!r} must be {_word(dtype_of(kind))} of shape {tuple(shape)}, found "
+                f"{_word(tensor.dtype)} of shape {tuple(tensor.shape)}"
             )
         if not bool(torch.isfinite(tensor).all()):
             raise WireError(f"message {kind}: tensor {name!r} has values that are not finite")
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_words(kind: Kind, words: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
+from common.secagg.release import check_shares_noise
 from common.wire import dump_context
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
@@ -66,11 +67,11 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     write_json(folder / STATUS, {"status": "waiting", "method": config.method, "sites": num_sites, "updated": now()})
     check_tracking(config.federation.tracking)
     method = get_method(config.method)
-    if config.privacy.trust != "local":
-        raise ConfigError("trust secagg is not carried out by this version's apps: set trust to local")
     plan = method.plan(config)  # before the sites are asked: a budget that can't be met ends here
     meeting = meet(grid, config, printer)
     run_context = RunContext(config, Problem(meeting.dim, meeting.class_names, len(meeting.members)), plan)
+    if config.privacy.trust == "secagg":
+        check_shares_noise(method, run_context)
     state, progress = (
         method.init(run_context),
         Progress(config.federation.run_name or flower_run, dump_context(run_context)),

@@ -24,6 +24,10 @@ _KINDS: dict[Kind, str] = {
     "train": "train",
     "baseline": "query.baseline",
     "evaluate": "evaluate",
+    "secagg_keys": "query.secagg_keys",
+    "secagg_shares": "query.secagg_shares",
+    "secagg_masked": "query.secagg_masked",
+    "secagg_unmask": "query.secagg_unmask",
 }
 _APP_REFUSED = "AppRefused"  # the error that a site's launcher reports before any of the app's code runs
 _ERROR_CODES = {2: "its app failed", 3: "answered too late", 5: "unreachable", 8: "its app was killed"}
@@ -115,7 +119,7 @@ def exchange(
             continue
         try:
             reply = _read(kind, message, shapes(node))
-            _check_norm(reply.tensors, largest_norm)
+            check_norm(reply.tensors, largest_norm)
             replies[node] = reply
             missing.pop(node, None)
         except WireError as error:
@@ -149,7 +153,7 @@ _FIRST_POLL_S = 0.2
 _LAST_POLL_S = 2.0
 
 
-def _check_norm(tensors: Mapping[str, Tensor], largest: float) -> None:
+def check_norm(tensors: Mapping[str, Tensor], largest: float) -> None:
     """Refuse a reply that is larger than any honest one (WireError)."""
     norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
     if not norm <= largest:

@@ -16,13 +16,24 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from common.errors import FederationError
+from common.errors import FederationError, WireError
 from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
+from common.secagg.messages import Session
+from common.secagg.primitives import digest
+from common.secagg.quantise import Quantisation
+from common.secagg.release import (
+    assumptions_of,
+    combined_statistics,
+    mean_uploads,
+    statistics_arguments,
+    training_arguments,
+)
 from common.statistics import combine_statistics
 from common.wire import Kind, check_tensors, dump_context
 from server_app.checkpoint import Progress, save_checkpoint, with_round
-from server_app.exchange import Outcome, build_messages, exchange
+from server_app.exchange import Outcome, Reply, build_messages, check_norm, exchange
 from server_app.progress import Pace, RoundRecord, epsilon_per_site
+from server_app.secagg import SecureSum, secure_sum, sender
 from server_app.tracking import RunWatch
 
 
@@ -116,8 +127,11 @@ class FederatedStrategy(Strategy):
         pace = Pace()
         while self.state.round < self.context.plan.num_rounds:
             number, before = self.state.round + 1, self.progress
-            messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
-            self._exchange(grid, "train", messages, self._shapes_from, f"round {number}", self._largest_norm())
+            if self._shared:
+                self._outcome = self._secure_round(grid, number)
+            else:
+                messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
+                self._exchange(grid, "train", messages, self._shapes_from, f"round {number}", self._largest_norm())
             self.aggregate_train(number, [])
             check_tensors("train", self.state.params, {n: tuple(v.shape) for n, v in self.state.params.items()})
             taken = tuple(sorted(self.members[node].name for node in self._outcome.replies))
@@ -167,11 +181,57 @@ class FederatedStrategy(Strategy):
         spec, noise = self.method.statistics(self.context), self.context.plan.statistics_noise
         if spec is None or noise is None:
             return
+        if self._shared:
+            summed = self._secure_sum(grid, "statistics", statistics_arguments(self.context, spec), {}, {})
+            statistics = combined_statistics(self.context, spec, summed.total, len(summed.nodes))
+            self.state = self.method.prepare(self.context, self.state, statistics)
+            return
         messages = self._messages("statistics", lambda _: {}, "statistics", {})
         outcome = self._exchange(grid, "statistics", messages, lambda _: spec.shapes, "statistics")
         by_index = {self.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
         statistics = combine_statistics(spec, [by_index[index] for index in sorted(by_index)], noise)
         self.state = self.method.prepare(self.context, self.state, statistics)
+
+    @property
+    def _shared(self) -> bool:
+        return self.context.config.privacy.trust == "secagg"
+
+    def _secure_round(self, grid: Grid, number: int) -> Outcome:
+        """One round's sum, as if each site in it had sent an equal part."""
+        arguments = training_arguments(self.context, self.method, self.state.params)
+        summed = self._secure_sum(grid, f"round-{number}", arguments, self.state.params, {"round": self.state.round})
+        indices = {self.members[node].index: node for node in summed.nodes}
+        uploads = mean_uploads(arguments, summed.total, indices)
+        replies = {indices[index]: Reply({}, tensors, {}, 0) for index, tensors in uploads.items()}
+        try:
+            check_norm(uploads[min(uploads)], self._largest_norm())
+        except WireError as error:
+            raise FederationError(f"round {number}: a site {error}: nobody knows which; the sum is not used") from None
+        return Outcome(replies, {n: why for n, why in summed.missing.items() if n not in replies}, {})
+
+    def _secure_sum(
+        self,
+        grid: Grid,
+        what: str,
+        arguments: Quantisation,
+        tensors: Tensors,
+        extra: Mapping[str, str | int | float],
+    ) -> SecureSum:
+        def note(kind: Kind, outcome: Outcome) -> None:
+            self._count(outcome)
+            for node, why in outcome.missing.items():
+                self._watch.say(f"{what}: {self.members[node].name} is missing after {kind}: {why}")
+
+        def session(attempt: str) -> Session:
+            public = digest("context", self._context_text)
+            return Session(self.progress.run_name, what, attempt, public, assumptions_of(self.context))
+
+        send = sender(grid, what, self._words, self.context.config.federation.round_timeout, note)
+        try:
+            return secure_sum(send, self.members, session, arguments, tensors, extra)
+        except FederationError:
+            self._save()
+            raise
 
     def _params_for(self, node: int) -> Tensors:
         return self.method.params_for(self.context, self.state, self.members[node].index)
@@ -182,16 +242,13 @@ class FederatedStrategy(Strategy):
     def _messages(
         self, kind: Kind, tensors: Callable[[int], Tensors], group: str, extra: Mapping[str, str | int | float]
     ) -> list[Message]:
-        def words(node: int) -> Mapping[str, str | int | float]:
-            own: dict[str, str | int | float] = {
-                "context": self._context_text,
-                "run": self.progress.run_name,
-                "index": self.members[node].index,
-            }
-            return {**own, **extra}
-
         timeout = self.context.config.federation.round_timeout
-        return build_messages(kind, self.members, words, tensors, group, timeout)
+        return build_messages(kind, self.members, lambda node: {**self._words(node), **extra}, tensors, group, timeout)
+
+    def _words(self, node: int) -> dict[str, str | int | float]:
+        """What every message to a site says: the run, and the site's place in it."""
+        run, index = self.progress.run_name, self.members[node].index
+        return {"context": self._context_text, "run": run, "index": index}
 
     def _exchange(
         self,

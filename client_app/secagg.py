@@ -1,0 +1,278 @@
+"""A site's four answers under `trust = "secagg"`: keys, shares, masked sum, unmasking (`common.secagg.site`).
+
+The order is the protection, as in `work`. Policy first, in every message; the ledger reserves before the records are
+read, when the masked vector is made; it commits, and the site's log notes the release, when the site helps to unmask a
+sum that its vector is in: only then is anything about records out of its hands. A vector that was masked and never
+unmasked stays charged. Nothing is answered twice, and nothing is repeated: another attempt at a round draws new noise
+and is charged anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+
+from client_app.ledger import Ledger, Reservation
+from client_app.ledger_runs import events_to_json
+from client_app.peers import own_signer, pinned_peers
+from client_app.place import Place
+from client_app.private_state import PrivateState
+from client_app.release_log import ReleaseLog
+from client_app.request import RunRequest
+from client_app.secagg_state import Attempt, AttemptFile
+from client_app.work import (
+    Answer,
+    Work,
+    charged_under,
+    check_round,
+    fingerprint_of,
+    request_of,
+    round_numbers,
+    site_state,
+    training_data,
+)
+from common.errors import PolicyRefusal, ProtocolError
+from common.events import PrivacyEvent
+from common.loop import noise_source
+from common.methods import get_method
+from common.methods.base import StepInput
+from common.secagg import site
+from common.secagg.messages import (
+    Card,
+    Session,
+    cards_from_json,
+    table_from_json,
+    table_to_json,
+)
+from common.secagg.primitives import digest
+from common.secagg.quantise import Words, encode, pack
+from common.secagg.release import (
+    assumptions_of,
+    check_shares_noise,
+    statistics_arguments,
+    statistics_vector,
+    training_arguments,
+)
+from common.wire import MASKED, check_tensors
+
+STATISTICS = "statistics"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What one message is about, once policy and plan allow it."""
+
+    session: Session
+    request: RunRequest
+    round_key: str
+    events: tuple[PrivacyEvent, ...]
+    private: PrivateState
+    file: AttemptFile
+
+
+def answer_keys(place: Place, work: Work) -> Answer:
+    """Fresh public keys for one attempt, signed with the site's registered key."""
+    with _task(place, work) as task:
+        if not task.file.is_new(task.session.binding):
+            raise ProtocolError("this attempt was begun before: a new one needs a new name")
+        task.file.erase()
+        own, card = site.make_keys(task.session, work.index, place.name, own_signer(place))
+        secrets = (own.box_key.hex(), own.mask_key.hex(), own.seed.hex())
+        text = json.dumps(asdict(card))
+        task.file.save(Attempt(task.session.binding, "keys", secrets, text))
+    return Answer({}, {"card": text})
+
+
+def answer_shares(place: Place, work: Work) -> Answer:
+    """Check the list of cards against the pinned keys; seal shares of this site's secrets for the others."""
+    with _task(place, work) as task:
+        attempt = task.file.load(task.session.binding, "keys")
+        text = str(work.words["cards"])
+        cards = cards_from_json(text, task.session.assumptions.num_sites)
+        site.check_cards(task.session, cards, Card(**json.loads(attempt.own_card)), pinned_peers(place))
+        own, boxes = site.make_shares(task.session, _secrets(attempt), work.index, cards)
+        shares = table_to_json({work.index: own})
+        task.file.save(replace(attempt, phase="shares", cards=text, shares=shares))
+    return Answer({}, {"boxes": table_to_json(boxes)})
+
+
+def answer_masked(place: Place, work: Work) -> Answer:
+    """The site's noised sum under its masks: charged before the records are read."""
+    with _task(place, work) as task:
+        attempt = task.file.load(task.session.binding, "shares")
+        session, cards = task.session, _cards(task.session, attempt)
+        boxes = table_from_json(str(work.words["boxes"]), session.assumptions.num_sites)
+        opened = site.open_shares(session, _secrets(attempt), work.index, cards, boxes)
+        kept = table_from_json(attempt.shares, session.assumptions.num_sites)[work.index]
+        shares = {**opened, work.index: kept}
+        # answered from here on, whatever happens: a second vector under the same masks would give away the difference
+        attempt = replace(attempt, phase="masked", shares=table_to_json(shares), asked=_asked(work))
+        task.file.save(attempt)
+        with _ledger(place, work, task) as ledger:
+            key = _fresh_key(ledger, work.run_id, task.round_key)
+            limits, fingerprint = place.policy.limits, fingerprint_of(place, work.context)
+            reservation = ledger.reserve(work.run_id, key, task.events, limits=limits, fingerprint=fingerprint)
+            values, bits = _vector(place, work, task, ledger)
+            masked = site.mask(session, _secrets(attempt), work.index, cards, shares, values, bits)
+            payload = pack(masked, bits)
+            tensor = torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy())
+            check_tensors("secagg_masked", {MASKED: tensor}, {MASKED: (tensor.numel(),)})
+            words = _ledger_words(ledger, work)
+        task.file.save(
+            replace(
+                attempt,
+                round_key=key,
+                reservation=reservation.entry,
+                attempt=reservation.attempt,
+                payload_digest=hashlib.sha256(payload).hexdigest(),
+                payload_bytes=len(payload),
+            )
+        )
+        signature = site.sign_masked(session, cards, shares, attempt.asked, own_signer(place))
+    return Answer({MASKED: tensor}, {"signature": signature.hex(), **words})
+
+
+def answer_unmask(place: Place, work: Work) -> Answer:
+    """One share of a secret of each site: the release itself, committed to the ledger before it is sent."""
+    with _task(place, work) as task:
+        attempt = task.file.load(task.session.binding, "masked")
+        session, cards = task.session, _cards(task.session, attempt)
+        shares = table_from_json(attempt.shares, session.assumptions.num_sites)
+        survivors = table_from_json(str(work.words["survivors"]), session.assumptions.num_sites)
+        if not attempt.payload_digest:
+            raise ProtocolError("this site sent no masked vector in this attempt")
+        site.check_survivors(session, work.index, cards, shares, attempt.asked, survivors, pinned_peers(place))
+        with _ledger(place, work, task) as ledger:
+            held = Reservation(work.run_id, attempt.round_key, attempt.reservation, attempt.attempt)
+            ledger.commit(held, attempt.payload_digest)
+            words = _ledger_words(ledger, work)
+        log = ReleaseLog(place.folder / "releases.jsonl")
+        events = events_to_json(task.events)
+        log.append(work.run_id, attempt.round_key, events, attempt.payload_digest, attempt.payload_bytes)
+        given = site.reveal(shares, survivors)
+        task.file.erase()  # before the answer leaves: nothing is revealed twice
+    return Answer({}, {"shares": table_to_json(given), **words})
+
+
+@contextmanager
+def _task(place: Place, work: Work) -> Iterator[_Task]:
+    """The message's task under the run's lock, if the site's policy allows it; no record is read."""
+    context, policy = work.context, place.policy
+    what = str(work.words["what"])
+    if context.config.privacy.trust != "secagg":
+        raise PolicyRefusal("request", "the run's trust is not secagg; nothing was charged")
+    check_shares_noise(get_method(context.config.method), context)
+    if what == STATISTICS:
+        events = context.plan.statistics_events
+    else:
+        check_round(work)
+        if what != f"round-{work.round_index + 1}":
+            raise PolicyRefusal("request", "the round's name is not that of its number; nothing was charged")
+        events = context.plan.round_events
+    if not events or not 0 <= work.index < context.problem.num_sites:
+        raise PolicyRefusal("request", "there is nothing to sum, or no such index; nothing was charged")
+    request = request_of(context, least_colluders=policy.least_colluders)
+    policy.check(request, recompute_epsilon=False)
+    text = str(work.words["attempt"])
+    if re.fullmatch("[0-9a-f]{32}", text) is None:
+        raise ProtocolError("an attempt is named by 32 hexadecimal digits")
+    public = digest("context", str(work.words["context"]))
+    session = Session(work.run_id, what, text, public, assumptions_of(context))
+    private = PrivateState(place.folder / "state", work.run_id)
+    charged = charged_under(context, events, policy.least_colluders)
+    with private.locked():
+        yield _Task(session, request, what, charged, private, AttemptFile(private))
+
+
+@contextmanager
+def _ledger(place: Place, work: Work, task: _Task) -> Iterator[Ledger]:
+    """The site's ledger with the run declared; the whole policy is checked where it was not granted before."""
+    limits = place.policy.limits
+    with Ledger.open(
+        place.policy.ledger_path(place.folder),
+        place.policy.cohort_id,
+        place.policy.witness_path(place.folder),
+        create=place.new_ledger,
+    ) as ledger:
+        known = ledger.runs.get(work.run_id)
+        if known is None or known.limits != limits or tuple(known.declared) != tuple(task.request.events):
+            place.policy.check(task.request)
+        ledger.declare_run(
+            work.run_id,
+            task.request.events,
+            limits,
+            fingerprint=fingerprint_of(place, work.context),
+            close_idle_after=place.policy.close_idle_runs_after,
+        )
+        yield ledger
+
+
+def _vector(place: Place, work: Work, task: _Task, ledger: Ledger) -> tuple[Words, int]:
+    """The site's sum as integers with its share of the noise, and the modulus; what stays here is saved."""
+    context, method = work.context, get_method(work.context.config.method)
+    if task.round_key == STATISTICS:
+        spec = method.statistics(context)
+        if spec is None:
+            raise PolicyRefusal("request", "the method has no statistics to release")
+        source = noise_source(context.config, work.index, -1)
+        vector = statistics_vector(context, spec, training_data(place, work), source)
+        return vector, statistics_arguments(context, spec).bits
+    rounds = ledger.runs[work.run_id].rounds.items()
+    committed = round_numbers(name for name, known in rounds if known.payload_digest is not None)
+    task.private.keep_states(committed)
+    source = noise_source(context.config, work.index, work.round_index)
+    step = StepInput(
+        work.tensors,
+        site_state(task.private, work),
+        training_data(place, work),
+        work.round_index,
+        work.index,
+        source,
+        noised_later=True,
+    )
+    arguments = training_arguments(context, method, work.tensors)
+    after, sums = method.client_step(context, step)
+    # saved under the next round's number: it counts only once this round is committed
+    task.private.save(work.round_index + 1, after.tensors)
+    return encode(arguments, sums, source), arguments.bits
+
+
+def _fresh_key(ledger: Ledger, run_id: str, round_key: str) -> str:
+    """The ledger's name of this round: another one where a sum of it was released already, and is asked for again."""
+    run = ledger.runs.get(run_id)
+    rounds = {} if run is None else run.rounds
+    committed = {name for name, known in rounds.items() if known.payload_digest is not None}
+    name, number = round_key, 0
+    while name in committed:
+        number += 1
+        name = f"{round_key}-again-{number}"
+    return name
+
+
+def _asked(work: Work) -> str:
+    """Digest of the tensors that came with the task: all sites of a sum must have had the same."""
+    parts = [
+        [name, list(value.shape), hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()]
+        for name, value in sorted(work.tensors.items())
+    ]
+    return digest("asked", [work.round_index, parts])
+
+
+def _ledger_words(ledger: Ledger, work: Work) -> dict[str, str]:
+    charged = json.dumps(events_to_json(ledger.runs[work.run_id].charged))
+    return {"receipt": str(ledger.head), "charged": charged}
+
+
+def _secrets(attempt: Attempt) -> site.Secrets:
+    return site.Secrets(*(bytes.fromhex(secret) for secret in attempt.secrets))
+
+
+def _cards(session: Session, attempt: Attempt) -> tuple[Card, ...]:
+    return cards_from_json(attempt.cards, session.assumptions.num_sites)

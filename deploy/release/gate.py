@@ -1,8 +1,8 @@
 """The gate before a release: what would have to be true, and is not.
 
 A run is published with a promise only if it completed, if its statement is complete and comes out the same when it is
-computed again, if every site's ledger verifies, if the run was private end to end, and if an audit of its configuration
-does not contradict the claim.
+computed again, if every site's ledger verifies, if the run was private end to end, if the set is what its generator
+draws, and, last, if an audit of its configuration does not contradict the claim.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from common.audit import AuditResult
 from common.bundle import Bundle, load_bundle
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.events import PrivacyEvent
-from common.privacy_statement import check_statement, why_not_private
+from common.methods import get_method
+from common.privacy_statement import check_statement
 from deploy.release.audits import AuditSize, audit_run, in_json, objections
 from deploy.release.ledgers import SiteLedger, checked_sites
 from deploy.release.promises import empty_statement, faults_of, largest_epsilon
+from server_app.results import wanted_labels
 
 Watch = Callable[[str, int, int], None]
+_SAME_LABELS = 0.999  # a row on the border between two classes may fall on either side on another processor
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,12 @@ def inspect_run(run: Path, ledgers: Path | None, size: AuditSize, watch: Watch) 
     watch("checking the ledgers", 0, 1)
     found, unverified = _ledgers(bundle, statement, run, ledgers)
     refusals += unverified
+    watch("drawing the set again", 0, 1)
+    if not _is_drawn(bundle, statement):
+        refusals.append("the synthetic set is not what the generator draws: it was replaced, or changed")
     audits: list[AuditResult] = []
-    why_none = "the run is not private: there is no claim to audit"
-    if not why_not_private(bundle.context):
+    why_none = "the gate refused before: there is no promise to audit"
+    if not refusals:
         audits, why_none = audit_run(bundle.context, size, watch)
         refusals += objections([in_json(result) for result in audits], why_none, largest_epsilon(statement))
     return Inspection(bundle, statement, found, audits, why_none, tuple(refusals))
@@ -111,6 +120,23 @@ def _statement(bundle: Bundle) -> tuple[Mapping[str, Any], list[str]]:
     except FedHypeVAEError as error:
         return empty_statement(bundle.context), [str(error)]
     return bundle.statement, faults_of(bundle.statement, bundle.context)
+
+
+def _is_drawn(bundle: Bundle, statement: Mapping[str, Any]) -> bool:
+    """Whether the set is the generator's own, by drawing it again; another torch draws otherwise, so it can't tell."""
+    draw = get_method(bundle.config.method).sample
+    if draw is None or statement["software"].get("torch") != metadata.version("torch"):
+        return True
+    seed = bundle.config.federation.seed
+    embeddings, labels = draw(bundle.context, bundle.artifact, wanted_labels(bundle.context, bundle.artifact), seed)
+    start, same = 0, 0
+    for rows, found in bundle.stream_published():
+        stop = start + len(found)
+        if stop > len(labels) or not torch.allclose(rows, embeddings[start:stop], rtol=1e-3, atol=1e-4):
+            return False
+        same += int((found == labels[start:stop]).sum())
+        start = stop
+    return start == len(labels) and same >= _SAME_LABELS * len(labels)
 
 
 def _ledgers(

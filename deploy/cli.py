@@ -17,8 +17,10 @@ from deploy.commands import (
     doctor,
     download,
     embed,
+    evaluate,
     ledger,
     plan,
+    predict,
     provision,
     release,
     report,
@@ -27,6 +29,7 @@ from deploy.commands import (
     site,
     status,
     synthesize,
+    train,
 )
 
 app = typer.Typer(
@@ -50,6 +53,9 @@ app.command("plan")(plan.plan)
 app.command("synthesize")(synthesize.synthesize)
 app.add_typer(release.app, name="release")
 app.command("report")(report.report)
+app.command("evaluate")(evaluate.evaluate)
+app.command("train")(train.train)
+app.command("predict")(predict.predict)
 app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)
 

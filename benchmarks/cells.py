@@ -24,7 +24,7 @@ from benchmarks.reference import (
 )
 from benchmarks.rows import Row
 from common.accounting import epsilon_pld
-from common.classifier import FineTuneConfig, LinearHead, SiteScores, Split, fit_linear_head, mean_scores, score
+from common.classifier import LinearHead, SiteScores, Split, fit_linear_head, mean_scores, score
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError
 from common.fidelity import fidelity
@@ -39,7 +39,6 @@ from common.rivals import RivalsConfig
 _SCORES = ("synthetic_only", "mixed", "own_lambda", "personalised")
 _TEST_ROWS = 2000
 _TUNING_EPOCHS = 10
-_FINE_TUNED_SCALE = 0.7
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,7 @@ def score_trained(
     """All four scores at every site; None where the method has no such thing."""
     scores: dict[str, Sequence[SiteScores] | None] = dict.fromkeys(_SCORES)
     if trained.head is not None:
-        tuning = FineTuneConfig(logit_scale=_FINE_TUNED_SCALE / row.head_scale)
-        table: MethodScores = score_method(federation, trained.head.scaled(row.head_scale), own, fine_tuning=tuning)
+        table = score_method(federation, trained.head.scaled(row.head_scale), own)
         scores.update(_columns(table))
     if row.registered == "fedlambda":
         result = trained.result

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 from benchmarks.protocol import BenchmarkSite, Federation, pooled_training_rows
 from common.classifier import (
-    FineTuneConfig,
     HeadConfig,
     LinearHead,
     SiteScores,
     Split,
-    fine_tune_head,
     fit_linear_head,
     mean_scores,
+    personal_head,
     score,
     score_site,
 )
@@ -32,7 +31,7 @@ MIXING = 0.5
 class MethodScores:
     """Per site, in the federation's order: a global head alone, mixed with the local one, and fitted further.
 
-    `personalised` is the global head fine-tuned at the site, alone; it never leaves the site.
+    `personalised` is the site's own fit pulled towards the global head, alone; it never leaves the site.
     """
 
     local_only: tuple[SiteScores, ...]
@@ -71,7 +70,6 @@ def score_method(
     global_head: LinearHead,
     local: Sequence[LinearHead],
     mixing: float = MIXING,
-    fine_tuning: FineTuneConfig | None = None,
 ) -> MethodScores:
     """All scores that the table gives a method with one global head.
 
@@ -80,13 +78,9 @@ def score_method(
         global_head: trained on a synthetic set, or by the method itself.
         local: the sites' own heads, from `local_heads`.
         mixing: λ of `mixed`, in [0, 1].
-        fine_tuning: settings of `personalised`.
     """
     _check_count(federation, local)
-    tables = [
-        _score_one(site, global_head, own, mixing, fine_tuning)
-        for site, own in zip(federation.sites, local, strict=True)
-    ]
+    tables = [_score_one(site, global_head, own, mixing) for site, own in zip(federation.sites, local, strict=True)]
     return MethodScores(**{name: tuple(table[name] for table in tables) for name in tables[0]})
 
 
@@ -108,10 +102,9 @@ def _score_one(
     global_head: LinearHead,
     own: LinearHead,
     mixing: float,
-    fine_tuning: FineTuneConfig | None,
 ) -> dict[str, SiteScores]:
     train, validation, test = split_of(site.train), split_of(site.validation), split_of(site.test)
-    personal = fine_tune_head(global_head, *train, fine_tuning)
+    personal = personal_head(global_head, train, validation)
     scores = score_site(train, validation, test, global_head, mixing, local_head=own)
     return {**scores, "personalised": score(personal, *test)}
 

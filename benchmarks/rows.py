@@ -9,7 +9,7 @@ from benchmarks.protocol import Federation
 from common.config import RunConfig, Scalar
 
 EPSILON, DELTA = 1.0, 1e-4
-SYNTHETIC_ROWS = 10_000
+SYNTHETIC_ROWS = 20_000
 
 _COMMON: dict[str, Scalar] = {
     "epsilon": EPSILON,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from common.errors import ConfigError, DataError
 from common.heads import (
@@ -24,6 +25,7 @@ from common.heads import (
 
 __all__ = [
     "MIXING_GRID",
+    "TUNING_GRID",
     "FineTuneConfig",
     "HeadConfig",
     "LinearHead",
@@ -38,6 +40,7 @@ __all__ = [
     "gaussian_head",
     "mean_scores",
     "mix_probabilities",
+    "personal_head",
     "score",
     "score_site",
 ]
@@ -46,6 +49,8 @@ Split = tuple[Tensor, Tensor]
 """Embeddings (n, d) and labels (n,)."""
 
 MIXING_GRID = tuple(step / 10 for step in range(11))
+TUNING_GRID = (0.2, 0.4, 0.7, 1.0)
+"""Factors of a global head's logits, from which a site chooses."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,29 @@ def choose_mixing(local: Tensor, synthetic: Tensor, labels: Tensor, default: flo
         return accuracy(labels, mix_probabilities(local, synthetic, mixing).argmax(1)), -abs(mixing - default)
 
     return max(MIXING_GRID, key=merit)
+
+
+def personal_head(global_head: LinearHead, train: Split, validation: Split) -> LinearHead:
+    """A site's own fit, pulled towards a global head that is flattened as much as suits the site best.
+
+    How far a noised head can be trusted differs from site to site: each chooses on its validation split, by mean
+    cross-entropy. The result depends on the site's records without noise: neither it nor its scores may leave the site.
+
+    Args:
+        global_head: (K, d), usually trained on the synthetic set.
+        train: the site's training split, at least one row.
+        validation: the split on which the site chooses; without rows the default of `FineTuneConfig` is taken.
+
+    Returns:
+        The personal head.
+
+    Raises:
+        DataError: as `fine_tune_head`.
+    """
+    if len(validation[1]) == 0:
+        return fine_tune_head(global_head, *train)
+    tuned = [fine_tune_head(global_head, *train, FineTuneConfig(logit_scale=scale)) for scale in TUNING_GRID]
+    return min(tuned, key=lambda head: float(functional.cross_entropy(head.logits(validation[0]), validation[1])))
 
 
 def score(classifier: LinearHead | Tensor, embeddings: Tensor, labels: Tensor) -> SiteScores:

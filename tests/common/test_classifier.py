@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from common.classifier import (
+    TUNING_GRID,
+    FineTuneConfig,
     LinearHead,
     SiteScores,
     accuracy,
     balanced_accuracy,
     choose_mixing,
+    fine_tune_head,
     mean_scores,
     mix_probabilities,
+    personal_head,
     score,
     score_site,
 )
@@ -52,6 +56,27 @@ def test_choose_mixing_takes_the_best_and_breaks_ties_towards_the_default() -> N
     assert choose_mixing(local, synthetic, torch.tensor([0, 0])) == 0.9
     assert choose_mixing(local, synthetic, torch.tensor([1, 0])) == 0.5
     assert choose_mixing(local[:0], synthetic[:0], torch.zeros(0, dtype=torch.int64), default=0.3) == 0.3
+
+
+def test_personal_head_trusts_a_good_global_head_more_than_a_wrong_one() -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(2, (230,), generator=generator)
+    rows = torch.randn(230, 6, generator=generator)
+    rows[:, 0] += 4.0 * labels - 2.0
+    train, validation = (rows[:30], labels[:30]), (rows[30:], labels[30:])
+    weight = torch.zeros(2, 6)
+    weight[1, 0] = 4.0  # the law's own Bayes rule: log-odds of 4 x_0
+
+    def chosen(head: LinearHead) -> float:
+        personal = personal_head(head, train, validation)
+        tuned = {scale: fine_tune_head(head, *train, FineTuneConfig(logit_scale=scale)) for scale in TUNING_GRID}
+        (scale,) = (scale for scale, one in tuned.items() if torch.equal(one.weight, personal.weight))
+        return scale
+
+    assert chosen(LinearHead(weight, torch.zeros(2))) > chosen(LinearHead(-weight, torch.zeros(2))) == min(TUNING_GRID)
+    nothing = rows[:0], labels[:0]
+    default = fine_tune_head(LinearHead(weight, torch.zeros(2)), *train)
+    assert torch.equal(personal_head(LinearHead(weight, torch.zeros(2)), train, nothing).weight, default.weight)
 
 
 def test_score_takes_a_head_or_its_probabilities() -> None:

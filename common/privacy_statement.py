@@ -18,12 +18,15 @@ from typing import Any
 
 from common.clipping import NEIGHBOURING
 from common.composition import epsilon_pld, epsilon_prv, epsilon_rdp
+from common.config import PrivacyConfig
 from common.errors import FedHypeVAEError
 from common.events import PrivacyEvent
 from common.methods import get_method
 from common.methods.base import RunContext
-from common.wire import REPLY_WORDS, SCORE_NAMES
+from common.secagg.statement import shared_noise_facts
+from common.wire import REPLY_WORDS, SCORE_NAMES, Kind
 
+_SECAGG: tuple[Kind, ...] = ("secagg_keys", "secagg_shares", "secagg_masked", "secagg_unmask")
 FORMAT = "fedhypevae-privacy-statement/1"
 SCHEMA_PATH = Path(__file__).with_name("privacy_statement.schema.json")
 
@@ -48,8 +51,8 @@ _NOT_COVERED = (
     "Correlated units: relatives, or one person under two identifiers, are protected as separate units.",
 )
 _GENERATOR = {
-    "secure": "AES-128 in counter mode with 256 bits of operating-system entropy for every process; an exact discrete "
-    "Gaussian sampler for the one-shot statistics. The run's seed never reaches the noise.",
+    "secure": "AES-128 in counter mode with 256 bits of operating-system entropy for every process{exact}. The "
+    "run's seed never reaches the noise.",
     "test": "A generator with a known seed: whoever knows it can remove the noise. Not private.",
 }
 _FLOATING_POINT = (
@@ -175,9 +178,12 @@ def build_statement(context: RunContext, facts: StatementFacts) -> dict[str, Any
         "sites": {name: _site(charge, privacy.delta, bool(reasons)) for name, charge in sorted(facts.charges.items())},
         "released": _released(context, facts.data_is_public),
         "not_covered": [*_NOT_COVERED, *facts.notes],
-        "caveats": {"generator": _GENERATOR[privacy.noise], "floating_point": _FLOATING_POINT},
+        "caveats": {"generator": _generator(privacy), "floating_point": _FLOATING_POINT},
         "audit": dict(facts.audit) if facts.audit is not None else None,
     }
+    shared = shared_noise_facts(context)
+    if shared is not None:
+        statement["secure_aggregation"] = shared
     check_statement(statement)
     return statement
 
@@ -230,15 +236,21 @@ def _released(context: RunContext, public: bool) -> list[dict[str, Any]]:
     released = [
         _release("facts", "before the run", sorted(REPLY_WORDS["hello"]), "public: says nothing of records"),
     ]
+    shared = context.config.privacy.trust == "secagg"
+    masked = "masked, the sum over the sites alone known; " if shared else ""
+    if shared:
+        names = sorted({word for kind in _SECAGG for word in REPLY_WORDS[kind]} - REPLY_WORDS["train"])
+        what, when = "keys, sealed shares, signatures, shares of masks", "with each sum, four messages a site"
+        released.append(_release(what, when, names, "random or encrypted: hide each site's vector in the sum"))
     spec = method.statistics(context)
     if spec is not None:
         values = sum(math.prod(shape) for shape in spec.shapes.values())
-        protection = "noised and charged" if plan.statistics_noise else "none"
+        protection = f"{masked}noised and charged" if plan.statistics_noise else "none"
         released.append(_release("statistics", "once, before training", sorted(spec.shapes), protection, values))
     if plan.num_rounds:
         shapes = method.shapes_from(context, 0)
         values = sum(math.prod(shape) for shape in shapes.values())
-        protection = "clipped, noised and charged" if method.private and plan.training_noise else "none"
+        protection = f"{masked}clipped, noised and charged" if method.private and plan.training_noise else "none"
         when = f"once in each of {plan.num_rounds} rounds, all rounds released"
         released.append(_release("sums of gradients", when, sorted(shapes), protection, values))
     receipts = "public: follows from what was asked; a receipt is a salted digest"
@@ -250,6 +262,11 @@ def _released(context: RunContext, public: bool) -> list[dict[str, Any]]:
         released.append(_release(what, "once", ["class_counts", "class_sums"], "data declared public; not charged"))
         released.append(_release("scores", "once", list(SCORE_NAMES), "data declared public; not charged"))
     return released
+
+
+def _generator(privacy: PrivacyConfig) -> str:
+    exact = "; an exact discrete Gaussian sampler for the one-shot statistics" if privacy.trust == "local" else ""
+    return _GENERATOR[privacy.noise].format(exact=exact)
 
 
 def _release(what: str, when: str, names: Sequence[str], protection: str, values: int | None = None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from common.composition import epsilon_pld
 from common.identity import EncoderIdentity
 from common.methods.base import Artifact, Method, RunContext
 from common.privacy_statement import SiteCharge, StatementFacts, build_statement, why_not_private
+from common.secagg.statement import shared_noise_facts
 from common.wire import dump_context
 from server_app.checkpoint import Progress, write_atomically
 from server_app.progress import epsilon_per_site, read_events
@@ -110,6 +111,7 @@ def build_summary(
             "noise_multiplier_statistics": context.plan.statistics_noise,
             "noise": privacy.noise,
             "trust": privacy.trust,
+            "secure_aggregation": shared_noise_facts(context),
             "encoder_training": privacy.encoder_training,
             "end_to_end": not reasons,
             "why_not_end_to_end": reasons,

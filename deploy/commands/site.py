@@ -50,6 +50,26 @@ def init(
     typer.echo(f"read {folder / 'policy.toml'}: it is the site's own law")
 
 
+@app.command("pin")
+def pin(
+    folder: SiteFolder,
+    peers: Annotated[list[str], typer.Argument(help="NAME=FILE.pub of every other site of the federation.")],
+) -> None:
+    """Write the other sites' public keys into peers.json: what trust secagg holds every key against.
+
+    Compare each fingerprint with that site's own people, by telephone and not through the server: a server that could
+    choose these keys could pose as all the others.
+
+    Example: fedhypevae site pin /srv/fedhypevae-site st-bernard=bernard.pub st-clara=clara.pub
+    """
+    from deploy.peers import pin_peers, read_pairs
+    from deploy.provision import site_folder
+
+    for name, shown in pin_peers(site_folder(folder), read_pairs(peers)).items():
+        typer.echo(f"{name:<24} {shown}")
+    typer.echo(f"compare each with its own site; then allow secagg in {folder / 'policy.toml'}: allowed_trust")
+
+
 @app.command("start")
 def start(
     folder: SiteFolder,

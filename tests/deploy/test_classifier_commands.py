@@ -86,7 +86,7 @@ def test_train_saves_a_classifier_that_loads_as_it_was(federation: Federation, t
     torch.testing.assert_close(found.sum(1), torch.ones(40))
     torch.testing.assert_close(trained.probabilities(3.0 * rows), found)  # scaled to unit length first
     if kind == "linear":
-        by_hand = fit_linear_head(*bundle.published(), num_classes=3)
+        by_hand = fit_linear_head(*bundle.published(), num_classes=3).scaled(bundle.config.synthesis.head_scale)
         torch.testing.assert_close(found, by_hand.probabilities(torch.nn.functional.normalize(rows, dim=1)))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deploy.report.draw import natural, plane, together
 from deploy.report.fidelity import fidelity_by_class, fidelity_grid, nearest_synthetic, telling_rows
-from deploy.report.project import class_plane, main_components
+from deploy.report.project import class_plane, main_components, umap_points
 
 CENTRES = torch.tensor([[4.0, 0, 0, 0], [0, 4.0, 0, 0], [0, 0, 4.0, 0]])
 
@@ -97,6 +97,18 @@ def test_class_plane_finds_classes_under_noise_that_hides_them_from_main_compone
     assert separation(class_plane(values, labels)(values)) > 1.5
     assert separation(main_components(values)(values)) < 0.5
     assert class_plane(values[:, :1], labels)(values[:, :1]).shape == (900, 2)
+
+
+@pytest.mark.slow
+def test_umap_keeps_groups_together_and_gives_the_same_twice() -> None:
+    pytest.importorskip("umap")
+    values, labels = rows(90, 4)
+    points = umap_points(values.numpy())
+    assert points.shape == (90, 2)
+    middles = np.stack([points[labels.numpy() == label].mean(axis=0) for label in range(3)])
+    nearest = np.linalg.norm(points[:, None] - middles, axis=2).argmin(axis=1)
+    assert (nearest == labels.numpy()).mean() > 0.95
+    np.testing.assert_array_equal(points, umap_points(values.numpy()))
 
 
 @pytest.mark.parametrize("count", [1, 2, 400])

@@ -24,7 +24,21 @@ _COMMON: dict[str, Scalar] = {
 }
 _AVERAGED: dict[str, Scalar] = {"num-rounds": 30}
 _TIED: dict[str, Scalar] = {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0}
-_NETWORK: dict[str, Scalar] = {"num-rounds": 10, "local-steps": 5, "sampling-rate": 0.16, "clip-norm": 1.5}
+# tuned on organ-iid with a seed that the table does not use: the published size, clip norm and sampling drown at this ε
+_CVAE: dict[str, Scalar] = {
+    "num-rounds": 60,
+    "clip-norm": 0.01,
+    "cvae-width": 48,
+    "noise-dim": 1,
+    "adam-rate": 0.03,
+}
+_CGAN: dict[str, Scalar] = {
+    "num-rounds": 60,
+    "clip-norm": 0.5,
+    "gan-width": 32,
+    "noise-dim": 2,
+    "adam-rate": 0.01,
+}
 _CHUNKS: dict[str, Scalar] = {
     "num-rounds": 20,
     "local-rate": 5e-3,
@@ -76,8 +90,8 @@ ROWS = (
     Row("mh_pfedhn_gd", "none", _CHUNKS, "mh_pfedhn_gd"),
     Row("mh_pfedhn_gd_dp", "local", {**_CHUNKS, "num-rounds": 10, "clip-norm": 1.0}, "mh_pfedhn_gd_dp"),
     Row("dp_gauss", "local", {}, "dp_gauss", 0.5),
-    Row("dp_cvae", "local", _NETWORK, "dp_cvae", 0.5),
-    Row("dp_cgan", "local", _NETWORK, "dp_cgan", 0.5),
+    Row("dp_cvae", "local", _CVAE, "dp_cvae", 0.5),
+    Row("dp_cgan", "local", _CGAN, "dp_cgan", 0.5),
     Row("dp_fedsgd", "local", {}, "dp_fedsgd", 0.5),
     Row("fedhypevae", "local", {}, "fedhypevae", 0.5),
     Row("fedhypevae_tied", "local", _TIED, "fedhypevae", 0.5),

@@ -30,12 +30,12 @@ class PrivacyConfig(Concern):
     `dropouts` and `colluders` are what secure aggregation assumes of the sites; -1 stands for max(1, sites // 10) each.
     """
 
-    epsilon: float = Field(3.0, gt=0.0)
+    epsilon: float = Field(3.0, gt=0.0, allow_inf_nan=True)
     delta: float = Field(1e-5, gt=0.0, lt=0.1)
     unit: Literal["record", "patient"] = "record"
     max_records_per_patient: int = Field(4, ge=1, le=64)
     sampling_rate: float = Field(1.0, gt=0.0, le=1.0)
-    clip_norm: float = Field(0.03, gt=0.0)
+    clip_norm: float = Field(0.03, gt=0.0, allow_inf_nan=True)
     statistics_share: float = Field(0.1, ge=0.0, lt=1.0)
     spare_rounds: int = Field(1, ge=0, le=1000)
     encoder_training: Literal["sleep", "joint", "unprotected"] = "sleep"
@@ -43,6 +43,14 @@ class PrivacyConfig(Concern):
     trust: Literal["local", "secagg"] = "local"
     dropouts: int = Field(-1, ge=-1)
     colluders: int = Field(-1, ge=-1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if math.isfinite(self.epsilon) and not math.isfinite(self.clip_norm):
+            raise ValueError(
+                f"clip-norm is infinite while epsilon is {self.epsilon}: no noise covers an unbounded record"
+            )
+        return self
 
     @property
     def records_per_unit(self) -> int:

@@ -59,7 +59,10 @@ def render_page(name: str, data: EmbeddingSet, quality: Quality, rng: np.random.
     Returns:
         The page.
     """
-    identity = [(key, str(value)) for key, value in quality.metadata.identity.to_json().items()]
+    identity = [
+        (key, ", ".join(value) if isinstance(value, list) else str(value))
+        for key, value in quality.metadata.identity.to_json().items()
+    ]
     identity += [("created", quality.metadata.created), ("fingerprint", quality.metadata.fingerprint)]
     names = quality.metadata.class_names
     counts = Grid(("class", "records"), tuple(zip(names, quality.class_counts, strict=True)), (False, True))

@@ -147,6 +147,8 @@ def score_dots(scores: Mapping[str, Mapping[str, float]], title: str, caption: s
     axes.set_yticks([])
     axes.set_ylim(len(ways) - 0.6, -0.75)
     axes.grid(axis="x", color=_LINE, linewidth=0.8)
+    lowest = 100 * min(min(values.values()) for values in scores.values())
+    axes.set_xlim(left=max(min(axes.get_xlim()[0], lowest - 2), -1), right=min(axes.get_xlim()[1], 101))
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("balanced accuracy, %")
     axes.spines["left"].set_visible(False)

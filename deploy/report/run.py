@@ -230,6 +230,8 @@ def _plain(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(part) for part in value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -54,8 +54,9 @@ def class_plane(values: Rows, labels: NDArray[np.int64]) -> Projection:
 
 
 def has_umap() -> bool:
-    """Whether umap-learn is installed."""
-    return importlib.util.find_spec("umap") is not None
+    """Whether umap-learn is installed; a folder of caches that an uninstall left behind is not."""
+    found = importlib.util.find_spec("umap")
+    return found is not None and found.origin is not None
 
 
 def umap_points(values: Rows, seed: int = 0) -> Points:

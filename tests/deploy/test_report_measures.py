@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,7 @@ from torch import Tensor
 
 from deploy.report.draw import natural, plane, together
 from deploy.report.fidelity import fidelity_by_class, fidelity_grid, nearest_synthetic, telling_rows
-from deploy.report.project import class_plane, main_components, umap_points
+from deploy.report.project import class_plane, has_umap, main_components, umap_points
 
 CENTRES = torch.tensor([[4.0, 0, 0, 0], [0, 4.0, 0, 0], [0, 0, 4.0, 0]])
 
@@ -99,9 +103,20 @@ def test_class_plane_finds_classes_under_noise_that_hides_them_from_main_compone
     assert class_plane(values[:, :1], labels)(values[:, :1]).shape == (900, 2)
 
 
+def test_has_umap_is_not_misled_by_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "umap" / "__pycache__").mkdir(parents=True)
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "umap", raising=False)
+    assert not has_umap()
+    (tmp_path / "umap" / "__init__.py").write_text("")
+    importlib.invalidate_caches()
+    assert has_umap()
+
+
 @pytest.mark.slow
 def test_umap_keeps_groups_together_and_gives_the_same_twice() -> None:
-    pytest.importorskip("umap")
+    if not has_umap():
+        pytest.skip("umap-learn is not installed")
     values, labels = rows(90, 4)
     points = umap_points(values.numpy())
     assert points.shape == (90, 2)

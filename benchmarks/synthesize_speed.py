@@ -1,7 +1,7 @@
-"""How long a million rows of 768 coordinates take, and how much memory: `fedhypevae synthesize` in a process of its own.
+"""What a million rows of 768 coordinates cost in time and memory: `fedhypevae synthesize` in a process of its own.
 
 Two threads; the default model with 11 classes, untrained (training changes its numbers, not its work). The parts are
-timed apart: drawing alone, of which labelling by the generator's own posterior, and writing rows that are there already.
+timed apart: drawing, drawing and labelling by the generator's own posterior, and writing rows that are there already.
 
     python -m benchmarks.synthesize_speed --rows 1000000
 """
@@ -97,6 +97,7 @@ def main() -> None:
             "dim": DIM,
             "threads": THREADS,
             "torch": torch.__version__,
+            "load_average_before": round(os.getloadavg()[0], 1),
             "whole": synthesize(make_generator(folder), rows, folder / "all.parquet"),
             "processor_seconds_of_65536_rows": parts(folder),
         }

@@ -26,6 +26,7 @@ from common.methods import get_method
 from common.methods.base import Method, PrivacyPlan, Problem, RunContext, ServerState, StepInput
 from common.noise import SecureNoise
 from common.sampling import SiteData, on_sphere
+from common.secagg.assumptions import Assumptions
 
 Progress = Callable[[str], None]
 _BYTES = 4  # of a float32
@@ -271,7 +272,7 @@ def _levels(method: Method, context: RunContext, cohort: Cohort) -> tuple[NoiseL
     plan, privacy = context.plan, context.config.privacy
     levels = []
     spec = method.statistics(context)
-    root = math.sqrt(cohort.sites)
+    root = _noise_of_sum(context.config, cohort)
     if spec is not None and plan.statistics_noise is not None:
         size = _count(spec.shapes.values())
         signal = cohort.total * spec.sensitivity / math.sqrt(size)
@@ -285,6 +286,12 @@ def _levels(method: Method, context: RunContext, cohort: Cohort) -> tuple[NoiseL
         rounds = plan.num_rounds
         levels.append(NoiseLevel("all rounds", size, noise * math.sqrt(rounds), signal * rounds))
     return tuple(levels)
+
+
+def _noise_of_sum(config: RunConfig, cohort: Cohort) -> float:
+    """Standard deviation of the noise in the sum over all sites, in units of the multiplier times the sensitivity."""
+    root = math.sqrt(cohort.sites)
+    return root if config.privacy.trust == "local" else root * Assumptions.of(config.privacy, cohort.sites).share
 
 
 def _count(shapes: Iterable[tuple[int, ...]]) -> int:
@@ -317,8 +324,8 @@ def _simulated_score(
     if method.sample is None:
         raise ConfigError(f"method {config.method} publishes a head: there is no synthetic set to score")
     records = train.labels.shape[0]
-    share = 0.0 if total is None else math.sqrt(cohort.sites) * records / total
-    noised = context.config.replace(num_sites=1, min_sites=1, seed=seed, noise="test")
+    share = 0.0 if total is None else _noise_of_sum(context.config, cohort) * records / total
+    noised = context.config.replace(num_sites=1, min_sites=1, seed=seed, noise="test", trust="local")
     plan = context.plan
     quieter = replace(
         plan,

@@ -15,6 +15,8 @@ from tests.harness import Federation, Handler, HarnessSite
 Tamper = Callable[[HarnessSite, Message, Handler], Message | None]
 PHASES = ("secagg_keys", "secagg_shares", "secagg_masked", "secagg_unmask")
 SHARED: dict[str, Any] = {"trust": "secagg", "num_rounds": 2}
+# A federation without statistics: half the messages.
+ROUNDS_ONLY: dict[str, Any] = {"statistics_share": 0.0, "public_total": 150}
 
 
 def keyed_federation(home: Path, num_sites: int = 4, **options: Any) -> Federation:

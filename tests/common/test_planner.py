@@ -83,6 +83,14 @@ def test_plan_run_ratio_falls_with_more_sites_of_the_same_total() -> None:
     assert few == pytest.approx(2.0 * many)
 
 
+def test_plan_run_shares_the_noise_under_secagg() -> None:
+    """Ten sites, one missing and one colluding: the noise of the sum falls by the square root of eight."""
+    alone = plan_run(make_config(), Cohort(10, 50, 8, 3)).levels
+    shared = plan_run(make_config(trust="secagg", num_sites=10), Cohort(10, 50, 8, 3)).levels
+    for one, other in zip(alone, shared, strict=True):
+        assert one.noise_std == pytest.approx(other.noise_std * math.sqrt(8.0))
+
+
 @pytest.mark.parametrize("settings", [{"epsilon": math.inf}, {"method": "fedavg"}])
 def test_plan_run_refuses_a_run_without_protection(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="private method and a finite epsilon"):

@@ -20,10 +20,11 @@ from common.config import RunConfig
 from common.loop import run_loop
 from common.wire import REPLY_WORDS
 from tests.harness import CLASSES, SMALL, Federation, Handler, HarnessSite, Killed
-from tests.secagg_cases import PHASES, SHARED, keyed_federation, phase_of, silent
+from tests.secagg_cases import PHASES, ROUNDS_ONLY, SHARED, keyed_federation, phase_of, silent
 
 PUBLIC = {"data_is_public": True, "metrics_may_leave": True, "allow_test_noise": True}
 QUICK: dict[str, Any] = {**SHARED, "round_timeout": 0.5, "num_rounds": 3}
+BARE: dict[str, Any] = {**QUICK, **ROUNDS_ONLY}
 
 
 def events_of(site: HarnessSite) -> dict[str, int]:
@@ -116,11 +117,11 @@ def test_two_silent_sites_abort_and_a_resumed_run_completes(tmp_path: Path, phas
     federation = keyed_federation(tmp_path)
     gone = {("site-2", "round-2", phase), ("site-3", "round-2", phase)}
     with pytest.raises(SystemExit):
-        federation.run(**QUICK, tamper=silent(gone))
+        federation.run(**BARE, tamper=silent(gone))
     line = federation.status()["error"]
     assert "round-2: 2 of 4 sites are left" in line
     assert "nothing was unmasked" in line
-    summary = federation.run(**QUICK, resume=True)
+    summary = federation.run(**BARE, resume=True)
     assert summary["rounds_taken_part"] == [["site-1", "site-2", "site-3", "site-4"]] * 3
     masked_twice = phase in ("secagg_masked", "secagg_unmask")
     # charged again for the second attempt, where the first had come to reading the records
@@ -160,7 +161,7 @@ def test_killed_site_is_charged_if_its_records_were_read(
 ) -> None:
     target, phase, charged = PLACES[place]
     federation = keyed_federation(tmp_path)
-    summary = federation.run(**QUICK, tamper=kill_at(monkeypatch, target, "round-2", phase))
+    summary = federation.run(**BARE, tamper=kill_at(monkeypatch, target, "round-2", phase))
     everyone = ["site-1", "site-2", "site-3", "site-4"]
     in_sum = phase == "secagg_unmask"
     assert summary["rounds_taken_part"][1] == (everyone if in_sum else everyone[1:])

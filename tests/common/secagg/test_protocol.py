@@ -54,7 +54,7 @@ def test_sum_is_exact_whoever_drops_out(case: int) -> None:
     """Random numbers of sites, dropouts spread over the phases at random, up to d in all."""
     rng = np.random.default_rng(case)
     dropouts, colluders = int(rng.integers(0, 3)), int(rng.integers(0, 2))
-    count = int(rng.integers(max(2 * dropouts + colluders + 1, colluders + 2), 9))
+    count = int(rng.integers(max(2 * dropouts + colluders + 1, colluders + 2), 8))
     dropouts = dropouts if case % 4 else 0
     values = vectors(count, 17, case)
     leaving = rng.permutation(count)[: int(rng.integers(0, dropouts + 1))]

@@ -51,7 +51,7 @@ class SitePolicy(BaseModel):
     allowed_methods: tuple[str, ...] = ("fedhypevae",)
     allowed_encoder_training: tuple[EncoderTraining, ...] = ("sleep",)
     allowed_trust: tuple[str, ...] = ("local",)
-    least_colluders: int = Field(default=0, ge=0)
+    least_colluders: int = Field(default=1, ge=0)
     data_is_public: bool = False
     metrics_may_leave: bool = False
     allow_test_noise: bool = False

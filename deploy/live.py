@@ -86,7 +86,7 @@ def status_rows(status: RunStatus) -> list[tuple[str, str]]:
     if "sites_answered" in values:
         rows.append(("sites", f"{values['sites_answered']} of {values['sites']} answered in the last round"))
     elif "sites" in values:
-        rows.append(("sites", f"{values['sites']} expected"))
+        rows.append(("sites", f"{values['sites']} {'expected' if status.state == 'waiting' else 'take part'}"))
     rows += [("missing", f"{site}: {why}") for site, why in values.get("missing", {}).items()]
     if "epsilon_spent" in values:
         spent, target = (_number(values.get(name)) for name in ("epsilon_spent", "epsilon_target"))
@@ -168,7 +168,7 @@ def watch_site(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thr
         return log.stat().st_mtime_ns if log.is_file() else 0
 
     def look() -> None:
-        before = stamp()
+        before, last = stamp(), ""
         while not stop.wait(POLL_S):
             now = stamp()
             if now == before:
@@ -176,8 +176,9 @@ def watch_site(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thr
             before = now
             with suppress(FedHypeVAEError, OSError):  # the ledger's own commands say what is wrong with it
                 line = site_line(folder)
-                if line:
+                if line and line != last:  # what is sent of public data is logged, and costs nothing
                     tell(f"{_clock()} {line}")
+                    last = line
 
     return _start(look)
 

@@ -82,9 +82,7 @@ def render_run(facts: RunFacts) -> str:
         tiles_of_run=_tiles(facts),
         meter_lines=_meters(facts),
         charges=_charges(facts),
-        epsilon=draw.epsilon_curves(summary["history"], guarantee["epsilon_target"])
-        if summary.get("history")
-        else None,
+        epsilon=_curves(facts),
         participation=draw.participation(summary["rounds_taken_part"], facts.sites) if summary["rounds"] else None,
         missing=_missing(summary),
         scores=_scores(summary["scores"]),
@@ -101,8 +99,9 @@ def render_run(facts: RunFacts) -> str:
 
 
 def _curves(facts: RunFacts) -> Picture | None:
-    history = facts.summary.get("history")
-    return draw.epsilon_curves(history, facts.statement["guarantee"]["epsilon_target"]) if history else None
+    """ε over the rounds; none for a run without a guarantee, whose sums would look like one."""
+    history, guarantee = facts.summary.get("history"), facts.statement["guarantee"]
+    return draw.epsilon_curves(history, guarantee["epsilon_target"]) if history and guarantee["end_to_end"] else None
 
 
 def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:

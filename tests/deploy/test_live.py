@@ -99,7 +99,7 @@ def test_new_lines_are_told_once_and_old_ones_never(tmp_path: Path) -> None:
 
 def test_watchers_tell_of_rounds_and_of_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "POLL_S", 0.02)
-    federation = Federation.create(tmp_path, num_sites=2)
+    federation = Federation.create(tmp_path, num_sites=2, data_is_public=True, metrics_may_leave=True)
     folder, stop = federation.sites[0].folder, threading.Event()
     assert site_line(folder) == ""
     run_lines: list[str] = []
@@ -112,6 +112,7 @@ def test_watchers_tell_of_rounds_and_of_releases(tmp_path: Path, monkeypatch: py
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and not any("round 2 sent" in line for line in site_lines):
         time.sleep(0.02)
+    time.sleep(0.3)  # scores of public data are released too: no line of their own
     stop.set()
     for thread in threads:
         thread.join()
@@ -120,3 +121,5 @@ def test_watchers_tell_of_rounds_and_of_releases(tmp_path: Path, monkeypatch: py
         epsilon = ledger.spent(1e-5).runs[0].epsilon
     assert f"study: round 2 sent; epsilon {epsilon:.2f} of 3.2 for a run" in site_lines[-1]
     assert site_line(folder) in site_lines[-1]
+    told = [line.split(" ", 1)[1] for line in site_lines]
+    assert len(told) == len(set(told))

@@ -99,6 +99,22 @@ def test_run_page_of_an_unprotected_run_says_so_first(tmp_path: Path) -> None:
     assert "Differentially private from end to end" not in page
 
 
+@pytest.mark.parametrize(("method", "figures"), [("fedavg", 3), ("dp_gauss", 2)])
+def test_run_page_of_a_method_without_a_generator_or_without_rounds(tmp_path: Path, method: str, figures: int) -> None:
+    policy = {"data_is_public": True, "metrics_may_leave": True, "allowed_methods": (method,)}
+    federation = Federation.create(tmp_path, num_sites=2, **policy)
+    federation.run(num_rounds=1, method=method, public_total=100)
+    page = render_run(read_run(federation.output))
+    assert page.count("<figure>") <= figures
+    words = words_of(page)
+    if method == "fedavg":
+        assert "Not private" in words
+        assert "site-1 not protected" in words
+        assert "this run has no guarantee" in words
+    else:
+        assert "Differentially private from end to end" in words
+
+
 def test_report_refuses_what_is_no_completed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("report", tmp_path) == 2
     assert "no summary.json" in capsys.readouterr().err

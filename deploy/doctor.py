@@ -57,6 +57,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         lambda: _node_key(site),
         lambda: _certificate(site.path / "ca.crt", moment),
         lambda: _policy(site),
+        lambda: _peers(site),
         lambda: _ledger(site),
         lambda: _data(site, agreed),
         _gpu,
@@ -194,6 +195,23 @@ def _policy(site: SiteFolder) -> Iterable[str]:
     if not policy.approved_app_digests:
         lines.append("policy: no app is approved, so none will run: read it and `fedhypevae site approve` its digest")
     return lines
+
+
+def _peers(site: SiteFolder) -> Iterable[str]:
+    """The list that secure aggregation needs, where the policy allows it."""
+    from client_app.peers import pinned_peers
+    from client_app.place import find_place
+    from client_app.site import load_policy
+    from common.config import RunConfig
+
+    if "secagg" not in load_policy(site.path / "policy.toml").allowed_trust:
+        return
+    config = RunConfig()
+    node = {"data-dir": str(site.path), "site-name": site.settings.name}
+    try:
+        pinned_peers(find_place(node, config.federation, config.privacy))
+    except FedHypeVAEError as error:
+        yield f"peers: {error}; write the list with `fedhypevae site pin`"
 
 
 def _ledger(site: SiteFolder) -> Iterable[str]:

@@ -18,7 +18,8 @@ import pytest
 from deploy import doctor
 from deploy.doctor import examine_site
 from deploy.folders import SiteFolder
-from deploy.keys import make_authority
+from deploy.keys import make_authority, make_node_key
+from deploy.peers import pin_peers
 from deploy.provision import FederationPlan, init_site, provision
 from embeddings.efficientnet import offline_identity
 from embeddings.sets import EmbeddingSet, SetMetadata
@@ -179,3 +180,14 @@ def test_doctor_finds_a_gpu_build_without_a_gpu(healthy: SiteFolder, monkeypatch
     (finding,) = examine_site(healthy)
     assert "CUDA 12.6" in finding
     assert "install the driver" in finding
+
+
+def test_doctor_asks_for_peers_where_secagg_is_allowed(healthy: SiteFolder) -> None:
+    policy = healthy.path / "policy.toml"
+    policy.write_text(policy.read_text().replace('["local"]', '["local", "secagg"]'))
+    (line,) = examine_site(healthy)
+    assert "peers.json" in line
+    assert "site pin" in line
+    make_node_key(healthy.path / "other" / "node")
+    pin_peers(healthy, {"st-bernard": healthy.path / "other" / "node.pub"})
+    assert examine_site(healthy) == []

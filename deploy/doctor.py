@@ -57,7 +57,6 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         lambda: _node_key(site),
         lambda: _certificate(site.path / "ca.crt", moment),
         lambda: _policy(site),
-        lambda: _peers(site),
         lambda: _ledger(site),
         lambda: _data(site, agreed),
         _gpu,
@@ -194,18 +193,17 @@ def _policy(site: SiteFolder) -> Iterable[str]:
         lines.append(f"policy: others may write {path}: chmod 600 {path}")
     if not policy.approved_app_digests:
         lines.append("policy: no app is approved, so none will run: read it and `fedhypevae site approve` its digest")
+    if "secagg" in policy.allowed_trust:
+        lines += _peers(site)
     return lines
 
 
 def _peers(site: SiteFolder) -> Iterable[str]:
-    """The list that secure aggregation needs, where the policy allows it."""
+    """The list that secure aggregation needs."""
     from client_app.peers import pinned_peers
     from client_app.place import find_place
-    from client_app.site import load_policy
     from common.config import RunConfig
 
-    if "secagg" not in load_policy(site.path / "policy.toml").allowed_trust:
-        return
     config = RunConfig()
     node = {"data-dir": str(site.path), "site-name": site.settings.name}
     try:

@@ -31,7 +31,7 @@ from common.fidelity import fidelity
 from common.loop import LoopResult, run_loop
 from common.methods import fedlambda, get_method, mh_pfedhn, mh_pfedhn_gd
 from common.methods.architectures import light_architecture, site_architecture
-from common.methods.base import PrivacyPlan, RunContext, seeded
+from common.methods.base import RunContext, seeded
 from common.methods.linear import CENTRE, published_head
 from common.nonlinear_heads import score_heads
 from common.rivals import RivalsConfig
@@ -87,7 +87,7 @@ def run_cell(dataset: str, row: Row, seed: int) -> dict[str, Any]:
 
 
 def train(federation: Federation, row: Row, changes: dict[str, Scalar] | None = None) -> Trained:
-    """Run a row's method; under secagg each site's noise is 1/√m of what its own protection would need.
+    """Run a row's method; under secagg with the discrete shares of noise of the real protocol, without its masks.
 
     Args:
         federation: the sites.
@@ -97,29 +97,16 @@ def train(federation: Federation, row: Row, changes: dict[str, Scalar] | None = 
     if row.registered is None:
         raise ConfigError(f"{row.method} is a reference row, fitted at once: expected a row with a registered method")
     config, method = row.config(federation, changes), get_method(row.registered)
-    plan = method.plan(config)
-    if row.trust == "secagg":
-        plan = shared_noise(plan, len(federation.sites))
     sites = [site.train for site in federation.sites]
     if row.trust == "none":
         sites = [replace(site, groups=None) for site in sites]
-    result = run_loop(config, sites, federation.class_names, plan=plan)
+    result = run_loop(config, sites, federation.class_names)
     head, synthetic = published_head(result.artifact), None
     if method.sample is not None:
         labels = torch.arange(config.synthesis.synthetic_rows) % federation.num_classes
         synthetic = method.sample(result.context, result.artifact, labels, federation.seed)
         head = fit_linear_head(*synthetic, federation.num_classes) if head is None else head
     return Trained(result, head, synthetic)
-
-
-def shared_noise(plan: PrivacyPlan, num_sites: int) -> PrivacyPlan:
-    """A site's share of the noise when only the masked sum is seen: variance σ²C²/m, no dropouts, no colluders."""
-    share = 1.0 / math.sqrt(num_sites)
-    return replace(
-        plan,
-        statistics_noise=None if plan.statistics_noise is None else plan.statistics_noise * share,
-        training_noise=None if plan.training_noise is None else plan.training_noise * share,
-    )
 
 
 def score_trained(
@@ -195,7 +182,7 @@ def _run_fold(federation: Federation, own: Sequence[LinearHead], row: Row) -> di
     method = get_method(config.method)
     record: dict[str, Any] = {**nothing, **score_trained(federation, own, row, trained), **cost(trained.result, config)}
     if method.private:
-        # of a site's own protection: under secagg its share of the noise counts together with the others'
+        # under secagg of the sum, against a server that keeps to the protocol and the colluders
         record["epsilon"] = epsilon_pld(method.plan(config).all_events, config.privacy.delta)
     if trained.synthetic is not None:
         record |= _judge(federation, trained.synthetic)

@@ -54,7 +54,8 @@ class Row:
 
     Attributes:
         method: its name in the table; the registered method unless `registered` names another.
-        trust: none, local, or secagg: sites share the noise, so that each adds 1/√m of its standard deviation.
+        trust: none, local, or secagg: sites share the noise, with one dropout and one colluder in ten allowed for (and
+            at least one each; with fewer than four sites no dropout can be).
         settings: flat settings beside the common ones.
         registered: name of the method that is run; None for a reference row.
         head_scale: factor of a published head's logits before it is mixed: noise makes it overconfident.
@@ -76,6 +77,8 @@ class Row:
             "num-sites": len(federation.sites),
             "seed": federation.seed,
             "unit": "patient" if grouped and self.trust != "none" else "record",
+            "trust": "secagg" if self.trust == "secagg" else "local",
+            "dropouts": -1 if len(federation.sites) >= 4 else 0,
         }
         return RunConfig.from_flat({**values, **(changes or {})})
 

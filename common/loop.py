@@ -15,7 +15,6 @@ from common.methods import get_method
 from common.methods.base import (
     Artifact,
     Method,
-    PrivacyPlan,
     Problem,
     RunContext,
     ServerState,
@@ -101,7 +100,6 @@ def run_loop(
     sites: Sequence[SiteData],
     class_names: Sequence[str],
     progress: Callable[[int, ServerState], None] | None = None,
-    plan: PrivacyPlan | None = None,
 ) -> LoopResult:
     """Run a whole federation in this process.
 
@@ -110,14 +108,13 @@ def run_loop(
         sites: what each site trains on.
         class_names: names of the classes.
         progress: called after every round with its number and the server's state.
-        plan: noise other than the method's own plan, such as shares of it under secure aggregation.
 
     Returns:
         The result. No ledger is charged: whoever calls this owns all the data.
     """
     method = get_method(config.method)
     problem = problem_of(sites, class_names)
-    context = RunContext(config, problem, method.plan(config) if plan is None else plan)
+    context = RunContext(config, problem, method.plan(config))
     state = method.init(context)
     site_states = [method.init_site(context, index) for index in range(len(sites))]
     shared = config.privacy.trust == "secagg"

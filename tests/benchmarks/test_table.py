@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from benchmarks.render import render, score_cell
 from benchmarks.rows import ROWS, TABLE_DATASETS, Row
 from common.errors import ConfigError, DataError
 from common.methods import method_names
-from common.methods.base import PrivacyPlan
 from common.sampling import SiteData
+from common.secagg.assumptions import Assumptions
 
 _FIELDS = {
     "dataset", "method", "trust", "epsilon", "seed", "synthetic_only", "mixed", "own_lambda", "personalised", "heads",
@@ -26,8 +25,8 @@ _FIELDS = {
 }  # fmt: skip
 
 
-def _federation(held_out: str | None = None, seed: int = 7) -> Federation:
-    """Three classes in eight dimensions, two sites with 60 training rows each."""
+def _federation(held_out: str | None = None, seed: int = 7, num_sites: int = 3) -> Federation:
+    """Three classes in eight dimensions, sites with 60 training rows each."""
     generator = torch.Generator().manual_seed(2)
     centres = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=1)
 
@@ -36,7 +35,7 @@ def _federation(held_out: str | None = None, seed: int = 7) -> Federation:
         noisy = centres[labels] + 0.2 * torch.randn(count, 8, generator=generator)
         return SiteData(torch.nn.functional.normalize(noisy, dim=1), labels)
 
-    sites = tuple(BenchmarkSite(f"site-{at}", rows(60), rows(12), rows(30)) for at in range(2))
+    sites = tuple(BenchmarkSite(f"site-{at}", rows(60), rows(12), rows(30)) for at in range(num_sites))
     return Federation("organ-iid", seed, ("a", "b", "c"), sites, held_out)
 
 
@@ -64,7 +63,7 @@ def test_every_row_gives_a_whole_record(row: Row, monkeypatch: pytest.MonkeyPatc
     for name in ("synthetic_only", "mixed", "own_lambda", "personalised"):
         if record[name] is not None:
             per_site = record[name]["per_site"]
-            assert record[name]["accuracy"] == pytest.approx(sum(per_site["accuracy"]) / 2)
+            assert record[name]["accuracy"] == pytest.approx(sum(per_site["accuracy"]) / 3)
             assert all(0 <= value <= 1 for values in per_site.values() for value in values)
     if row.registered is not None:
         assert record["bytes_up"] > 0
@@ -94,12 +93,12 @@ def test_bytes_of_a_site_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record["released_parameters"] == 24 + 3
 
 
-def test_shared_noise_adds_up_to_one_sites_own() -> None:
-    plan = PrivacyPlan(22.5, 32.0, 1.0, 1, 100, 1e-4)
-    shared = cells.shared_noise(plan, 16)
-    assert (shared.statistics_noise, shared.training_noise) == (22.5 / 4, 8.0)
-    assert math.sqrt(16 * 8.0**2) == pytest.approx(32.0)
-    assert cells.shared_noise(PrivacyPlan(3.0, None, 1.0, 1, 0, 1e-4), 4).training_noise is None
+def test_secagg_rows_assume_a_dropout_and_a_colluder_where_sites_allow() -> None:
+    row = next(row for row in ROWS if row.trust == "secagg")
+    for sites, shares in ((3, 2), (10, 8)):
+        config = row.config(_federation(num_sites=sites))
+        assert config.privacy.trust == "secagg"
+        assert Assumptions.of(config.privacy, sites).honest_shares == shares
 
 
 def test_rows_cover_every_method_of_the_issue_and_are_told_apart() -> None:

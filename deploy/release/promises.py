@@ -56,8 +56,14 @@ def faults_of(statement: Mapping[str, Any], context: RunContext, withdrawn: Sequ
     faults = [] if statement["sites"] else ["the privacy statement names no site"]
     for part, names in (("guarantee", _GUARANTEE), ("guarantee", ("end_to_end", "why_not", "epsilon_declared"))):
         faults += _differences(part, statement[part], expected[part], names)
-    faults += _differences("mechanism", statement["mechanism"], expected["mechanism"], _numbers(expected["mechanism"]))
+    numbers = [*_numbers(expected["mechanism"]), "encoder_training"]
+    faults += _differences("mechanism", statement["mechanism"], expected["mechanism"], numbers)
     faults += _differences("statement", statement, expected, ("method",))
+    shared, due_shared = (which.get("secure_aggregation") or {} for which in (statement, expected))
+    if set(shared) != set(due_shared):
+        faults.append("the part on secure aggregation is missing, or of another run")
+    else:
+        faults += _differences("secure aggregation", shared, due_shared, _numbers(due_shared))
     for site, facts in statement["sites"].items():
         faults += _differences(f"site {site}", facts, expected["sites"][site], _SITE_FIGURES)
         faults += _missing_charges(site, facts, context)
@@ -98,7 +104,10 @@ def withdraw(statement: Mapping[str, Any], reasons: Sequence[str]) -> dict[str, 
         "why_not": list(reasons),
         "epsilon_declared": None,
     }
-    return {**statement, "guarantee": guarantee, "sites": sites}
+    withdrawn = {**statement, "guarantee": guarantee, "sites": sites}
+    if "secure_aggregation" in statement:
+        withdrawn["secure_aggregation"] = {**statement["secure_aggregation"], "epsilon_of_own_share": None}
+    return withdrawn
 
 
 def empty_statement(context: RunContext) -> dict[str, Any]:
@@ -147,7 +156,7 @@ def _same(told: Any, due: Any) -> bool:
 
 
 def _numbers(part: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in part.items() if value is None or not isinstance(value, str)] + ["encoder_training"]
+    return [name for name, value in part.items() if value is None or not isinstance(value, str)]
 
 
 def _short(value: Any) -> str:

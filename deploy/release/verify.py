@@ -28,7 +28,6 @@ from deploy.release.signing import check_signature
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._/-]{1,200})")
 _FOLDERS = ("data",)
 _CLAIM_TOLERANCE = 1e-4
-_LARGEST_JSON = 500_000_000
 
 
 @dataclass(frozen=True)

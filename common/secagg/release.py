@@ -38,7 +38,7 @@ def check_shares_noise(method: Method, context: RunContext) -> None:
     Raises:
         ConfigError: the method's sites depend on what they send, or the number of sites does not allow it.
     """
-    if not method.shares_noise:
+    if not method.shares_noise or method.broadcast is not None or method.site_upload_shapes is not None:
         raise ConfigError(
             f"method {method.name} can't run under trust secagg: its sites need their own noise; use local"
         )

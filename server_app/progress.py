@@ -24,7 +24,8 @@ class RoundRecord:
         number: of the round, from 1. rounds: how many the run has.
         answered: sites whose sums were used. sites: how many the run has.
         missing: site -> why it was not.
-        epsilon: site -> ε charged by its ledger for this run so far, at `delta`; add or remove one unit.
+        epsilon: site -> ε charged by its ledger for this run so far, at `delta`; add or remove one unit. None where the
+            method promises none.
         epsilon_target: the run's ε. delta: δ.
         seconds: of this round. seconds_left: estimate for the rounds to come.
         bytes_up: received in this round. bytes_down: sent in it.
@@ -45,15 +46,16 @@ class RoundRecord:
 
     @property
     def spent(self) -> float:
-        """The largest ε of a site so far."""
-        return max(self.epsilon.values(), default=0.0)
+        """The largest ε of a site so far; infinite where none is promised."""
+        return max(self.epsilon.values(), default=math.inf)
 
     @property
     def line(self) -> str:
         """The round for a terminal."""
+        charge = f"epsilon {self.spent:.2f} of {self.epsilon_target:g}" if self.epsilon else "not private"
         return (
             f"round {self.number:>3}/{self.rounds}   sites {self.answered}/{self.sites}   "
-            f"epsilon {self.spent:.2f} of {self.epsilon_target:g}   left {duration(self.seconds_left)}"
+            f"{charge}   left {duration(self.seconds_left)}"
         )
 
     def history(self) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class FederatedStrategy(Strategy):
             answered=answered,
             sites=len(self.members),
             missing=missing,
-            epsilon=epsilon_per_site(progress.charged, plan.delta),
+            epsilon=epsilon_per_site(progress.charged, plan.delta) if self.method.private else {},
             epsilon_target=self.context.config.privacy.epsilon,
             delta=plan.delta,
             seconds=pace.lap(),

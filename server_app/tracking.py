@@ -159,8 +159,9 @@ def now() -> str:
 
 def _values(record: RoundRecord) -> dict[str, float]:
     values = {f"epsilon/{site}": value for site, value in record.epsilon.items()}
+    if values:
+        values["epsilon/limit of the run"] = record.epsilon_target
     return values | {
-        "epsilon/limit of the run": record.epsilon_target,
         "rounds/sites answered": record.answered,
         "rounds/seconds": record.seconds,
         "bytes/received": record.bytes_up,

@@ -44,6 +44,14 @@ def record(**changes: Any) -> RoundRecord:
     return RoundRecord(**{**values, **changes})
 
 
+def test_line_of_a_method_without_a_promise_shows_no_epsilon() -> None:
+    assert "epsilon 0.50 of 3" in record().line
+    unprotected = record(epsilon={})
+    assert "not private" in unprotected.line
+    assert "epsilon" not in unprotected.line
+    assert unprotected.history()["epsilon"] == {}
+
+
 def watch(folder: Path, tracking: Any = "off") -> RunWatch:
     return RunWatch(folder, RoundPrinter(), tracking, {"run": "r", "method": "m", "rounds": 5, "sites": 2})
 

@@ -52,7 +52,7 @@ def make(
         bool, typer.Option("--force", help="Publish whatever the gate says, marked as not private in every file.")
     ] = False,
     audit_draws: Annotated[int, typer.Option(min=100, help="Draws of each world of the two-world audit.")] = 1000,
-    audit_canaries: Annotated[int, typer.Option(min=10, help="Canaries of the one-run audit.")] = 1000,
+    audit_canaries: Annotated[int, typer.Option(min=10, help="Canaries of the one-run audit.")] = 500,
 ) -> None:
     """Write a bundle: the set, the generator, card, Croissant, privacy statement, audit, checksums, signature.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
+
+import torch
 
 from common.audit import AuditResult, one_run_audit, two_world_audit
 from common.errors import ConfigError
@@ -27,7 +31,18 @@ class AuditSize:
     """How long to look: draws of each world of the two-world audit, canaries of the one-run audit."""
 
     draws: int = 1000
-    canaries: int = 1000
+    canaries: int = 500
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from more threads, and on a busy machine the threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def audit_run(context: RunContext, size: AuditSize, watch: Watch) -> tuple[list[AuditResult], str]:
@@ -48,30 +63,27 @@ def audit_run(context: RunContext, size: AuditSize, watch: Watch) -> tuple[list[
     canaries = max(min(size.canaries, dim * classes), 10)
     one_step, all_rounds = "audit: two worlds, one step", "audit: one run, all rounds"
     try:
-        if context.plan.training_noise is None:
-            results = [
-                audit_statistics(
-                    config, draws=size.draws, confidence=CONFIDENCE, progress=lambda i, n: watch(one_step, i, n)
-                )
-            ]
-            return results, ""
-        step = two_world_audit(
-            config,
-            dim=dim,
-            num_classes=classes,
-            draws=size.draws,
-            confidence=CONFIDENCE,
-            progress=lambda done, total: watch(one_step, done, total),
-        )
-        run = one_run_audit(
-            config,
-            dim=dim,
-            num_classes=classes,
-            canaries=canaries,
-            confidence=CONFIDENCE,
-            progress=lambda done, total: watch(all_rounds, done, total),
-        )
-        return [step, run], ""
+        with _one_thread():
+            if context.plan.training_noise is None:
+                watched = partial(watch, one_step)
+                return [audit_statistics(config, draws=size.draws, confidence=CONFIDENCE, progress=watched)], ""
+            step = two_world_audit(
+                config,
+                dim=dim,
+                num_classes=classes,
+                draws=size.draws,
+                confidence=CONFIDENCE,
+                progress=partial(watch, one_step),
+            )
+            run = one_run_audit(
+                config,
+                dim=dim,
+                num_classes=classes,
+                canaries=canaries,
+                confidence=CONFIDENCE,
+                progress=partial(watch, all_rounds),
+            )
+            return [step, run], ""
     except ConfigError as error:
         return [], str(error)
 

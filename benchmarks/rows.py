@@ -39,6 +39,7 @@ _CGAN: dict[str, Scalar] = {
     "noise-dim": 2,
     "adam-rate": 0.01,
 }
+_LESS_NOISE: dict[str, Scalar] = {"learning-rate": 16.0}
 _CHUNKS: dict[str, Scalar] = {
     "num-rounds": 20,
     "local-rate": 5e-3,
@@ -99,7 +100,7 @@ ROWS = (
     Row("fedhypevae", "local", {}, "fedhypevae", 0.5),
     Row("fedhypevae_tied", "local", _TIED, "fedhypevae", 0.5),
     Row("dp_gauss", "secagg", {}, "dp_gauss", 0.5),
-    Row("dp_fedsgd", "secagg", {}, "dp_fedsgd", 0.5),
-    Row("fedhypevae_tied", "secagg", _TIED, "fedhypevae", 0.5),
+    Row("dp_fedsgd", "secagg", _LESS_NOISE, "dp_fedsgd", 0.5),
+    Row("fedhypevae_tied", "secagg", {**_TIED, **_LESS_NOISE}, "fedhypevae", 0.5),
 )
 TABLE_DATASETS = ("organ-iid", "organ-dir0.3", "organ-small", "ham", "ham-loso")

@@ -156,8 +156,9 @@ class SynthesisConfig(Concern):
     """What the server does after training: free, since it touches released values alone.
 
     `relabel` gives each synthetic row the class that the generator's own posterior finds likeliest there, or one drawn
-    from that posterior, flattened by `relabel_temperature`. `mixing` is the weight of a site's own head; `head_scale`
-    flattens the published one before they are mixed, since noise in training makes it overconfident.
+    from that posterior, flattened by `relabel_temperature`. `placement` moves classes to their released means in the
+    directions that tell them apart. `mixing` is the weight of a site's own head; `head_scale` flattens the published
+    one before they are mixed, since noise in training makes it overconfident.
     """
 
     synthetic_rows: int = Field(20_000, ge=1, le=10_000_000)
@@ -167,6 +168,7 @@ class SynthesisConfig(Concern):
     balance: Literal["uniform", "dp-counts"] = "uniform"
     relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
     relabel_temperature: float = Field(1.0, gt=0.0)
+    placement: bool = True
     covariance_weight: float = Field(0.0, ge=0.0)
     meta_steps: int = Field(200, ge=0)
     mixing: float = Field(0.5, ge=0.0, le=1.0)

@@ -162,6 +162,7 @@ class ReleasedStatistics:
         covariance: (d_x, d_x) within classes, shrunk, or None.
         class_features: (K, D) noised mean Fourier features, or None.
         noise_std: standard deviation of the noise in one coordinate of a sum, by part.
+        class_offsets: (K, d_x), noised class means less the centre, not shrunk; or None.
     """
 
     total: float
@@ -171,6 +172,7 @@ class ReleasedStatistics:
     covariance: Tensor | None
     class_features: Tensor | None
     noise_std: Mapping[str, float]
+    class_offsets: Tensor | None = None
 
 
 def combine_statistics(
@@ -201,7 +203,7 @@ def combine_statistics(
     centre = torch.zeros(spec.dim)
     if "total_sum" in sums:
         centre = sums["total_sum"] / total
-    means = None
+    means, offset = None, None
     if "class_sums" in sums:
         if "total_sum" not in sums:
             centre = sums["class_sums"].sum(0) / total
@@ -221,7 +223,7 @@ def combine_statistics(
     features = None
     if "class_features" in sums:
         features = sums["class_features"] / counts[:, None]
-    return ReleasedStatistics(total, centre, counts, means, covariance, features, spread)
+    return ReleasedStatistics(total, centre, counts, means, covariance, features, spread, offset)
 
 
 def pack_symmetric(matrix: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from common.statistics import ReleasedStatistics
 
 _FILE = "checkpoint.safetensors"
 _PARTS = ("params", "memory")
-_STATISTICS = ("centre", "class_counts", "class_means", "covariance", "class_features")
+_STATISTICS = ("centre", "class_counts", "class_means", "covariance", "class_features", "class_offsets")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from common.methods.hypevae_terms import (
     trained_names,
 )
 from common.statistics import ReleasedStatistics, StatisticsSpec
-from common.synthesis import MetaCodes, fit_meta_codes, sample_embeddings
+from common.synthesis import PLACEMENT, MetaCodes, fit_meta_codes, place_classes, sample_embeddings
 
 
 def statistics_spec(context: RunContext) -> StatisticsSpec | None:
@@ -138,6 +138,9 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     tensors |= {"meta.codes": meta.codes, "meta.weights": meta.weights}
     if state.statistics is not None:
         tensors["class_counts"] = state.statistics.class_counts
+    placement = place_classes(shape, params, meta, state.statistics) if config.synthesis.placement else None
+    if placement is not None:
+        tensors[PLACEMENT] = placement
     settings = {
         "dim": shape.dim,
         "num_classes": shape.num_classes,
@@ -160,6 +163,7 @@ def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -
         latent_law=synthesis.latent_law,
         relabel=synthesis.relabel,
         temperature=synthesis.relabel_temperature,
+        placement=artifact.tensors.get(PLACEMENT),
     )
     return embeddings + artifact.tensors[CENTRE], drawn
 

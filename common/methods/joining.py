@@ -18,7 +18,7 @@ from common.methods.hypevae_terms import generator_shape, normalised
 from common.methods.linear import CENTRE
 from common.methods.private import adam_step
 from common.sampling import SiteData
-from common.synthesis import MetaCodes, generated_moments, sample_embeddings
+from common.synthesis import PLACEMENT, MetaCodes, generated_moments, sample_embeddings
 
 _MOMENT_DRAWS = 64
 
@@ -90,5 +90,6 @@ def sample_personal(
         latent_law=synthesis.latent_law,
         relabel=synthesis.relabel,
         temperature=synthesis.relabel_temperature,
+        placement=artifact.tensors.get(PLACEMENT),
     )
     return rows + artifact.tensors[CENTRE], drawn

@@ -37,7 +37,7 @@ OUT_OF_POLICY: dict[str, tuple[dict[str, Any], str]] = {
     "noise that is not finite": (plan(training_noise=float("nan")), "config"),
     "negative noise": (plan(training_noise=-1.7), "config"),
     "huge clipping norm": (config(clip_norm=1e9), "policy:max_clip_norm"),
-    "infinite clipping norm": (config(clip_norm=float("inf")), "policy:max_clip_norm"),
+    "infinite clipping norm": (config(clip_norm=float("inf")), "config"),
     "a million steps": (config(num_rounds=100_000) | plan(num_rounds=100_000), "policy:max_num_steps"),
     "a million steps told in the plan alone": (plan(num_rounds=1_000_000), "policy:request"),
     "more rounds than the plan charges": (config(num_rounds=50), "policy:request"),

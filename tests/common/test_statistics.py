@@ -39,6 +39,7 @@ def test_statistics_by_hand() -> None:
     assert combined.total == pytest.approx(6.0)
     assert torch.allclose(combined.centre, torch.tensor([0.3, 1.3 / 3]))
     assert torch.allclose(combined.class_means, torch.tensor([[0.6, 0.8], [0.15, 0.25]]))
+    assert torch.allclose(combined.class_offsets, combined.class_means - combined.centre)  # no noise: nothing shrunk
 
 
 def test_a_patients_records_are_clipped_together() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from common.hypernetwork import generate
-from common.synthesis import MetaCodes, generated_moments, moment_loss, sample_embeddings
+from common.statistics import ReleasedStatistics
+from common.synthesis import MetaCodes, generated_moments, moment_loss, place_classes, sample_embeddings
 from tests.common.clipping_cases import make_case
 
 
@@ -54,3 +55,43 @@ def test_samples_mixture_is_a_mixture_and_parameters_mixture_is_not() -> None:
     assert float(samples.std()) > 4.0  # two modes ten apart
     assert float(parameters.std()) < 0.1  # one mode between them
     assert abs(float(parameters.mean() - samples.mean())) < 0.4
+
+
+def _released(offsets: torch.Tensor, std: float) -> ReleasedStatistics:
+    counts = torch.full((3,), 10.0)
+    return ReleasedStatistics(
+        30.0, torch.zeros(4), counts, offsets, None, None, {"class_sums": std}, class_offsets=offsets
+    )
+
+
+def test_place_classes_moves_classes_within_the_columns_span_and_less_the_noisier_the_release() -> None:
+    case = make_case(latent_dim=0, code_dim=0, dim=4, residual_energy=1e-4)
+    columns = torch.tensor([[1.0, -1.0, 0.0], [0.0, 1.0, -1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    params = {**case.params, "decoder.0.class_weight": columns, "decoder.0.base_bias": torch.zeros(4)}
+    meta = MetaCodes(torch.zeros(1, 0), torch.ones(1))
+    offsets = torch.tensor([[3.0, 4.0, 9.0, 9.0], [-0.3, 0.4, 9.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
+    own = case.shape.observation_variance * columns.T  # where the decoder itself puts the classes
+    wanted = torch.cat([offsets[:, :2], torch.zeros(3, 2)], 1)  # the columns span the first two axes
+    exact = place_classes(case.shape, params, meta, _released(offsets, 0.0))
+    assert exact is not None
+    assert torch.allclose(exact, wanted - own, atol=1e-4)
+    # noise of 1 in a sum of ten is 0.1 in a mean; twice two axes of it are 0.04 of the squared gaps 25, 0.25 and 0
+    noisy = place_classes(case.shape, params, meta, _released(offsets, 1.0))
+    assert noisy is not None
+    kept = 1.0 - 0.04 / (wanted - own).square().sum(1)
+    assert torch.allclose(noisy[:2], (kept[:, None] * (wanted - own))[:2], atol=1e-4)
+    assert torch.equal(noisy[2], torch.zeros(4))
+    draws, _ = sample_embeddings(
+        case.shape, params, meta, torch.zeros(500, dtype=torch.long), torch.Generator().manual_seed(0), placement=exact
+    )
+    assert torch.allclose(draws.mean(0), wanted[0], atol=0.01)
+
+
+def test_place_classes_moves_nothing_without_a_release_or_before_training() -> None:
+    case = make_case(latent_dim=0, code_dim=0, dim=4)
+    meta = MetaCodes(torch.zeros(1, 0), torch.ones(1))
+    assert place_classes(case.shape, case.params, meta, None) is None
+    untrained = {**case.params, "decoder.0.class_weight": torch.zeros(4, 3)}
+    still = place_classes(case.shape, untrained, meta, _released(torch.ones(3, 4), 0.0))
+    assert still is not None
+    assert torch.equal(still, torch.zeros(3, 4))

@@ -40,8 +40,8 @@ test-simulation: $(STAMP)  ## flwr run in simulation
 test-federation: $(STAMP)  ## real processes with TLS and node keys on this machine
 	$(PYTEST) tests -m federation
 
-test-compose: $(STAMP)  ## the compose demo on a real container engine (root and namespaces)
-	bash tests/compose/run.sh
+test-compose:  ## the compose demo on a real container engine (root and namespaces)
+	PYTHON="$(PYTHON)" bash tests/compose/run.sh
 
 check: $(STAMP)  ## ruff and strict types
 	$(BIN)/ruff check .

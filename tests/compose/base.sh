@@ -6,14 +6,18 @@ cd "$COMPOSE_TEST_HOME"
 if [ ! -f rootfs.done ]; then
     rm -rf rootfs
     debootstrap --variant=minbase --include=python3-minimal,python3-pip,python3-venv,ca-certificates bookworm rootfs >debootstrap.log
+    ln -sf python3 rootfs/usr/bin/python
+    rm -f rootfs/usr/lib/python3*/EXTERNALLY-MANAGED
+    printf '[global]\nno-index = true\nfind-links = /wheels\n' >rootfs/etc/pip.conf
     touch rootfs.done
 fi
-if [ ! -f wheels.done ] || [ "$root/constraints.txt" -nt wheels.done ]; then
+# by content, not by date: a fresh clone's files are all new
+wanted=$(sed -n '/^\[build-system\]/,/^\[project.scripts\]/p' "$root/pyproject.toml" | cat - "$root/constraints.txt" | sha256sum)
+if [ "$(cat wheels.done 2>/dev/null)" != "$wanted" ]; then
+    rm -f wheels.done
     mkdir -p wheels
-    python3.11 -m pip download -q -d wheels -c "$root/constraints.txt" 'setuptools>=77' wheel torch "$root[offline-encoder,dicom]"
+    "${PYTHON:-python3.11}" -m pip download -q -d wheels -c "$root/constraints.txt" 'setuptools>=77' wheel torch \
+        "$root[offline-encoder,dicom]" >wheels.log 2>&1 || { tail -5 wheels.log >&2; exit 1; }
     rm -f wheels/fedhypevae-*
-    touch wheels.done
+    printf '%s\n' "$wanted" >wheels.done
 fi
-ln -sf python3 rootfs/usr/bin/python
-rm -f rootfs/usr/lib/python3*/EXTERNALLY-MANAGED
-printf '[global]\nno-index = true\nfind-links = /wheels\n' >rootfs/etc/pip.conf

@@ -27,16 +27,29 @@ export DOCKER_HOST="unix://$home/d.sock" DOCKER_BUILDKIT=0
 dockerd --data-root "$home/data" --exec-root "$home/exec" -p "$home/pid" -H "$DOCKER_HOST" \
     --storage-driver overlay2 --oom-score-adjust 0 >"$home/dockerd.log" 2>&1 &
 daemon=$!
-trap 'kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null' EXIT
+end_engine() {
+    kill "$daemon" 2>/dev/null
+    wait "$daemon" 2>/dev/null
+    # groups of ended containers are all that namespaces do not take with them
+    find /sys/fs/cgroup -mindepth 2 -depth -type d -path '*/docker*' -exec rmdir {} + 2>/dev/null
+    rm -rf "$home/d.sock" "$home/pid" "$home/exec"
+}
+trap end_engine EXIT
+trap 'exit 143' TERM INT
 for _ in $(seq 100); do
     docker info >/dev/null 2>&1 && break
     sleep 0.3
 done
 docker info >/dev/null 2>&1 || { tail -20 "$home/dockerd.log" >&2; echo "0 passed, 1 failed (the engine did not start)"; exit 1; }
-if ! docker image inspect python:3.11-slim >/dev/null 2>&1; then
-    tar -C "$COMPOSE_TEST_HOME/rootfs" --numeric-owner -c . | docker import - fedhypevae-rootfs >/dev/null
+# what a test that was killed left: this engine is the tests' own
+docker ps --all --quiet | xargs -r docker rm --force --volumes >/dev/null
+for kind in network volume image; do docker "$kind" prune --force >/dev/null; done
+# what the base image was made of: other wheels make another one
+made="fedhypevae-rootfs:$(sha256sum "$COMPOSE_TEST_HOME/wheels.done" | cut -c 1-12)"
+if ! docker image inspect python:3.11-slim "$made" >/dev/null 2>&1; then
+    tar -C "$COMPOSE_TEST_HOME/rootfs" --numeric-owner -c . | docker import - "$made" >/dev/null
     mkdir -p "$home/base" && rm -rf "$home/base/wheels" && cp -rl "$COMPOSE_TEST_HOME/wheels" "$home/base/wheels"
-    printf 'FROM fedhypevae-rootfs\nCOPY wheels /wheels\n' >"$home/base/Dockerfile"
+    printf 'FROM %s\nCOPY wheels /wheels\n' "$made" >"$home/base/Dockerfile"
     docker build -q -t python:3.11-slim "$home/base" >/dev/null
 fi
 "$@"

@@ -136,7 +136,8 @@ def drop_survivors(count: int) -> Lie:
 
 def swap_card(message: Message) -> Message:
     cards = json.loads(str(message.content.config_records["words"]["cards"]))
-    cards[-1]["mask_key"] = cards[-1]["mask_key"][:-2] + "00"
+    key = cards[-1]["mask_key"]
+    cards[-1]["mask_key"] = f"{int(key[:2], 16) ^ 1:02x}{key[2:]}"  # another key, whatever this one is
     return changed(message, cards=json.dumps(cards))
 
 

@@ -3,7 +3,7 @@
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 export COMPOSE_PROJECT_NAME=fedhypevae-test
-rounds=${COMPOSE_TEST_ROUNDS:-16}
+rounds=${COMPOSE_TEST_ROUNDS:-14}
 export FEDHYPEVAE_SETTINGS="num-rounds=$rounds synthetic-rows=1000 meta-steps=20 round-timeout=300.0"
 passed=0
 failed=0
@@ -88,59 +88,62 @@ clean() {
     rm -rf "$scratch"
 }
 trap clean EXIT
-compose --profile run down -v --timeout 5 >/dev/null 2>&1
+all() { # in a function: bash would read on in a file that somebody edits meanwhile
+    compose --profile run down -v --timeout 5 >/dev/null 2>&1
 
-check "the compose file is valid" compose config -q
-check "the compose file with the GPU is valid" compose -f "$root/deploy/compose.gpu.yaml" config -q
-check "images build" compose --profile run build
-check "init, server and sites come up" compose up --detach --wait --wait-timeout 600 superlink server-app site-1 site-2 site-3 site-4
-check "nothing runs as root" bash -c "for s in superlink server-app site-1 site-4; do [ \"\$(docker compose -f '$root/deploy/compose.yaml' exec -T \$s id -u)\" = 10001 ] || exit 1; done"
-check "control: a site writes where it may" compose exec -T site-1 touch /tmp/x /srv/site/x
-check "the root file system is read-only" refuse compose exec -T site-1 touch /x
-check "a site reaches the server's gRPC port" reach site-1 superlink 9092
-check "a site does not reach the control port" refuse reach site-1 superlink 8000
-# each refusal with a control that the listener is there, and reached from where it may be
-compose exec -d site-2 python -m http.server 7777 --bind 0.0.0.0
-python3 -m http.server 7778 --bind 0.0.0.0 >/dev/null 2>&1 &
-outside=$!
-gateway=$(docker network inspect bridge -f '{{(index .IPAM.Config 0).Gateway}}')
-sleep 3
-check "control: the server reaches a listener at a site" reach superlink site-2 7777
-check "a site does not reach that listener at another site" refuse reach site-1 "$(address site-2)" 7777
-check "a site does not know another site's name" refuse reach site-1 site-2 7777
-check "control: an ordinary container reaches a listener outside" docker run --rm fedhypevae-site \
-    python -c "import socket; socket.create_connection(('$gateway', 7778), 4)"
-check "a site does not reach that listener outside" refuse reach site-1 "$gateway" 7778
-own=$(docker network inspect "$(network site-1)" -f '{{(index .IPAM.Config 0).Gateway}}')
-check "nor that listener over the gateway of its own network" refuse reach site-1 "${own:-$gateway}" 7778
-kill "$outside"
+    check "the compose file is valid" compose config -q
+    check "the compose file with the GPU is valid" compose -f "$root/deploy/compose.gpu.yaml" config -q
+    check "images build" compose --profile run build
+    check "init, server and sites come up" compose up --detach --wait --wait-timeout 600 superlink server-app site-1 site-2 site-3 site-4
+    check "nothing runs as root" bash -c "for s in superlink server-app site-1 site-4; do [ \"\$(docker compose -f '$root/deploy/compose.yaml' exec -T \$s id -u)\" = 10001 ] || exit 1; done"
+    check "control: a site writes where it may" compose exec -T site-1 touch /tmp/x /srv/site/x
+    check "the root file system is read-only" refuse compose exec -T site-1 touch /x
+    check "a site reaches the server's gRPC port" reach site-1 superlink 9092
+    check "a site does not reach the control port" refuse reach site-1 superlink 8000
+    # each refusal with a control that the listener is there, and reached from where it may be
+    compose exec -d site-2 python -m http.server 7777 --bind 0.0.0.0
+    python3 -m http.server 7778 --bind 0.0.0.0 >/dev/null 2>&1 &
+    outside=$!
+    gateway=$(docker network inspect bridge -f '{{(index .IPAM.Config 0).Gateway}}')
+    sleep 3
+    check "control: the server reaches a listener at a site" reach superlink site-2 7777
+    check "a site does not reach that listener at another site" refuse reach site-1 "$(address site-2)" 7777
+    check "a site does not know another site's name" refuse reach site-1 site-2 7777
+    check "control: an ordinary container reaches a listener outside" docker run --rm fedhypevae-site \
+        python -c "import socket; socket.create_connection(('$gateway', 7778), 4)"
+    check "a site does not reach that listener outside" refuse reach site-1 "$gateway" 7778
+    own=$(docker network inspect "$(network site-1)" -f '{{(index .IPAM.Config 0).Gateway}}')
+    check "nor that listener over the gateway of its own network" refuse reach site-1 "${own:-$gateway}" 7778
+    kill "$outside"
 
-# the run, with two sites lost at once, and then a third; status.json's "missing" is that of the last round
-compose run -T --rm runner >"$scratch/runner.log" 2>&1 &
-runner=$!
-check "the run starts" wait_status "s['round'] >= 1"
-docker kill "$(container site-2)" >/dev/null
-docker pause "$(container site-3)" >/dev/null
-check "a round ends without the killed site and the paused one" wait_status "{'site-2', 'site-3'} <= set(s['missing'])"
-docker start "$(container site-2)" >/dev/null
-docker unpause "$(container site-3)" >/dev/null
-check "both come back in mid-run" wait_status "s['status'] == 'running' and not s['missing']"
-docker network disconnect "$(network site-4)" "$(container site-4)"
-check "a round ends without the site that was cut off" wait_status "'site-4' in s['missing']"
-docker network connect "$(network site-4)" "$(container site-4)"
-check "it comes back in mid-run" wait_status "s['status'] == 'running' and not s['missing']"
-completes() { wait "$runner" || { cat "$scratch/runner.log"; return 1; }; }
-check "the run completes" completes
-check "the runner shows summary.json" grep -q '"rounds_taken_part"' "$scratch/runner.log"
-check "the summary has the demo's form, and tells who took part" judge
-check "every ledger is right" ledgers_right
-if [ "$failed" -gt 0 ] && [ -n "${COMPOSE_TEST_LOGS:-}" ]; then
-    mkdir -p "$COMPOSE_TEST_LOGS"
-    compose logs --no-color >"$COMPOSE_TEST_LOGS/compose.log" 2>&1
-    cp "$scratch/runner.log" "$COMPOSE_TEST_LOGS/"
-    compose exec -T superlink cat /srv/server/work/outputs/run/status.json >"$COMPOSE_TEST_LOGS/status.json" 2>&1
-    docker cp "$(container superlink)":/srv/server/logs "$COMPOSE_TEST_LOGS/server" >/dev/null 2>&1
-    docker cp "$(container site-4)":/srv/site/logs "$COMPOSE_TEST_LOGS/site-4" >/dev/null 2>&1
-fi
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+    # the run, with two sites lost at once, and then a third; status.json's "missing" is that of the last round
+    compose run -T --rm runner >"$scratch/runner.log" 2>&1 &
+    runner=$!
+    check "the run starts" wait_status "s['round'] >= 1"
+    docker kill "$(container site-2)" >/dev/null
+    docker pause "$(container site-3)" >/dev/null
+    check "a round ends without the killed site and the paused one" wait_status "{'site-2', 'site-3'} <= set(s['missing'])"
+    docker start "$(container site-2)" >/dev/null
+    docker unpause "$(container site-3)" >/dev/null
+    check "both come back in mid-run" wait_status "s['status'] == 'running' and not s['missing']"
+    docker network disconnect "$(network site-4)" "$(container site-4)"
+    check "a round ends without the site that was cut off" wait_status "'site-4' in s['missing']"
+    docker network connect "$(network site-4)" "$(container site-4)"
+    check "it comes back in mid-run" wait_status "s['status'] == 'running' and not s['missing']"
+    completes() { wait "$runner" || { cat "$scratch/runner.log"; return 1; }; }
+    check "the run completes" completes
+    check "the runner shows summary.json" grep -q '"rounds_taken_part"' "$scratch/runner.log"
+    check "the summary has the demo's form, and tells who took part" judge
+    check "every ledger is right" ledgers_right
+    if [ "$failed" -gt 0 ] && [ -n "${COMPOSE_TEST_LOGS:-}" ]; then
+        mkdir -p "$COMPOSE_TEST_LOGS"
+        compose logs --no-color >"$COMPOSE_TEST_LOGS/compose.log" 2>&1
+        cp "$scratch/runner.log" "$COMPOSE_TEST_LOGS/"
+        compose exec -T superlink cat /srv/server/work/outputs/run/status.json >"$COMPOSE_TEST_LOGS/status.json" 2>&1
+        docker cp "$(container superlink)":/srv/server/logs "$COMPOSE_TEST_LOGS/server" >/dev/null 2>&1
+        docker cp "$(container site-4)":/srv/site/logs "$COMPOSE_TEST_LOGS/site-4" >/dev/null 2>&1
+    fi
+    echo "$passed passed, $failed failed"
+    [ "$failed" -eq 0 ]
+}
+all

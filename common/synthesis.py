@@ -230,7 +230,8 @@ def sample_embeddings(
         relabel: keep the wanted label, or give each row the class that the generator's own posterior finds likeliest
             there, or one drawn from that posterior.
         temperature: T > 0; the posterior's logits are divided by it before a draw.
-        placement: (K, d_x) shifts of the wanted classes, from `place_classes`; or None.
+        placement: (K, d_x) shifts of the wanted classes, from `place_classes`, or None. A row is moved a part of the way
+            that is uniform on [0, 1].
 
     Returns:
         embeddings (n, d_x) and labels (n,).
@@ -251,7 +252,9 @@ def sample_embeddings(
             shape, params, part, one_hot, generator, standard_latent=latent_law == "standard"
         )
         if placement is not None:
-            values = values + placement[labels[rows]]
+            # any part of the way: rows lie between the classes too, where a head learns the boundaries
+            way = torch.rand(rows.numel(), 1, generator=generator)
+            values = values + way * placement[labels[rows]]
         embeddings[rows] = values
         if relabel != "none" and rows.numel() > 0:
             scores = class_scores(shape, params, part.features, values)

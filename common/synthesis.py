@@ -230,8 +230,8 @@ def sample_embeddings(
         relabel: keep the wanted label, or give each row the class that the generator's own posterior finds likeliest
             there, or one drawn from that posterior.
         temperature: T > 0; the posterior's logits are divided by it before a draw.
-        placement: (K, d_x) shifts of the wanted classes, from `place_classes`, or None. A row is moved a part of the way
-            that is uniform on [0, 1].
+        placement: (K, d_x) shifts of the wanted classes, from `place_classes`, or None. Each row is moved a part of the
+            way, uniform on [0, 1].
 
     Returns:
         embeddings (n, d_x) and labels (n,).

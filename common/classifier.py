@@ -49,8 +49,8 @@ Split = tuple[Tensor, Tensor]
 """Embeddings (n, d) and labels (n,)."""
 
 MIXING_GRID = tuple(step / 10 for step in range(11))
-TUNING_GRID = (0.2, 0.4, 0.7, 1.0)
-"""Factors of a global head's logits, from which a site chooses."""
+TUNING_GRID = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Factors of a global head's logits, from which a site chooses; 0 leaves the global head out."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,10 @@ def choose_mixing(local: Tensor, synthetic: Tensor, labels: Tensor, default: flo
 def personal_head(global_head: LinearHead, train: Split, validation: Split) -> LinearHead:
     """A site's own fit, pulled towards a global head that is flattened as much as suits the site best.
 
-    How far a noised head can be trusted differs from site to site: each chooses on its validation split, by mean
-    cross-entropy. The result depends on the site's records without noise: neither it nor its scores may leave the site.
+    How far a noised head can be trusted differs from site to site: each chooses on its validation split, by the mean
+    cross-entropy of all rows and that of the classes' means together, so that a class of few records counts in the
+    choice, as it does in balanced accuracy. The result depends on the site's records without noise: neither it nor its
+    scores may leave the site.
 
     Args:
         global_head: (K, d), usually trained on the synthetic set.
@@ -155,7 +157,7 @@ def personal_head(global_head: LinearHead, train: Split, validation: Split) -> L
     if len(validation[1]) == 0:
         return fine_tune_head(global_head, *train)
     tuned = [fine_tune_head(global_head, *train, FineTuneConfig(logit_scale=scale)) for scale in TUNING_GRID]
-    return min(tuned, key=lambda head: float(functional.cross_entropy(head.logits(validation[0]), validation[1])))
+    return min(tuned, key=lambda head: _plain_and_balanced_entropy(head, validation))
 
 
 def score(classifier: LinearHead | Tensor, embeddings: Tensor, labels: Tensor) -> SiteScores:
@@ -215,6 +217,13 @@ def mean_scores(scores: list[SiteScores]) -> SiteScores:
         sum(one.accuracy for one in scores) / len(scores),
         sum(one.balanced_accuracy for one in scores) / len(scores),
     )
+
+
+def _plain_and_balanced_entropy(head: LinearHead, rows: Split) -> float:
+    """Mean cross-entropy over rows plus its mean over the classes present."""
+    losses = functional.cross_entropy(head.logits(rows[0]), rows[1], reduction="none")
+    classes = [losses[rows[1] == present].mean() for present in torch.unique(rows[1])]
+    return float(losses.mean() + torch.stack(classes).mean())
 
 
 def _check_pair(labels: Tensor, predictions: Tensor) -> None:

@@ -104,6 +104,11 @@ class TrainingConfig(Concern):
     `sphere` scales every embedding to unit length (a public map of one record); `centre` subtracts the released mean;
     `feature_norm` clips what is left. `embedding_radius` is the public norm to which embeddings are clipped for the
     statistics.
+
+    `score_noise` bounds the rates by what noise alone does: the standard deviation that it gives a class score of a
+    record of norm `feature_norm` by the last round, from public and released numbers; 0 leaves the rates as they are.
+    `logit_adjustment` is the weight of the released class shares' logarithm in the discriminative term: with 1 the
+    classes' scores hold for classes of equal size, as the synthetic set has them, however rare a class is at the sites.
     """
 
     num_rounds: int = Field(25, ge=0, le=100_000)
@@ -118,7 +123,9 @@ class TrainingConfig(Concern):
     embedding_radius: float = Field(1.0, gt=0.0)
     feature_norm: float = Field(0.7, gt=0.0)
     class_bias_scale: float = Field(0.117, gt=0.0)
+    score_noise: float = Field(1.8, ge=0.0)
     discriminative_weight: float = Field(1.0, ge=0.0)
+    logit_adjustment: float = Field(1.0, ge=0.0, le=2.0)
     elbo_weight: float = Field(0.05, ge=0.0)
     kl_weight: float = Field(1.0, ge=0.0)
     code_penalty: float = Field(1e-3, ge=0.0)

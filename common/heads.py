@@ -69,7 +69,8 @@ class HeadConfig:
 class FineTuneConfig:
     """Settings of `fine_tune_head`.
 
-    `logit_scale` flattens the global head first, since a private head is over-confident at a site; `proximal`
+    `logit_scale` flattens the global head first, since a private head is over-confident at a site; with 0 the global
+    head plays no part. `proximal`
     is the weight of ½(‖W − W₀‖² + ‖b − b₀‖²), for embeddings scaled as in `HeadConfig`.
     """
 
@@ -79,9 +80,9 @@ class FineTuneConfig:
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not (self.logit_scale > 0 and self.proximal >= 0):
+        if not (self.logit_scale >= 0 and self.proximal >= 0):
             raise ConfigError(
-                f"fine-tuning needs logit_scale > 0 and proximal >= 0, found {self.logit_scale} and {self.proximal}"
+                f"fine-tuning needs logit_scale >= 0 and proximal >= 0, found {self.logit_scale} and {self.proximal}"
             )
         HeadConfig(0.0, self.max_iterations, self.tolerance)
 
@@ -145,7 +146,8 @@ def fine_tune_head(
     num_classes = initial.weight.shape[0]
     x, y = check_rows(embeddings, labels, num_classes)
     center, scale = center_and_scale(x)
-    flattened = _matching(initial, num_classes, x.shape[1]).scaled(config.logit_scale)
+    matching = _matching(initial, num_classes, x.shape[1])
+    flattened = LinearHead(matching.weight * config.logit_scale, matching.bias * config.logit_scale)
     anchor = _to_scaled(flattened, center, scale)
     penalty = torch.full((x.shape[1] + 1,), config.proximal)
     fitted = _minimise((x - center) / scale, y, anchor, anchor, penalty, config.max_iterations, config.tolerance)

@@ -61,6 +61,7 @@ def record_losses(
     labels: Tensor,
     mask: Tensor,
     source: NoiseSource,
+    class_offsets: Tensor | None = None,
 ) -> Tensor:
     """Loss of every unit: weighted negative ELBO (Eq. 1), cross-entropy of the class posterior, and MMD cross term.
 
@@ -73,12 +74,13 @@ def record_losses(
         labels: (U, R).
         mask: (U, R), 1 for a record and 0 for padding.
         source: secret draws of the latent noise and synthetic rows, independent of the records and across units.
+        class_offsets: (K,) added to the class scores in the cross-entropy, public or released; None for none.
 
     Returns:
         (U,), each a function of its own unit's records alone. The ELBO is divided by d_x (nats a coordinate).
 
     Departs from Eqs. 5-7: the regularisers and the data-free parts of MMD are in `data_free_loss`; the
-        discriminative term is ours.
+        discriminative term is ours, with adjusted logits as in Menon et al. 2021, eq. 10.
     """
     one_hot = functional.one_hot(labels, shape.num_classes).to(embeddings.dtype)
     losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
@@ -87,6 +89,7 @@ def record_losses(
         losses = losses - training.elbo_weight / shape.dim * (elbo * mask).sum(1)
     if training.discriminative_weight > 0:
         scores = tape.class_logits(shape.output_layer, embeddings, shape.class_bias_scale)
+        scores = scores if class_offsets is None else scores + class_offsets
         entropy = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
         losses = losses + training.discriminative_weight * (entropy.view_as(mask) * mask).sum(1)
     if training.mmd == "per-example" and training.mmd_weight > 0:

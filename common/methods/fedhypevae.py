@@ -28,8 +28,10 @@ from common.methods.base import (
 from common.methods.hypevae_site import client_step
 from common.methods.hypevae_terms import (
     CENTRE,
+    CLASS_OFFSETS,
     TARGET,
     TOTAL,
+    class_offsets,
     generator_shape,
     public_frequencies,
     rate_of,
@@ -80,6 +82,8 @@ def prepare(context: RunContext, state: ServerState, statistics: ReleasedStatist
     params[TOTAL] = torch.tensor(statistics.total)
     if context.config.training.centre:
         params[CENTRE] = statistics.centre
+    if context.config.training.logit_adjustment > 0:
+        params[CLASS_OFFSETS] = class_offsets(context, statistics.class_counts)
     if context.config.training.mmd == "released" and statistics.class_features is not None:
         shares = statistics.class_counts / statistics.class_counts.sum()
         params[TARGET] = torch.cat([statistics.class_features, shares[:, None]], 1)
@@ -108,7 +112,7 @@ def server_step(context: RunContext, state: ServerState, uploads: Mapping[int, T
         gradient = torch.stack([uploads[site][name] for site in sorted(uploads)]).sum(0) / scale
         velocity = training.momentum * memory.get(f"velocity.{name}", torch.zeros_like(gradient)) + gradient
         memory[f"velocity.{name}"] = velocity
-        params[name] = params[name] - rate_of(context, name) * velocity
+        params[name] = params[name] - rate_of(context, name, params) * velocity
     params = project_spectral_norms(params, training.lipschitz_bound)
     if averaging:
         for name in trained_names(context, params):
@@ -134,7 +138,7 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
         steps=config.synthesis.meta_steps,
         generator=seeded("meta", config.federation.seed),
     )
-    tensors = {name: value for name, value in params.items() if name != TARGET}
+    tensors = {name: value for name, value in params.items() if name not in {TARGET, CLASS_OFFSETS}}
     tensors |= {"meta.codes": meta.codes, "meta.weights": meta.weights}
     if state.statistics is not None:
         tensors["class_counts"] = state.statistics.class_counts

@@ -15,6 +15,7 @@ from common.hypernetwork import class_prior, code_features, decode, project_code
 from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
 from common.methods.hypevae_terms import (
     CENTRE,
+    CLASS_OFFSETS,
     TARGET,
     clip_unit,
     generator_shape,
@@ -93,7 +94,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
                 encoder[name] = encoder[name] - training.encoder_rate * move
         if training.local_steps > 1:
             for name in trained:
-                params[name] = params[name] - rate_of(context, name) * total[name] / scale
+                params[name] = params[name] - rate_of(context, name, params) * total[name] / scale
     return SiteState({**site, **encoder}), uploads
 
 
@@ -133,6 +134,7 @@ def _noised_sum(
             batch.labels,
             batch.mask,
             source,
+            params.get(CLASS_OFFSETS),
         )
         factors = tape.factors(losses)
         if mode == "unprotected":

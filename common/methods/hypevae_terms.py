@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from common.hypernetwork import GeneratorShape
 from common.kernels import fourier_frequencies
 from common.methods.base import RunContext, Tensors
 from common.sampling import on_sphere
+from common.secagg.assumptions import Assumptions
 from common.statistics import clip_to_ball
 
 CENTRE, TARGET, TOTAL = "constant.centre", "constant.target", "constant.total"
+CLASS_OFFSETS = "constant.class_offsets"
+_SMALLEST_SHARE = 0.01
 
 
 def generator_shape(context: RunContext) -> GeneratorShape:
@@ -40,11 +44,39 @@ def trained_names(context: RunContext, params: Tensors) -> list[str]:
     return [name for name in names if name.startswith(kept)]
 
 
-def rate_of(context: RunContext, name: str) -> float:
-    """Learning rate of a parameter: class columns and scores have their own."""
+def rate_of(context: RunContext, name: str, params: Tensors) -> float:
+    """Learning rate of a parameter: class columns and scores have their own; both bounded by `score_noise`."""
     training = context.config.training
     scores = name.endswith(".class_weight") or name.startswith(("class_bias.", "class_shift."))
-    return training.learning_rate if scores else training.generator_rate
+    return (training.learning_rate if scores else training.generator_rate) * _rate_factor(context, params)
+
+
+def _rate_factor(context: RunContext, params: Tensors) -> float:
+    """What the rates are multiplied by, at most 1, so that noise does not drown the class scores.
+
+    Noise adds up over steps as a random walk: after T of them a score w.z, |z| <= R, has the standard deviation
+    rate / (1 - momentum) * σ * sqrt(n T) / (q N) * R, for n whole shares of noise in a sum. From public and released
+    numbers alone. (σ √n / q N is what a step's noise is of the largest possible signal.)
+    """
+    training, privacy = context.config.training, context.config.privacy
+    sites, noise = context.problem.num_sites, context.plan.training_noise or 0.0
+    if training.score_noise == 0 or noise == 0:
+        return 1.0
+    shares = sites / Assumptions.of(privacy, sites).honest_shares if privacy.trust == "secagg" else float(sites)
+    total = max(known_total(params, context.config.federation.public_total), 1.0)
+    steps = training.num_rounds * training.local_steps
+    walk = noise * math.sqrt(shares * steps) / (privacy.sampling_rate * total) * training.feature_norm
+    reached = training.learning_rate / (1.0 - training.momentum) * walk
+    return min(1.0, training.score_noise / reached)
+
+
+def class_offsets(context: RunContext, class_counts: Tensor) -> Tensor:
+    """What the discriminative term adds to the class scores: weighted log shares of the released counts, (K,).
+
+    A share counts as 1 % at least: of a smaller one the noised count says little.
+    """
+    shares = (class_counts / class_counts.sum()).clamp(min=_SMALLEST_SHARE)
+    return context.config.training.logit_adjustment * torch.log(shares / shares.sum())
 
 
 def step_scale(context: RunContext, params: Tensors) -> float:

@@ -12,8 +12,10 @@ from common.config import RunConfig
 from common.errors import DataError
 from common.methods.base import PrivacyPlan, Problem, RunContext, StepInput
 from common.methods.fedhypevae import METHOD
+from common.methods.hypevae_terms import CLASS_OFFSETS, TOTAL, class_offsets, rate_of
 from common.noise import TestNoise
 from common.sampling import SiteData
+from common.statistics import ReleasedStatistics
 
 FREE = {
     "epsilon": math.inf,
@@ -160,3 +162,70 @@ def test_patients_are_promised_only_where_records_name_them() -> None:
     plain = _context()
     first, second = _step(plain, grouped)[1], _step(plain, data)[1]
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_rates_keep_what_noise_does_to_a_score_within_its_bound() -> None:
+    """Rounds of nothing but noise: the scores that come out have the standard deviation that was allowed, no more."""
+    settings = {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0, "averaging-fraction": 0.0, "learning-rate": 1e3}
+    context = _context(sites=3, dim=2000, total=500, noise=7.0, **settings)
+    config = context.config.model_copy(
+        update={"training": context.config.training.model_copy(update={"num_rounds": 60})}
+    )
+    context = replace(context, config=config)
+    state, generator = METHOD.init(context), torch.Generator().manual_seed(1)
+    clip = config.privacy.clip_norm
+    for _ in range(60):
+        uploads = {
+            site: {
+                name: 7.0 * clip * torch.randn(shape, generator=generator)
+                for name, shape in METHOD.upload_shapes(context).items()
+            }
+            for site in range(3)
+        }
+        state = METHOD.server_step(context, state, uploads)
+    # the score of a record of norm 0.7 along any one coordinate
+    spread = float((0.7 * state.params["decoder.0.class_weight"]).std())
+    assert 0.85 * 1.8 < spread < 1.05 * 1.8
+
+
+def test_rates_are_bounded_by_shared_noise_less_than_by_each_sites_own() -> None:
+    """With n sites' own noise sqrt(n) whole shares, under secagg sqrt(n / honest shares): by hand for ten sites."""
+    base = {"sites": 10, "total": 1000, "noise": 30.0, "latent-dim": 0, "code-dim": 0, "learning-rate": 1e6}
+    walk = 30.0 * math.sqrt(2) / 1000 * 0.7 / (1 - 0.8)  # two rounds, momentum 0.8
+    own, shared = _context(**base), _context(**base, trust="secagg", dropouts=1, colluders=1)
+    assert rate_of(own, "decoder.0.class_weight", {}) == pytest.approx(1.8 / (walk * math.sqrt(10)))
+    assert rate_of(shared, "decoder.0.class_weight", {}) == pytest.approx(1.8 / (walk * math.sqrt(10 / 8)))
+    told = rate_of(own, "decoder.0.class_weight", {TOTAL: torch.tensor(2000.0)})
+    assert told == pytest.approx(2 * 1.8 / (walk * math.sqrt(10)))
+    low = _context(**{**base, "learning-rate": 0.01})
+    assert rate_of(low, "decoder.0.class_weight", {}) == 0.01
+    assert rate_of(_context(**base, score_noise=0.0), "decoder.0.class_weight", {}) == 1e6
+
+
+def test_class_offsets_are_the_log_shares_of_the_released_counts() -> None:
+    context = _context(classes=3)
+    offsets = class_offsets(context, torch.tensor([60.0, 39.0, 1e-3]))
+    shares = torch.tensor([60.0 / 99.0, 39.0 / 99.0, 0.01])
+    assert torch.allclose(offsets, torch.log(shares / shares.sum()), atol=1e-4)
+    assert float(class_offsets(_context(classes=3, logit_adjustment=0.0), torch.ones(3)).abs().max()) == 0.0
+    released = ReleasedStatistics(99.0, torch.zeros(4), torch.tensor([60.0, 39.0, 1e-3]), None, None, None, {})
+    assert torch.equal(METHOD.prepare(context, METHOD.init(context), released).params[CLASS_OFFSETS], offsets)
+
+
+def test_adjusted_scores_do_not_learn_how_rare_a_class_is() -> None:
+    """Same rows in both classes, nine times as many of one: plain scores prefer it, adjusted ones know no better."""
+    rows = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    data = SiteData(rows.repeat(10, 1), (torch.arange(200) >= 180).long())
+    settings = {**FREE, "latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0, "learning-rate": 4.0}
+    released = ReleasedStatistics(200.0, torch.zeros(4), torch.tensor([180.0, 20.0]), None, None, None, {})
+
+    def gap(adjustment: float) -> float:
+        context = _context(total=200, logit_adjustment=adjustment, **settings)
+        state = METHOD.prepare(context, METHOD.init(context), released)
+        for _ in range(2000):
+            state = METHOD.server_step(context, state, {0: _step(context, data, state=state)[1]})
+        bias = 0.117 * state.params["class_bias.weight"]
+        return float(bias[0] - bias[1])
+
+    assert gap(0.0) == pytest.approx(math.log(9), abs=0.05)
+    assert gap(1.0) == pytest.approx(0.0, abs=0.05)

@@ -104,7 +104,7 @@ def test_settings_out_of_range_are_refused() -> None:
         with pytest.raises(ConfigError):
             HeadConfig(**settings)
     with pytest.raises(ConfigError):
-        FineTuneConfig(logit_scale=0.0)
+        FineTuneConfig(logit_scale=-0.1)
 
 
 def test_gaussian_head_gives_the_bayes_posterior() -> None:

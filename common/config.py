@@ -162,10 +162,12 @@ class TrainingConfig(Concern):
 class SynthesisConfig(Concern):
     """What the server does after training: free, since it touches released values alone.
 
-    `relabel` gives each synthetic row the class that the generator's own posterior finds likeliest there, or one drawn
-    from that posterior, flattened by `relabel_temperature`. `placement` moves classes to their released means in the
-    directions that tell them apart. `mixing` is the weight of a site's own head; `head_scale` flattens the published
-    one before they are mixed, since noise in training makes it overconfident.
+    `relabel` gives each synthetic row the class that the generator's own posterior finds likeliest there, or one
+    drawn from that posterior, flattened by `relabel_temperature`. `placement` moves classes to their released means
+    in the directions that tell them apart. `unit_rows` gives the noise of a row what its mean leaves of unit length,
+    where embeddings lie on the sphere. `prototype_share` of the rows are their class's prototype without noise.
+    `mixing` is the weight of a site's own head; `head_scale` flattens the published one before they are mixed, since
+    noise in training makes it overconfident.
     """
 
     synthetic_rows: int = Field(20_000, ge=1, le=10_000_000)
@@ -176,6 +178,8 @@ class SynthesisConfig(Concern):
     relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
     relabel_temperature: float = Field(1.0, gt=0.0)
     placement: bool = True
+    unit_rows: bool = True
+    prototype_share: float = Field(0.02, ge=0.0, le=1.0)
     covariance_weight: float = Field(0.0, ge=0.0)
     meta_steps: int = Field(200, ge=0)
     mixing: float = Field(0.5, ge=0.0, le=1.0)

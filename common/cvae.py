@@ -135,16 +135,27 @@ def sample_given_labels(
     generated: Generated,
     one_hot: Tensor,
     generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Ancestral samples of (z, x) given labels: (n, K) -> (n, d_z), (n, d_x) around the centre."""
+    latent, mean = decoded_given_labels(shape, params, generated, one_hot, generator)
+    noise = torch.randn(mean.shape, generator=generator)
+    return latent, mean + math.sqrt(shape.observation_variance) * noise
+
+
+def decoded_given_labels(
+    shape: GeneratorShape,
+    params: Tensors,
+    generated: Generated,
+    one_hot: Tensor,
+    generator: torch.Generator,
     *,
     standard_latent: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Ancestral samples of (z, x) given labels: (n, K) -> (n, d_z), (n, d_x) around the centre.
+    """Samples of z given labels, and what the decoder makes of them without noise: (n, K) -> (n, d_z), (n, d_x).
 
     `standard_latent` draws z ~ N(0, I) as Eq. 12 prints, instead of the generated prior.
     """
     latent = torch.randn(one_hot.shape[0], shape.model.latent_dim, generator=generator)
     if shape.model.latent_dim and not standard_latent:
         latent = one_hot @ generated.prior_mean + torch.exp(one_hot @ generated.prior_log_scale) * latent
-    mean = decode(shape, params, generated.features, latent, one_hot)
-    noise = torch.randn(mean.shape, generator=generator)
-    return latent, mean + math.sqrt(shape.observation_variance) * noise
+    return latent, decode(shape, params, generated.features, latent, one_hot)

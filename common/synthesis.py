@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.cvae import sample_given_labels
+from common.cvae import decoded_given_labels
 from common.hypernetwork import (
     Generated,
     GeneratorShape,
@@ -169,6 +169,13 @@ def _mixture_moments(
     return mixed, torch.cat(columns, -1)
 
 
+def mixture_means(shape: GeneratorShape, params: Tensors, meta: MetaCodes) -> Tensor:
+    """Generated class means around the centre, over all codes: (K, d_x)."""
+    generator = torch.Generator().manual_seed(0)  # public: of the Monte Carlo means of a decoder with hidden layers
+    normals = torch.randn(_MOMENT_DRAWS, shape.model.latent_dim, generator=generator)
+    return _mixture_moments(shape, params, meta.codes, meta.weights, normals)[0]
+
+
 def place_classes(
     shape: GeneratorShape, params: Tensors, meta: MetaCodes, statistics: ReleasedStatistics | None
 ) -> Tensor | None:
@@ -195,10 +202,7 @@ def place_classes(
     basis = left[:, strengths > 1e-6 * strengths.max().clamp(min=1e-12)]
     if basis.shape[1] == 0:
         return torch.zeros_like(statistics.class_offsets)
-    generator = torch.Generator().manual_seed(0)  # public: of the Monte Carlo means of a decoder with hidden layers
-    normals = torch.randn(_MOMENT_DRAWS, shape.model.latent_dim, generator=generator)
-    means, _ = _mixture_moments(shape, params, meta.codes, meta.weights, normals)
-    gap = (statistics.class_offsets - means) @ basis
+    gap = (statistics.class_offsets - mixture_means(shape, params, meta)) @ basis
     noise = basis.shape[1] * (statistics.noise_std["class_sums"] / statistics.class_counts) ** 2
     kept = (1.0 - 2.0 * noise / gap.square().sum(1).clamp(min=1e-12)).clamp(min=0.0)
     return (kept[:, None] * gap) @ basis.T
@@ -216,6 +220,9 @@ def sample_embeddings(
     relabel: Literal["none", "likeliest", "drawn"] = "none",
     temperature: float = 1.0,
     placement: Tensor | None = None,
+    centre: Tensor | None = None,
+    prototypes: Tensor | None = None,
+    prototype_share: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Draw synthetic embeddings around the centre (Eqs. 12-13).
 
@@ -232,6 +239,10 @@ def sample_embeddings(
         temperature: T > 0; the posterior's logits are divided by it before a draw.
         placement: (K, d_x) shifts of the wanted classes, from `place_classes`, or None. Each row is moved a part of the
             way, uniform on [0, 1].
+        centre: (d_x,), where embeddings have unit length and so should rows: the noise then has what a row's mean
+            leaves of it, in expectation. None keeps the decoder's variance.
+        prototypes: (K, d_x), from `class_prototypes`, or None.
+        prototype_share: that share of the rows is the prototype of the wanted class itself, without noise.
 
     Returns:
         embeddings (n, d_x) and labels (n,).
@@ -248,18 +259,31 @@ def sample_embeddings(
     for index, part in enumerate(parts):
         rows = torch.nonzero(chosen == index)[:, 0]
         one_hot = functional.one_hot(labels[rows], shape.num_classes).float()
-        _, values = sample_given_labels(
+        _, values = decoded_given_labels(
             shape, params, part, one_hot, generator, standard_latent=latent_law == "standard"
         )
+        noise = torch.randn(values.shape, generator=generator)
         if placement is not None:
             # any part of the way: rows lie between the classes too, where a head learns the boundaries
             way = torch.rand(rows.numel(), 1, generator=generator)
             values = values + way * placement[labels[rows]]
+        values = values + _noise_scale(shape, values, centre) * noise
+        if prototypes is not None and prototype_share > 0:
+            bare = torch.rand(rows.numel(), 1, generator=generator) < prototype_share
+            values = torch.where(bare, prototypes[labels[rows]], values)
         embeddings[rows] = values
         if relabel != "none" and rows.numel() > 0:
             scores = class_scores(shape, params, part.features, values)
             drawn[rows] = relabelled(scores, relabel, temperature, generator)
     return embeddings, drawn
+
+
+def _noise_scale(shape: GeneratorShape, means: Tensor, centre: Tensor | None) -> Tensor:
+    """Standard deviation of the noise in a coordinate: the decoder's, or what brings rows to unit length: (n, 1)."""
+    if centre is None:
+        return means.new_full((means.shape[0], 1), math.sqrt(shape.observation_variance))
+    left = 1.0 - (means + centre).square().sum(1, keepdim=True)
+    return (left.clamp(min=0.0) / shape.dim).sqrt()
 
 
 def relabelled(

@@ -38,6 +38,7 @@ from common.methods.hypevae_terms import (
     step_scale,
     trained_names,
 )
+from common.prototypes import PROTOTYPES, class_prototypes
 from common.statistics import ReleasedStatistics, StatisticsSpec
 from common.synthesis import PLACEMENT, MetaCodes, fit_meta_codes, place_classes, sample_embeddings
 
@@ -145,6 +146,9 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     placement = place_classes(shape, params, meta, state.statistics) if config.synthesis.placement else None
     if placement is not None:
         tensors[PLACEMENT] = placement
+    prototypes = class_prototypes(shape, params, meta, state.statistics)
+    if prototypes is not None and config.synthesis.prototype_share > 0:
+        tensors[PROTOTYPES] = prototypes
     settings = {
         "dim": shape.dim,
         "num_classes": shape.num_classes,
@@ -168,6 +172,9 @@ def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -
         relabel=synthesis.relabel,
         temperature=synthesis.relabel_temperature,
         placement=artifact.tensors.get(PLACEMENT),
+        centre=artifact.tensors[CENTRE] if synthesis.unit_rows and context.config.training.sphere else None,
+        prototypes=artifact.tensors.get(PROTOTYPES),
+        prototype_share=synthesis.prototype_share,
     )
     return embeddings + artifact.tensors[CENTRE], drawn
 

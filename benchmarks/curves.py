@@ -4,8 +4,8 @@
     python -m benchmarks.curves --only epsilon --methods dp_fedsgd
 
 Each curve is a picture and its data as JSON in `benchmarks/results/curves/`. Points that are there are not run again:
-after a change of settings start with `--fresh`. One seed and 5,000 synthetic rows, so that all of it takes minutes: read
-the table for spreads over seeds.
+after a change of settings start with `--fresh`. One seed and 5,000 synthetic rows, so that all of it takes minutes: the
+table has the spreads over seeds.
 """
 
 from __future__ import annotations

@@ -123,14 +123,14 @@ def architecture_lines(records: Sequence[dict[str, Any]]) -> list[str]:
                     rows.append(_line([*cells, f"{own[0] - head[0]:+.1f}/{own[1] - head[1]:+.1f}", str(len(pairs))]))
     if not rows:
         return []
-    head = ["data set", "method", "the site's model", "personal", "local_only", "difference", "seeds"]
+    titles = ["data set", "method", "the site's model", "personal", "local_only", "difference", "seeds"]
     lines = [
         "## MH-pFedHN by architecture",
         "",
         "ACC/BACC in % at the sites that have the architecture, means over them",
     ]
     return [*lines, "and over seeds. `local_only` is each site's own linear head, trained to a tolerance.", "",
-            _line(head), _line(["---"] * len(head)), *rows]  # fmt: skip
+            _line(titles), _line(["---"] * len(titles)), *rows]  # fmt: skip
 
 
 def _against_no_sharing(records: Sequence[dict[str, Any]]) -> list[str]:

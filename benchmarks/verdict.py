@@ -102,10 +102,30 @@ def verdict_lines(records: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def architecture_lines(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Markdown: each site's own model of MH-pFedHN against its own head alone, by the model's architecture."""
+@dataclass(frozen=True)
+class Gain:
+    """Sites of one architecture: ACC and BACC (%) of their own models and of their own heads alone, over `seeds`."""
+
+    dataset: str
+    method: str
+    architecture: str
+    personal: tuple[float, float]
+    alone: tuple[float, float]
+    seeds: int
+
+
+def architecture_gains(records: Sequence[dict[str, Any]]) -> list[Gain]:
+    """What MH-pFedHN gives the sites of each architecture over each site's own linear head.
+
+    Args:
+        records: of `table.json`.
+
+    Returns:
+        Means over the sites and over the seeds that both rows have; leave-one-site-out is not among them, since its
+        values belong to folds.
+    """
     names = [name.strip() for name in RivalsConfig().architectures.split(",")]
-    rows = []
+    gains = []
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         mine = [record for record in records if record["dataset"] == dataset and dataset != "ham-loso"]
         alone = {one["seed"]: one["personalised"] for one in mine if one["method"] == "local_only"}
@@ -118,19 +138,37 @@ def architecture_lines(records: Sequence[dict[str, Any]]) -> list[str]:
                     if at < len(one["personalised"]["per_site"]["accuracy"])
                 ]
                 if pairs:
-                    own, head = ([statistics.mean(pair[side][k] for pair in pairs) for k in (0, 1)] for side in (0, 1))
-                    cells = [dataset, method, name, f"{own[0]:.1f}/{own[1]:.1f}", f"{head[0]:.1f}/{head[1]:.1f}"]
-                    rows.append(_line([*cells, f"{own[0] - head[0]:+.1f}/{own[1] - head[1]:+.1f}", str(len(pairs))]))
-    if not rows:
+                    own, head = (_means([pair[side] for pair in pairs]) for side in (0, 1))
+                    gains.append(Gain(dataset, method, name, own, head, len(pairs)))
+    return gains
+
+
+def architecture_lines(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: each site's own model of MH-pFedHN against its own head alone, by the model's architecture."""
+    gains = architecture_gains(records)
+    if not gains:
         return []
     titles = ["data set", "method", "the site's model", "personal", "local_only", "difference", "seeds"]
     lines = [
         "## MH-pFedHN by architecture",
         "",
-        "ACC/BACC in % at the sites that have the architecture, means over them",
+        "ACC/BACC in % at the sites that have the architecture, means over them and over seeds. `local_only` is each",
+        "site's own linear head, trained to a tolerance.",
+        "",
+        _line(titles),
+        _line(["---"] * len(titles)),
     ]
-    return [*lines, "and over seeds. `local_only` is each site's own linear head, trained to a tolerance.", "",
-            _line(titles), _line(["---"] * len(titles)), *rows]  # fmt: skip
+    for one in gains:
+        own, head = one.personal, one.alone
+        cells = [
+            one.dataset,
+            one.method,
+            one.architecture,
+            f"{own[0]:.1f}/{own[1]:.1f}",
+            f"{head[0]:.1f}/{head[1]:.1f}",
+        ]
+        lines.append(_line([*cells, f"{own[0] - head[0]:+.1f}/{own[1] - head[1]:+.1f}", str(one.seeds)]))
+    return lines
 
 
 def _against_no_sharing(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -186,6 +224,10 @@ def _best(values: dict[str, list[float]], more_is_better: bool) -> tuple[str, fl
     name = max(values, key=lambda method: sign * statistics.mean(values[method]))
     kept = values[name]
     return name, statistics.mean(kept), statistics.stdev(kept) if len(kept) > 1 else 0.0
+
+
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return statistics.mean(pair[0] for pair in pairs), statistics.mean(pair[1] for pair in pairs)
 
 
 def _at_sites(scores: dict[str, Any], first: int, step: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_HOME ?= $(CURDIR)/.flwr
 export FEDHYPEVAE_HOME ?= $(CURDIR)
 
-.PHONY: help install demo test test-units test-simulation test-federation test-compose check format bench clean
+.PHONY: help install demo test test-units test-simulation test-federation test-compose check format bench bench-curves bench-ablations bench-widths clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -54,6 +54,15 @@ format: $(STAMP)  ## bring the code into shape
 
 bench: $(STAMP)  ## the comparison table (up to an hour on two cores)
 	$(BIN)/python -m benchmarks.table
+
+bench-curves: $(STAMP)  ## scores against ε, number of sites and skew (minutes)
+	$(BIN)/python -m benchmarks.curves
+
+bench-ablations: $(STAMP)  ## each part of FedHypeVAE on and off (minutes)
+	$(BIN)/python -m benchmarks.ablations
+
+bench-widths: $(STAMP)  ## MH-pFedHN over sites with different encoders (minutes)
+	$(BIN)/python -m benchmarks.mixed_widths
 
 clean:  ## remove results and caches, keep the virtual environment
 	rm -rf outputs .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis

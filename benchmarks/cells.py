@@ -38,16 +38,21 @@ from common.rivals import RivalsConfig
 
 _SCORES = ("synthetic_only", "mixed", "own_lambda", "personalised")
 _TEST_ROWS = 2000
+_JUDGED_ROWS = 20_000  # of a synthetic set, for the heads that are not linear: more take minutes and change little
 _TUNING_EPOCHS = 10
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A method run on a federation: its result, the head that it gives, and its synthetic set if it draws one."""
+    """A method run on a federation: its result, the head that it gives, and its synthetic set if it draws one.
+
+    `fitted` is the head where it was fitted on the synthetic set, and None where the method publishes its own.
+    """
 
     result: LoopResult
     head: LinearHead | None
     synthetic: Split | None
+    fitted: LinearHead | None = None
 
 
 @lru_cache(maxsize=2)
@@ -79,7 +84,8 @@ def run_cell(dataset: str, row: Row, seed: int) -> dict[str, Any]:
             record[name] = None
         else:
             record[name] = as_record([mean_scores(list(one)) for one in scores] if folded else scores[0])
-    record["heads"], record["fidelity"] = parts[0]["heads"], parts[0]["fidelity"]
+    for name in ("heads", "fidelity"):
+        record[name] = mean_of([part[name] for part in parts])
     for name in ("bytes_up", "bytes_down"):
         record[name] = round(sum(part[name] for part in parts) / len(parts))
     record["released_parameters"] = parts[0]["released_parameters"]
@@ -101,12 +107,13 @@ def train(federation: Federation, row: Row, changes: dict[str, Scalar] | None = 
     if row.trust == "none":
         sites = [replace(site, groups=None) for site in sites]
     result = run_loop(config, sites, federation.class_names)
-    head, synthetic = published_head(result.artifact), None
+    head, synthetic, fitted = published_head(result.artifact), None, None
     if method.sample is not None:
         labels = torch.arange(config.synthesis.synthetic_rows) % federation.num_classes
         synthetic = method.sample(result.context, result.artifact, labels, federation.seed)
-        head = fit_linear_head(*synthetic, federation.num_classes) if head is None else head
-    return Trained(result, head, synthetic)
+        if head is None:
+            head = fitted = fit_linear_head(*synthetic, federation.num_classes)
+    return Trained(result, head, synthetic, fitted)
 
 
 def score_trained(
@@ -185,7 +192,7 @@ def _run_fold(federation: Federation, own: Sequence[LinearHead], row: Row) -> di
         # under secagg of the sum, against a server that keeps to the protocol and the colluders
         record["epsilon"] = epsilon_pld(method.plan(config).all_events, config.privacy.delta)
     if trained.synthetic is not None:
-        record |= _judge(federation, trained.synthetic)
+        record |= _judge(federation, trained.synthetic, trained.fitted)
     return record
 
 
@@ -193,7 +200,16 @@ def _columns(scores: MethodScores) -> dict[str, Sequence[SiteScores]]:
     return {name: getattr(scores, name) for name in _SCORES}
 
 
-def _judge(federation: Federation, synthetic: Split) -> dict[str, Any]:
+def mean_of(parts: Sequence[Any]) -> Any:
+    """Means over folds of numbers in equal nested mappings; None where a fold has None."""
+    if any(part is None for part in parts):
+        return None
+    if isinstance(parts[0], Mapping):
+        return {name: mean_of([part[name] for part in parts]) for name in parts[0]}
+    return sum(parts) / len(parts)
+
+
+def _judge(federation: Federation, synthetic: Split, fitted: LinearHead | None) -> dict[str, Any]:
     """Other heads on the synthetic set, and how near it is to real test rows; all sites' rows together."""
     tests = _tests(federation)
     if federation.held_out is not None or federation.dataset == "organ-small":
@@ -201,7 +217,9 @@ def _judge(federation: Federation, synthetic: Split) -> dict[str, Any]:
     rows, labels = torch.cat([one for one, _ in tests]), torch.cat([one for _, one in tests])
     drawn = torch.randperm(len(labels), generator=seeded("test rows", federation.seed))[:_TEST_ROWS]
     real, random = (rows[drawn], labels[drawn]), seeded("judge", federation.seed)
-    heads = score_heads(synthetic, real, federation.num_classes, random)
+    linear = fit_linear_head(*synthetic, federation.num_classes) if fitted is None else fitted
+    few = synthetic[0][:_JUDGED_ROWS], synthetic[1][:_JUDGED_ROWS]  # classes in turn, so that all have their share
+    heads = score_heads(few, real, federation.num_classes, random, fitted=linear)
     near = fidelity(real[0], synthetic[0], random)
     manifold = None if near.manifold is None else asdict(near.manifold)
     names = ("precision", "recall", "density", "coverage")

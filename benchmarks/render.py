@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.verdict import architecture_lines, verdict_lines
+
 _SCORES = {
     "synthetic_only": "synthetic-only (λ = 0)",
     "mixed": "mixed (λ = 0.5)",
@@ -34,6 +36,9 @@ def render(records: Sequence[dict[str, Any]]) -> str:
         samples = [record for record in _of(records, dataset) if record["fidelity"] is not None]
         if samples:
             lines += ["", *_samples_table(samples)]
+    for section in (verdict_lines(records), architecture_lines(records)):
+        if section:
+            lines += ["", *section]
     return "\n".join(lines) + "\n"
 
 

@@ -78,12 +78,17 @@ def data_folder() -> Path:
     return root / "data"
 
 
+def organ_draw(count: int) -> NDArray[np.int64]:
+    """Which of the `count` rows of OrganAMNIST (its three splits end to end) the pool has, in its order."""
+    return np.random.default_rng(_ORGAN_DRAW_SEED).permutation(count)[:ORGAN_ROWS]
+
+
 def load_organ(folder: Path) -> Pool:
     """OrganAMNIST with SSCD embeddings: 25,211 rows of its three splits, unit length, 11 classes."""
     with np.load(_existing(folder / "organamnist_sscd512.npz")) as arrays:
         embeddings = np.concatenate([arrays[f"{split}_embeddings"] for split in ("train", "val", "test")])
         labels = np.concatenate([arrays[f"{split}_labels"] for split in ("train", "val", "test")])
-    drawn = np.random.default_rng(_ORGAN_DRAW_SEED).permutation(len(labels))[:ORGAN_ROWS]
+    drawn = organ_draw(len(labels))
     names = tuple(f"organ-{label}" for label in range(11))
     return Pool(_unit_length(embeddings[drawn]), labels[drawn].astype(np.int64), names)
 

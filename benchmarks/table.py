@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from benchmarks.cells import run_cell
+from benchmarks.pool import run_all
 from benchmarks.protocol import SEEDS
 from benchmarks.render import render
 from benchmarks.rows import ROWS, TABLE_DATASETS, Row
@@ -88,18 +85,14 @@ def open_tasks(
 
 def fill(tasks: Sequence[Task], records: list[dict[str, Any]], path: Path, workers: int) -> None:
     """Run the open cells, and keep each as soon as it is there, in the table's own order."""
-    if not tasks:
-        return
-    context = multiprocessing.get_context("spawn")
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        bar = progress.add_task("cells", total=len(tasks))
-        waiting = [pool.submit(run_cell, dataset, row, seed) for dataset, seed, row in tasks]
-        for finished in as_completed(waiting):
-            records.append(finished.result())
-            records.sort(key=_order)
-            write_text(path, json.dumps(records, indent=1) + "\n")
-            progress.update(bar, advance=1, description="cell " + " ".join(map(str, key_of(records[-1]))))
+
+    def keep(record: dict[str, Any]) -> str:
+        records.append(record)
+        records.sort(key=_order)
+        write_text(path, json.dumps(records, indent=1) + "\n")
+        return " ".join(map(str, key_of(record)))
+
+    run_all(run_cell, [(dataset, row, seed) for dataset, seed, row in tasks], workers, keep)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         records = [] if options.fresh else load_records(options.out)
-        fill(open_tasks(records, options.datasets, options.methods, options.seeds), records, options.out,
-             max(1, options.workers))  # fmt: skip
+        tasks = open_tasks(records, options.datasets, options.methods, options.seeds)
+        fill(tasks, records, options.out, options.workers)
         write_text(options.out.with_suffix(".md"), render(records))
     except FedHypeVAEError as error:
         print(f"error: {error}", file=sys.stderr)

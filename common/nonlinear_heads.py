@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.classifier import HeadConfig, SiteScores, Split, fit_linear_head, score
+from common.classifier import HeadConfig, LinearHead, SiteScores, Split, fit_linear_head, score
 from common.errors import ConfigError, DataError
 from common.heads import center_and_scale, check_rows
 
@@ -155,6 +155,7 @@ def score_heads(
     linear: HeadConfig | None = None,
     neighbours: int = 15,
     mlp: MLPConfig | None = None,
+    fitted: LinearHead | None = None,
 ) -> dict[str, SiteScores]:
     """Scores on real test rows of a linear, a kNN and an MLP head trained on a synthetic set alone.
 
@@ -166,6 +167,7 @@ def score_heads(
         linear: settings of the linear head.
         neighbours: k of the kNN head.
         mlp: settings of the MLP head.
+        fitted: the linear head, where it is fitted on this synthetic set already; `linear` is not used then.
 
     Returns:
         `linear`, `knn` and `mlp`.
@@ -174,7 +176,7 @@ def score_heads(
         raise DataError(f"expected equal widths, found {synthetic[0].shape[-1]} and {test[0].shape[-1]}")
     x, y = test
     return {
-        "linear": score(fit_linear_head(*synthetic, num_classes, linear), x, y),
+        "linear": score(fit_linear_head(*synthetic, num_classes, linear) if fitted is None else fitted, x, y),
         "knn": score(fit_neighbour_head(*synthetic, num_classes, neighbours).probabilities(x), x, y),
         "mlp": score(fit_mlp_head(*synthetic, num_classes, generator, mlp).probabilities(x), x, y),
     }

@@ -18,6 +18,7 @@ from deploy.commands import (
     download,
     embed,
     evaluate,
+    join,
     ledger,
     plan,
     predict,
@@ -56,6 +57,7 @@ app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
 app.command("train")(train.train)
 app.command("predict")(predict.predict)
+app.command("join")(join.join)
 app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from benchmarks import curves
+from benchmarks.rows import Row
 from common.errors import ConfigError
 
 
 def _record(value: str, score: float) -> dict[str, object]:
     return {"curve": "epsilon", "value": value, "method": "dp_gauss", "trust": "local", "seed": 1,
-            "synthetic_only": score, "mixed": None, "own_lambda": None, "personalised": None}  # fmt: skip
+            "synthetic_only": score, "mixed": None, "own_lambda": None, "local_only": score / 2}  # fmt: skip
 
 
 def test_draw_makes_a_picture_of_what_is_known(tmp_path: Path) -> None:
@@ -26,20 +29,26 @@ def test_draw_makes_a_picture_of_what_is_known(tmp_path: Path) -> None:
 def test_finished_points_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float, str]] = []
 
-    def measured(curve: str, value: float, row: object, seed: int) -> dict[str, object]:
-        trust = row.trust  # type: ignore[attr-defined]
-        asked.append((value, trust))
-        return {**_record(f"{value:g}", 0.5), "trust": trust, "seed": seed}
+    def all_at_once(
+        function: object,
+        tasks: Sequence[tuple[str, float, Row, int]],
+        workers: int,
+        keep: Callable[[dict[str, object]], str],
+    ) -> None:
+        for _, value, row, seed in tasks:
+            asked.append((value, row.trust))
+            name = "∞" if value == math.inf else f"{value:g}"
+            keep({**_record(name, 0.5), "trust": row.trust, "seed": seed})
 
-    monkeypatch.setattr(curves, "point", measured)
-    monkeypatch.setattr(curves, "CURVES", {"epsilon": (0.5, 1.0)})
+    monkeypatch.setattr(curves, "run_all", all_at_once)
+    monkeypatch.setattr(curves, "CURVES", {"epsilon": (0.5, math.inf)})
     (tmp_path / "epsilon.json").write_text(json.dumps([_record("0.5", 0.6)]), encoding="utf-8")
     arguments = ["--only", "epsilon", "--methods", "dp_gauss", "--seeds", "1", "--out", str(tmp_path)]
     assert curves.main(arguments) == 0
-    assert asked == [(0.5, "secagg"), (1.0, "local"), (1.0, "secagg")]
-    assert len(json.loads((tmp_path / "epsilon.json").read_text(encoding="utf-8"))) == 4
+    assert asked == [(0.5, "secagg"), (math.inf, "local")]
+    assert len(json.loads((tmp_path / "epsilon.json").read_text(encoding="utf-8"))) == 3
     assert curves.main(arguments) == 0
-    assert len(asked) == 3
+    assert len(asked) == 2
 
 
 def test_unknown_curves_and_methods_are_refused(tmp_path: Path) -> None:

@@ -84,6 +84,27 @@ def test_folds_give_one_value_a_site_left_out(monkeypatch: pytest.MonkeyPatch) -
     assert len(record["mixed"]["per_site"]["accuracy"]) == 3
 
 
+def test_measures_of_folds_are_their_means_and_none_stays_none() -> None:
+    first, second = {"a": {"b": 1.0}, "c": None}, {"a": {"b": 2.0}, "c": 3.0}
+    assert cells.mean_of([first, second]) == {"a": {"b": 1.5}, "c": None}
+    assert cells.mean_of([None, second]) is None
+
+
+def test_the_head_of_a_synthetic_set_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, _federation())
+    row = _small(next(row for row in ROWS if row.method == "dp_cvae"))
+    federation = cells.federations_of("organ-iid", 7)[0]
+    trained = cells.train(federation, row)
+    assert trained.fitted is trained.head
+    assert trained.fitted is not None
+    record = cells.run_cell("organ-iid", row, 7)
+    tests = [(site.test.embeddings, site.test.labels) for site in federation.sites]
+    rows, labels = (torch.cat(parts) for parts in zip(*tests, strict=True))
+    assert record["heads"]["linear"]["accuracy"] == pytest.approx(
+        float((trained.fitted.logits(rows).argmax(1) == labels).double().mean())
+    )
+
+
 def test_bytes_of_a_site_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """FedAvg, two rounds, d = 8, K = 3: counts and sum once, then weight, bias and n_i up, the centre down too."""
     _use(monkeypatch, _federation())

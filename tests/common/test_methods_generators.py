@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from common.errors import ConfigError
 from common.heads import gaussian_head
 from common.loop import noise_source, run_loop
 from common.methods import dp_cgan, dp_cvae, get_method
-from common.methods.base import RunContext, StepInput
+from common.methods.base import RunContext, StepInput, seeded
 from common.methods.private import adam_step, init_layers, noised_gradient_sum
 from common.noise import TestNoise
 from common.sampling import SiteData, UnitBatch
@@ -175,6 +176,57 @@ def test_dp_cgan_clips_a_records_real_and_fake_row_as_one_vector() -> None:
     found = _sum(context, "dp_cgan", batch, noise, TestNoise(0))
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=2e-4)
+
+
+def test_dp_cgan_without_clipping_and_noise_is_a_plain_conditional_gan() -> None:
+    """Two local steps at each of two sites against torch modules and torch's own Adam; then the plain average."""
+    config, sites = _config("dp_cgan", local_steps=2, num_rounds=1, centre=False), _sites()
+    result = run_loop(config, sites, ["a", "b", "c"])
+    context, averaged = result.context, dict[str, torch.Tensor]()
+
+    def network(params: Mapping[str, torch.Tensor], name: str) -> nn.Sequential:
+        parts: list[nn.Module] = []
+        for layer in range(3):
+            weight, bias = params[f"{name}.{layer}.weight"], params[f"{name}.{layer}.bias"]
+            module = nn.Linear(weight.shape[1], weight.shape[0])
+            module.load_state_dict({"weight": weight, "bias": bias})
+            parts += [module, nn.LeakyReLU(0.2)]
+        return nn.Sequential(*parts[:-1])
+
+    for index, site in enumerate(sites):
+        maker = network(dp_cgan.init(context).params, "generator")
+        judge = network(dp_cgan.init_site(context, index).tensors, "discriminator")
+        optimisers = [
+            torch.optim.Adam(one.parameters(), lr=config.rivals.adam_rate, betas=(0.5, 0.999)) for one in (judge, maker)
+        ]
+        rows = functional.normalize(site.embeddings, dim=1) * math.sqrt(_DIM)
+        one_hot = functional.one_hot(site.labels, _CLASSES).float()
+        source = noise_source(config, index, 0)
+        for step in range(2):
+            noise = torch.from_numpy(source.gaussian((len(rows), 1, 3), 1.0)).float()[:, 0]
+            fake = maker(torch.cat([noise, one_hot], 1)).detach()
+            told = [judge(torch.cat([features, one_hot], 1))[:, 0] for features in (rows, fake)]
+            loss = sum(
+                functional.binary_cross_entropy_with_logits(scores, torch.full_like(scores, truth), reduction="sum")
+                for scores, truth in zip(told, (1.0, 0.0), strict=True)
+            )
+            optimisers[0].zero_grad()
+            loss.backward()
+            optimisers[0].step()
+            public = seeded("generator", config.federation.seed, index, 0, step)
+            wanted = functional.one_hot(torch.randint(_CLASSES, (256,), generator=public), _CLASSES).float()
+            made = maker(torch.cat([torch.randn(256, 3, generator=public), wanted], 1))
+            optimisers[1].zero_grad()
+            functional.softplus(-judge(torch.cat([made, wanted], 1))).mean().backward()
+            optimisers[1].step()
+        kept = result.sites[index].tensors["discriminator.1.weight"]
+        assert torch.allclose(kept, judge[2].weight, atol=1e-5)
+        for name, value in maker.state_dict().items():
+            averaged[name] = averaged.get(name, torch.zeros_like(value)) + value / len(sites)
+    for layer in range(3):
+        assert torch.allclose(
+            result.state.params[f"generator.{layer}.weight"], averaged[f"{2 * layer}.weight"], atol=1e-5
+        )
 
 
 def test_dp_cgan_generator_learns_from_the_judge_alone() -> None:

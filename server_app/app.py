@@ -17,7 +17,7 @@ from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
 from common.secagg.release import check_shares_noise
-from common.wire import dump_context
+from common.wire import dump_context, essence
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
@@ -34,9 +34,6 @@ from server_app.strategy import FederatedStrategy
 from server_app.tracking import STATUS, RunWatch, check_tracking, now
 
 app = ServerApp()
-
-# of a run that is resumed: folders, patience and what is only told
-_MAY_DIFFER = ("output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking")
 
 
 @app.main()
@@ -128,22 +125,6 @@ def _publish(
 
 def _check_same(before: str, now: str) -> None:
     """A resumed run must be the one that was declared to the sites' ledgers; folders and time-outs may differ."""
-
-    def essence(text: str) -> object:
-        values = json.loads(text)
-        for key in (
-            "output-dir",
-            "sites-dir",
-            "cache-dir",
-            "resume",
-            "round-timeout",
-            "min-sites",
-            "run-name",
-            "tracking",
-        ):
-            values["config"].pop(key, None)
-        return values
-
     if essence(before) != essence(now):
         raise ConfigError(
             "the checkpoint is of a run with other settings or sites: resume with the same, or start anew with another "

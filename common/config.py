@@ -156,7 +156,8 @@ class SynthesisConfig(Concern):
     """What the server does after training: free, since it touches released values alone.
 
     `relabel` gives each synthetic row the class that the generator's own posterior finds likeliest there, or one drawn
-    from that posterior, flattened by `relabel_temperature`. `placement` moves classes to their released means in the
+    from that posterior, flattened by `relabel_temperature`; classes come out uneven then, unless `keep_balance` draws
+    until each has its number. `placement` moves classes to their released means in the
     directions that tell them apart. `mixing` is the weight of a site's own head; `head_scale` flattens the published
     one before they are mixed, since noise in training makes it overconfident.
     """
@@ -166,6 +167,7 @@ class SynthesisConfig(Concern):
     mixture: Literal["samples", "parameters"] = "samples"
     latent_law: Literal["prior", "standard"] = "prior"
     balance: Literal["uniform", "dp-counts"] = "uniform"
+    keep_balance: bool = False
     relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
     relabel_temperature: float = Field(1.0, gt=0.0)
     placement: bool = True

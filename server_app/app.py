@@ -25,7 +25,7 @@ from server_app.progress import RoundPrinter, finite_or_none
 from server_app.results import (
     build_privacy_statement,
     build_summary,
-    wanted_labels,
+    draw_published,
     write_generator,
     write_json,
     write_synthetic,
@@ -103,11 +103,9 @@ def _publish(
     """Fit and sample the artifact, write it, and score it where all data is public."""
     artifact = method.finish(context, strategy.state)
     write_generator(folder / "generator.safetensors", context, artifact, meeting.identity)
-    synthetic, rows = None, 0
-    if method.sample is not None:
-        labels = wanted_labels(context, artifact)
-        synthetic = method.sample(context, artifact, labels, context.config.federation.seed)
-        rows = synthetic[1].shape[0]
+    synthetic = draw_published(context, artifact)
+    rows = 0 if synthetic is None else synthetic[1].shape[0]
+    if synthetic is not None:
         write_synthetic(folder / "synthetic.parquet", context, *synthetic)
     scores: Mapping[str, Any] = {}
     if meeting.data_is_public:

@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common.durable import lock_file, write_atomically
-from common.errors import DataError, FedHypeVAEError
+from common.errors import DataError, FedHypeVAEError, PolicyRefusal
 
 LOCK_TIMEOUT_S = 30.0
 KEPT_ROUNDS = 2
 _STATE = "state-{:06d}.safetensors"
 _PAYLOAD = "payload-{}-{}.bin"
 _FORMAT = "1"
+_SETTINGS = "settings.sha256"
 
 Tensors = Mapping[str, ArrayLike]
 
@@ -67,6 +68,32 @@ class PrivateState:
             yield
         finally:
             holder.__exit__(None, None, None)
+
+    def claim(self, settings: str) -> None:
+        """Hold the run's name to the settings that it first came with; the caller holds the lock.
+
+        A name used again with other settings would get the first run's releases and go on from its private state,
+        wherever both declare the same events.
+
+        Args:
+            settings: digest of the settings, `wire.settings_digest`.
+
+        Raises:
+            PolicyRefusal: the name is known with other settings; nothing was charged, nothing is sent.
+        """
+        path = self.folder / _SETTINGS
+        try:
+            known = path.read_text(encoding="ascii").strip() if path.exists() else ""
+        except (OSError, ValueError) as error:
+            raise FedHypeVAEError(f"can't read {path} ({error}): nothing is sent") from error
+        if not known:
+            self._write(path, f"{settings}\n".encode())
+        elif known != settings:
+            raise PolicyRefusal(
+                "run_name",
+                f"run {self.run_id} came with other settings before: a run with other settings needs another run-name; "
+                "nothing was charged",
+            )
 
     def save(self, round_index: int, tensors: Tensors, notes: Mapping[str, str] | None = None) -> None:
         """Save the state that a round leaves behind; older rounds but one are removed.

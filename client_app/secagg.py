@@ -60,7 +60,7 @@ from common.secagg.release import (
     statistics_vector,
     training_arguments,
 )
-from common.wire import MASKED, check_tensors
+from common.wire import MASKED, check_tensors, settings_digest
 
 STATISTICS = "statistics"
 
@@ -188,6 +188,7 @@ def _task(place: Place, work: Work) -> Iterator[_Task]:
     private = PrivateState(place.folder / "state", work.run_id)
     charged = charged_under(context, events, policy.least_colluders)
     with private.locked():
+        private.claim(settings_digest(context))
         yield _Task(session, request, what, charged, private, AttemptFile(private))
 
 

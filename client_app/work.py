@@ -36,7 +36,7 @@ from common.sampling import SiteData, on_sphere
 from common.secagg.assumptions import charged_events
 from common.secagg.release import assumptions_of
 from common.statistics import class_means_spec
-from common.wire import SCORE_NAMES, Kind, check_tensors
+from common.wire import SCORE_NAMES, Kind, check_tensors, settings_digest
 from embeddings.sets import SPLIT_NAMES, EmbeddingSet
 
 
@@ -233,11 +233,12 @@ def _release(
     """
     request = request_of(work.context)
     kind: Kind = "statistics" if round_key == "statistics" else "train"
-    private = PrivateState(place.folder / "state", work.run_id)
+    private, settings = PrivateState(place.folder / "state", work.run_id), settings_digest(work.context)
     log = ReleaseLog(place.folder / "releases.jsonl")
     if not request.protected:
         place.policy.check(request)
         with private.locked():
+            private.claim(settings)
             done = (release.round_key for release in log.read() if release.run_id == work.run_id)
             payload = _payload(kind, compute(private, round_numbers(done)), shapes)
             log.append(work.run_id, round_key, (), private.save_payload(round_key, payload), len(payload))
@@ -259,6 +260,7 @@ def _release(
         if not granted:
             place.policy.check(request)
         stack.enter_context(private.locked())
+        private.claim(settings)
         ledger.declare_run(
             work.run_id,
             request.events,

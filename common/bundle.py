@@ -129,8 +129,13 @@ class Bundle:
         code: Code = None,
         seed: int = 0,
         threads: int | None = None,
+        as_drawn: bool = False,
     ) -> Iterator[Split]:
-        """Draw rows, in blocks; `balance` counts before the generator's own posterior relabels rows, where it does.
+        """Draw rows, in blocks, until each class has as many as it should.
+
+        Where the generator's own posterior relabels rows, rows too many of an easy class are left out and a hard one is
+        asked for again, in at most eight draws for each row. A class that can't be had so stays short, and others fill
+        its places: count the labels.
 
         Args:
             rows: how many; left out where `labels` are given.
@@ -140,6 +145,8 @@ class Bundle:
             code: None as published, "meta", "mixture", or the number of a code.
             seed: the same seed gives the same rows on the same kind of machine, whatever `threads` is.
             threads: at most so many; default: one a core, at most 4.
+            as_drawn: leave each row the class that the generator gave it, however uneven the classes become: the rows
+                then follow the generator's own law.
 
         Returns:
             Blocks of embeddings (m, d) float32, in the place of an encoder's (scaled to unit length where the run did
@@ -171,7 +178,7 @@ class Bundle:
         def one_piece(wanted: Tensor, piece_seed: int) -> Split:
             return draw(self.context, artifact, wanted, piece_seed)
 
-        return stream_blocks(one_piece, labels_of, total, piece_rows(self.dim), seed, threads)
+        return stream_blocks(one_piece, labels_of, total, piece_rows(self.dim), seed, threads, as_drawn=as_drawn)
 
     def draw(self, rows: int | None = None, **options: Any) -> Split:
         """As `sample`, but all rows at once in memory."""

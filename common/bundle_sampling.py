@@ -19,6 +19,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from common.class_filling import fill_classes
 from common.classifier import Split
 from common.errors import ConfigError
 from common.methods.base import Artifact
@@ -112,8 +113,12 @@ def stream_blocks(
     piece: int,
     seed: int,
     threads: int | None = None,
+    *,
+    as_drawn: bool = False,
 ) -> Iterator[Split]:
     """Blocks of 16 pieces in order, some of them drawn ahead by other threads.
+
+    Rows get the labels that are wanted: see `class_filling`.
 
     Args:
         draw: (wanted labels (n,), seed of the piece) -> embeddings (n, d) and labels (n,).
@@ -122,20 +127,24 @@ def stream_blocks(
         piece: rows in a piece.
         seed: of the whole.
         threads: at most so many blocks at once; default: one a core, at most 4.
+        as_drawn: take each row with the label that `draw` gave it, whatever was wanted.
     """
-    wanted = max(1, min(os.cpu_count() or 1, _MOST_THREADS) if threads is None else threads)
+    workers = max(1, min(os.cpu_count() or 1, _MOST_THREADS) if threads is None else threads)
     before = torch.get_num_threads()
 
     def one_block(block: int) -> Split:
-        starts = range(block, min(block + _PIECES * piece, rows), piece)
-        parts = [draw(labels_of(at, min(at + piece, rows)), _seed_of_piece(seed, at // piece)) for at in starts]
+        wanted, first = labels_of(block, min(block + _PIECES * piece, rows)), block // piece
+        pieces = enumerate(wanted.split(piece), start=first)
+        parts = [draw(labels, _seed_of_piece(seed, str(index))) for index, labels in pieces]
+        if not as_drawn:
+            return fill_classes(draw, wanted, parts, piece, lambda more: _seed_of_piece(seed, f"{first}/more/{more}"))
         return torch.cat([values for values, _ in parts]), torch.cat([labels for _, labels in parts])
 
     # one thread of torch in each of ours: sums are then added in the same order whatever the number of cores
-    pool = ThreadPoolExecutor(wanted, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         left = iter(range(0, rows, _PIECES * piece))
-        ahead: deque[Future[Split]] = deque(pool.submit(one_block, block) for block in islice(left, wanted))
+        ahead: deque[Future[Split]] = deque(pool.submit(one_block, block) for block in islice(left, workers))
         while ahead:
             ready = ahead.popleft().result()
             following = next(left, None)
@@ -147,6 +156,6 @@ def stream_blocks(
         torch.set_num_threads(before)
 
 
-def _seed_of_piece(seed: int, index: int) -> int:
-    digest = hashlib.sha256(f"bundle/{seed}/{index}".encode()).digest()
+def _seed_of_piece(seed: int, name: str) -> int:
+    digest = hashlib.sha256(f"bundle/{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

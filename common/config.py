@@ -163,11 +163,12 @@ class SynthesisConfig(Concern):
     """What the server does after training: free, since it touches released values alone.
 
     `relabel` gives each synthetic row the class that the generator's own posterior finds likeliest there, or one
-    drawn from that posterior, flattened by `relabel_temperature`. `placement` moves classes to their released means
-    in the directions that tell them apart. `unit_rows` gives the noise of a row what its mean leaves of unit length,
-    where embeddings lie on the sphere. `prototype_share` of the rows are their class's prototype without noise.
-    `mixing` is the weight of a site's own head; `head_scale` flattens the published one before they are mixed, since
-    noise in training makes it overconfident.
+    drawn from that posterior, flattened by `relabel_temperature`; classes come out uneven then, unless `keep_balance`
+    draws until each has its number. `placement` moves classes to their released means in the directions that tell
+    them apart. `unit_rows` gives the noise of a row what its mean leaves of unit length, where embeddings lie on the
+    sphere. `prototype_share` of the rows are their class's prototype without noise. `mixing` is the weight of a
+    site's own head; `head_scale` flattens the published one before they are mixed, since noise in training makes it
+    overconfident.
     """
 
     synthetic_rows: int = Field(20_000, ge=1, le=10_000_000)
@@ -175,6 +176,7 @@ class SynthesisConfig(Concern):
     mixture: Literal["samples", "parameters"] = "samples"
     latent_law: Literal["prior", "standard"] = "prior"
     balance: Literal["uniform", "dp-counts"] = "uniform"
+    keep_balance: bool = False
     relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
     relabel_temperature: float = Field(1.0, gt=0.0)
     placement: bool = True

@@ -5,13 +5,16 @@ Both read real records without noise: compute them where the records are, and le
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.errors import DataError
+
+_DEALS, _AT_ONCE = 20_000, 500
+_RARE = 5e-4  # of both signs together, so that one of some thousand pages warns for nothing
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,14 @@ class ManifoldScores:
 class NeighbourWarning:
     """How much nearer synthetic rows are to training records than to held-out ones.
 
-    `share_nearer` is the share of synthetic rows whose nearest record was trained on (0.5 by chance);
-    `copies` rows equal a training record. `warning` is a sign to look at, never a proof in either
-    direction.
+    `share_nearer` is the share of synthetic rows whose nearest record was trained on (0.5 by chance), `chance` how
+    often a random choice of the trained records would show as much by either sign (see `nearest_neighbour_warning`).
+    `copies` rows equal a training record. `warning` is a sign to look at, never a proof in either direction.
     """
 
     share_nearer: float
     copies: int
+    chance: float
     warning: bool
 
 
@@ -74,34 +78,86 @@ def manifold_scores(real: Tensor, synthetic: Tensor, neighbours: int = 5, chunk:
 
 
 def nearest_neighbour_warning(
-    synthetic: Tensor, train: Tensor, held_out: Tensor, generator: torch.Generator, chunk: int = 1024
+    synthetic: Tensor,
+    train: Tensor,
+    held_out: Tensor,
+    generator: torch.Generator,
+    *,
+    groups: Sequence[Tensor] | None = None,
+    chunk: int = 1024,
 ) -> NeighbourWarning:
     """Does the synthetic set lie nearer to the records it was trained on than to others of the same law?
 
-    Train and held-out rows are cut to equal counts. A warning means that the share is above one half by
-    four standard errors, counting both the synthetic rows and the records, or that a row is a copy. No
-    warning proves nothing: the guarantee is the accountant's.
+    Train and held-out records are cut to equal counts. If none was looked at, it is chance which of them are called
+    trained: so the names are dealt out anew 20,000 times, to whole patients where they are known, and two signs are
+    held against what comes out then. One is the share of synthetic rows nearer to a trained record; a few records in
+    the middle of a cloud are nearest to most rows, so it moves far by chance, which a margin for independent rows would
+    not know. The other, in which every record has its say, is how near the nearest synthetic row is to each (the mean
+    logarithm of the distance): a few blurred copies show there. No warning proves nothing: the guarantee is the
+    accountant's.
 
     Args:
         synthetic: (m, d).
         train: (n, d), records the generator saw.
         held_out: (h, d), records of the same law that it did not see.
-        generator: draws the rows to keep.
-        chunk: at most chunk x min(n, h) distances are held.
+        generator: draws the rows to keep, and the deals.
+        groups: (n,) and (h,) patient of each record, where known; where one is on both sides, the split was of records,
+            and records are dealt out.
+        chunk: at most chunk x (n + h) distances are held.
+
+    Returns:
+        The signs; a warning where either is in the upper 1 in 4,000 of its deals, or a row is a copy.
+
+    Source: a permutation test (Fisher 1935); distance to the closest record as a sign of membership: Hayes et al. 2019.
     """
     check_sets(train, synthetic, 1)
     check_sets(held_out, synthetic, 1)
     count = min(len(train), len(held_out))
-    seen, unseen = (side[torch.randperm(len(side), generator=generator)[:count]].double() for side in (train, held_out))
-    to_seen = torch.cat([block.amin(1) for _, block in _distances(synthetic.double(), seen, chunk)])
-    to_unseen = torch.cat([block.amin(1) for _, block in _distances(synthetic.double(), unseen, chunk)])
-    # A row as near to the one as to the other counts half: sets of repeated rows raise no alarm.
-    nearer = (to_seen < to_unseen).double() + 0.5 * (to_seen == to_unseen).double()
-    share = float(nearer.mean())
-    scale = float(seen.square().sum(1).mean().sqrt())
-    margin = 4 * (0.25 / len(synthetic) + 0.25 / count) ** 0.5
-    copies = int((to_seen <= 1e-6 * scale).sum())
-    return NeighbourWarning(share, copies, copies > 0 or share > 0.5 + margin)
+    chosen = [torch.randperm(len(side), generator=generator)[:count] for side in (train, held_out)]
+    records = torch.cat([side[rows] for side, rows in zip((train, held_out), chosen, strict=True)]).double()
+    patients = torch.arange(2 * count)
+    if groups is not None:
+        named = torch.cat([side[rows] for side, rows in zip(groups, chosen, strict=True)])
+        named = torch.unique(named, return_inverse=True)[1]
+        apart = not bool(torch.isin(named[:count], named[count:]).any())
+        patients = named if apart else patients
+    mass, copies, distance = _nearest(synthetic.double(), records, count, chunk)
+    scale = float(records.square().sum(1).mean().sqrt())
+    signs = torch.stack([mass, -torch.log(distance.clamp_min(max(1e-6 * scale, 1e-300)))])
+    signs = signs - signs.mean(1, keepdim=True)
+    chance = min(1.0, 2 * min(_chances(signs, patients, count, generator)))
+    return NeighbourWarning(float(mass[:count].sum()), copies, chance, copies > 0 or chance < _RARE)
+
+
+def _nearest(synthetic: Tensor, records: Tensor, count: int, chunk: int) -> tuple[Tensor, int, Tensor]:
+    """Share of the synthetic rows that each record is nearest to, copies, and each record's nearest distance.
+
+    A row as near to a trained record as to another counts half for each: sets of repeated rows raise no alarm.
+    """
+    mass, copies = torch.zeros(len(records), dtype=torch.float64), 0
+    nearest_row = torch.full((len(records),), torch.inf, dtype=torch.float64)
+    scale = float(records[:count].square().sum(1).mean().sqrt())
+    for _, distance in _distances(synthetic, records, chunk):
+        seen, unseen = distance[:, :count].min(1), distance[:, count:].min(1)
+        weight = (seen.values < unseen.values).double() + 0.5 * (seen.values == unseen.values).double()
+        mass.index_add_(0, seen.indices, weight)
+        mass.index_add_(0, unseen.indices + count, 1.0 - weight)
+        copies += int((seen.values <= 1e-6 * scale).sum())
+        nearest_row = torch.minimum(nearest_row, distance.amin(0))
+    return mass / len(synthetic), copies, nearest_row
+
+
+def _chances(signs: Tensor, patients: Tensor, count: int, generator: torch.Generator) -> list[float]:
+    """For each sign, (s, 2 count) and centred, how often a deal of the patients gives the first `count` as much."""
+    trained = torch.zeros(int(patients.max()) + 1, dtype=torch.float64)
+    trained[patients[:count]] = 1.0
+    sums = torch.zeros(len(signs), len(trained), dtype=torch.float64).index_add_(1, patients, signs)
+    found, least = torch.zeros(len(signs)), sums @ trained - 1e-12
+    for _ in range(_DEALS // _AT_ONCE):
+        keys = torch.rand(_AT_ONCE, len(trained), generator=generator)
+        dealt = keys <= keys.kthvalue(int(trained.sum()), dim=1, keepdim=True).values
+        found += (sums @ dealt.double().T >= least[:, None]).sum(1)
+    return ((found + 1) / (_DEALS + 1)).tolist()
 
 
 def _distances(left: Tensor, right: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:

@@ -6,6 +6,7 @@ whole. Contexts travel as JSON text: configuration, problem and privacy plan, al
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -59,6 +60,10 @@ def dtype_of(kind: Kind) -> torch.dtype:
 SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
 ERROR_WORDS = frozenset({"error", "reference"})
+# Settings that a run may change when it goes on: folders, patience, and what is only told.
+MAY_DIFFER = frozenset(
+    {"output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking"}
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,18 @@ def dump_context(context: RunContext) -> str:
         },
         sort_keys=True,
     )
+
+
+def essence(context: str) -> dict[str, Any]:
+    """What makes a run this run and no other: its context (as JSON text) without the settings of `MAY_DIFFER`."""
+    values: dict[str, Any] = json.loads(context)
+    values["config"] = {key: value for key, value in values["config"].items() if key not in MAY_DIFFER}
+    return values
+
+
+def settings_digest(context: RunContext) -> str:
+    """SHA-256 of `essence`, hexadecimal: the same for every message of a run, whenever it is resumed."""
+    return hashlib.sha256(json.dumps(essence(dump_context(context)), sort_keys=True).encode()).hexdigest()
 
 
 def load_context(text: str) -> RunContext:

@@ -17,7 +17,7 @@ from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
 from common.secagg.release import check_shares_noise
-from common.wire import dump_context
+from common.wire import dump_context, essence
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
@@ -25,7 +25,7 @@ from server_app.progress import RoundPrinter, finite_or_none
 from server_app.results import (
     build_privacy_statement,
     build_summary,
-    wanted_labels,
+    draw_published,
     write_generator,
     write_json,
     write_synthetic,
@@ -34,9 +34,6 @@ from server_app.strategy import FederatedStrategy
 from server_app.tracking import STATUS, RunWatch, check_tracking, now
 
 app = ServerApp()
-
-# of a run that is resumed: folders, patience and what is only told
-_MAY_DIFFER = ("output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking")
 
 
 @app.main()
@@ -106,11 +103,9 @@ def _publish(
     """Fit and sample the artifact, write it, and score it where all data is public."""
     artifact = method.finish(context, strategy.state)
     write_generator(folder / "generator.safetensors", context, artifact, meeting.identity)
-    synthetic, rows = None, 0
-    if method.sample is not None:
-        labels = wanted_labels(context, artifact)
-        synthetic = method.sample(context, artifact, labels, context.config.federation.seed)
-        rows = synthetic[1].shape[0]
+    synthetic = draw_published(context, artifact)
+    rows = 0 if synthetic is None else synthetic[1].shape[0]
+    if synthetic is not None:
         write_synthetic(folder / "synthetic.parquet", context, *synthetic)
     scores: Mapping[str, Any] = {}
     if meeting.data_is_public:
@@ -128,22 +123,6 @@ def _publish(
 
 def _check_same(before: str, now: str) -> None:
     """A resumed run must be the one that was declared to the sites' ledgers; folders and time-outs may differ."""
-
-    def essence(text: str) -> object:
-        values = json.loads(text)
-        for key in (
-            "output-dir",
-            "sites-dir",
-            "cache-dir",
-            "resume",
-            "round-timeout",
-            "min-sites",
-            "run-name",
-            "tracking",
-        ):
-            values["config"].pop(key, None)
-        return values
-
     if essence(before) != essence(now):
         raise ConfigError(
             "the checkpoint is of a run with other settings or sites: resume with the same, or start anew with another "

@@ -29,6 +29,9 @@ _KINDS: dict[Kind, str] = {
     "secagg_masked": "query.secagg_masked",
     "secagg_unmask": "query.secagg_unmask",
 }
+_ADVICE = {
+    "policy:run_name": ": it knows a run of this name with other settings; give this one another run-name",
+}
 _APP_REFUSED = "AppRefused"  # the error that a site's launcher reports before any of the app's code runs
 _ERROR_CODES = {2: "its app failed", 3: "answered too late", 5: "unreachable", 8: "its app was killed"}
 
@@ -180,7 +183,10 @@ def _read(kind: Kind, message: Message, shapes: Mapping[str, tuple[int, ...]]) -
     if "error" in words:
         if set(words) - ERROR_WORDS:
             raise WireError("sent an error with fields that are not on the allow-list")
-        raise WireError(f"refused: {words['error']} (reference {words.get('reference', 'none')} in its own log)")
+        advice = _ADVICE.get(str(words["error"]), "")
+        raise WireError(
+            f"refused: {words['error']} (reference {words.get('reference', 'none')} in its own log){advice}"
+        )
     check_words(kind, words)
     check_tensors(kind, received, shapes)
     if scores and kind != "evaluate":

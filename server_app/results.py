@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from common.bundle_sampling import piece_rows
+from common.class_filling import fill_classes
+from common.classifier import Split
 from common.clipping import NEIGHBOURING
 from common.composition import epsilon_pld
 from common.identity import EncoderIdentity
-from common.methods.base import Artifact, Method, RunContext
+from common.methods import get_method
+from common.methods.base import Artifact, Method, RunContext, seeded
 from common.privacy_statement import SiteCharge, StatementFacts, build_statement, why_not_private
 from common.secagg.statement import shared_noise_facts
 from common.wire import dump_context
@@ -39,6 +44,23 @@ def wanted_labels(context: RunContext, artifact: Artifact) -> Tensor:
     return torch.repeat_interleave(torch.arange(classes), counts)
 
 
+def draw_published(context: RunContext, artifact: Artifact) -> Split | None:
+    """The run's synthetic set, as its settings ask for it; None for a method that publishes no samples.
+
+    Post-processing: the same artifact gives the same rows.
+    """
+    draw, seed = get_method(context.config.method).sample, context.config.federation.seed
+    if draw is None:
+        return None
+    wanted = wanted_labels(context, artifact)
+    drawn = draw(context, artifact, wanted, seed)
+    if not context.config.synthesis.keep_balance:
+        return drawn
+    again = partial(draw, context, artifact)
+    piece = piece_rows(context.problem.dim)
+    return fill_classes(again, wanted, [drawn], piece, lambda number: seeded("more", seed, number).initial_seed())
+
+
 def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder: EncoderIdentity) -> None:
     """Save the published parameters as safetensors, with all that is needed to use them in the metadata."""
     metadata = {
@@ -46,7 +68,8 @@ def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder
         "method": context.config.method,
         "context": dump_context(context),
         "settings": json.dumps(dict(artifact.settings)),
-        "private": json.dumps(context.config.privacy.certified),
+        # the settings alone do not tell: a method may have no privacy whatever they say
+        "private": json.dumps(not why_not_private(context)),
         "encoder": json.dumps(encoder.to_json()),
     }
     write_atomically(
@@ -62,10 +85,12 @@ def write_synthetic(path: Path, context: RunContext, embeddings: Tensor, labels:
     """Save a synthetic set as parquet: `embedding` (fixed-size list of float32) and `label`."""
     flat = pa.array(np.ascontiguousarray(embeddings.numpy(), dtype=np.float32).ravel())
     column = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+    reasons = why_not_private(context)
     notes = {
         "synthetic": True,
         "class_names": list(context.problem.class_names),
-        "private": context.config.privacy.certified,
+        "private": not reasons,
+        "not_private_because": reasons,
         "config": context.config.to_flat(),
     }
     schema = pa.schema(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from common.audit import AuditResult
     from common.config import RunConfig
 
+SUM_IS_ATTACKED = "secure aggregation: the sum of the sites is attacked, with its whole noise; the masks are not"
+_SITES_OF_A_SUM = 10  # any number that may share noise: the sum's noise does not depend on it
 _ATTACKED = 17  # the public image that the inversion is shown on
 
 
@@ -44,16 +46,24 @@ def audit(
     """
     from common.config import RunConfig
     from common.errors import FedHypeVAEError
+    from common.methods import get_method
     from server_app.checkpoint import write_atomically
 
     asked = dict(parse_setting(text) for text in setting or [])
-    flat = {"epsilon": epsilon, "delta": delta, "num-rounds": rounds, "num-sites": 1, "min-sites": 1, **asked}
+    sites = _SITES_OF_A_SUM if asked.get("trust") == "secagg" else 1
+    flat = {"epsilon": epsilon, "delta": delta, "num-rounds": rounds, "num-sites": sites, "min-sites": 1, **asked}
     config = RunConfig.from_flat(flat)
+    if config.privacy.trust == "secagg":
+        # what the server sees: the same steps at one site, with the whole noise that the honest sites add together
+        config = config.replace(trust="local", num_sites=1, min_sites=1)
+        typer.echo(SUM_IS_ATTACKED)
     results = _audits(config, dim, classes, draws if two_world else 0, canaries if one_run else 0, confidence)
+    trains = get_method(config.method).plan(config).training_noise is not None
     for result in results:
-        typer.echo(_line(result))
+        typer.echo(_line(result, trains))
     facts: dict[str, Any] = {
         "records": "made up",
+        "attacked": SUM_IS_ATTACKED if asked.get("trust") == "secagg" else "what one site sends",
         "config": config.to_flat(),
         "audits": [{**asdict(result), "passed": result.passed} for result in results],
     }
@@ -74,9 +84,22 @@ def _audits(
     from rich.progress import Progress
 
     from common.audit import one_run_audit, two_world_audit
+    from common.methods import get_method
+    from deploy.release.audit_statistics import audit_statistics
 
     results = []
     with Progress(transient=True) as bar:
+        if get_method(config.method).plan(config).training_noise is None:  # it releases statistics, and trains nothing
+            only = bar.add_task("two worlds: the statistics", total=draws)
+            if draws:
+                found = audit_statistics(
+                    config,
+                    draws=draws,
+                    confidence=confidence,
+                    progress=lambda done, _: bar.update(only, completed=done),
+                )
+                results.append(found)
+            return results
         if draws:
             task = bar.add_task("two worlds: one step", total=draws)
             results.append(
@@ -104,9 +127,9 @@ def _audits(
     return results
 
 
-def _line(result: AuditResult) -> str:
+def _line(result: AuditResult, trains: bool) -> str:
     verdict = "stands" if result.passed else "IS CONTRADICTED"
-    of_what = "one step" if result.kind == "two-world" else "the whole run"
+    of_what = "the whole run" if result.kind == "one-run" else "one step" if trains else "the statistics, once"
     return (
         f"{result.kind:10} ({of_what}): epsilon is at least {result.epsilon_bound:.3f} at {result.confidence:.1%} "
         f"confidence; claimed {result.epsilon_claimed:.3f} at delta {result.delta:g}: the claim {verdict}\n"

@@ -9,8 +9,11 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run's output folder, or a released bundle with its summary.json.")],
-    out: Annotated[Path | None, typer.Option(help="Where the page goes; default: RUN/report.html.")] = None,
+    run: Annotated[Path, typer.Argument(help="The run's output folder, or a released bundle.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the page goes; default: RUN/report.html, or BUNDLE-report.html beside a bundle."),
+    ] = None,
 ) -> None:
     """Write one HTML page about a run: what was trained, what it cost, what it gave, what it does not protect.
 
@@ -22,10 +25,14 @@ def report(
     from rich.console import Console
 
     from common.durable import write_atomically
-    from common.errors import DataError
-    from deploy.report.run import read_run, render_run
+    from common.errors import ConfigError, DataError
+    from deploy.report.run import is_bundle, read_run, render_run
 
-    page = run / "report.html" if out is None else out
+    released = is_bundle(run)
+    beside = run.resolve().with_name(f"{run.resolve().name}-report.html") if released else run / "report.html"
+    page = beside if out is None else out
+    if released and page.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{page} lies in the bundle, whose files are signed: name another place with --out")
     with Console(stderr=True).status("Reading the run and drawing ..."):
         text = render_run(read_run(run))
     try:

@@ -21,7 +21,7 @@ def synthesize(
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")],
     balance: Annotated[
         Literal["uniform", "dp-counts", "given"],
-        typer.Option(help="Classes asked for: evenly, by the run's noised counts, or as given by --share."),
+        typer.Option(help="Rows of each class: evenly, by the run's noised counts, or as given by --share."),
     ] = "uniform",
     share: Annotated[
         list[str] | None, typer.Option("--share", help="With --balance given: CLASS=WEIGHT; may be repeated.")
@@ -34,6 +34,13 @@ def synthesize(
     threads: Annotated[
         int | None, typer.Option(min=1, help="At most so many; default: one a core, up to 4. The rows are the same.")
     ] = None,
+    as_drawn: Annotated[
+        bool,
+        typer.Option(
+            "--as-drawn",
+            help="Take rows as they come: the generator names some otherwise than asked, so classes are uneven then.",
+        ),
+    ] = False,
 ) -> None:
     """Draw synthetic embeddings from a published generator, on any machine, without limit.
 
@@ -51,7 +58,9 @@ def synthesize(
 
     bundle = load_bundle(run)
     weights = None if share is None else parse_shares(share, bundle.class_names)
-    blocks = bundle.sample(rows, balance=balance, shares=weights, code=code, seed=seed, threads=threads)
+    blocks = bundle.sample(
+        rows, balance=balance, shares=weights, code=code, seed=seed, threads=threads, as_drawn=as_drawn
+    )
     out = Path(f"synthetic-{rows}-{seed}.parquet") if out is None else out
     if out.exists():
         raise ConfigError(f"{out} exists already: name a file that does not with --out")
@@ -62,7 +71,14 @@ def synthesize(
         "not_private_because": list(bundle.not_private),
         "encoder": None if bundle.encoder is None else bundle.encoder.to_json(),
         "generator_sha256": sha256_of(bundle.generator_file),
-        "sampling": {"rows": rows, "balance": balance, "shares": weights, "code": code, "seed": seed},
+        "sampling": {
+            "rows": rows,
+            "balance": balance,
+            "shares": weights,
+            "code": code,
+            "seed": seed,
+            "as_drawn": as_drawn,
+        },
         "config": bundle.config.to_flat(),
     }
     started = time.monotonic()

@@ -20,12 +20,11 @@ from common.audit import AuditResult
 from common.bundle import Bundle, load_bundle
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.events import PrivacyEvent
-from common.methods import get_method
 from common.privacy_statement import check_statement
 from deploy.release.audits import AuditSize, audit_run, in_json, objections
 from deploy.release.ledgers import SiteLedger, checked_sites
 from deploy.release.promises import empty_statement, faults_of, largest_epsilon
-from server_app.results import wanted_labels
+from server_app.results import draw_published
 
 Watch = Callable[[str, int, int], None]
 _SAME_LABELS = 0.999  # a row on the border between two classes may fall on either side on another processor
@@ -124,11 +123,12 @@ def _statement(bundle: Bundle) -> tuple[Mapping[str, Any], list[str]]:
 
 def _is_drawn(bundle: Bundle, statement: Mapping[str, Any]) -> bool:
     """Whether the set is the generator's own, by drawing it again; another torch draws otherwise, so it can't tell."""
-    draw = get_method(bundle.config.method).sample
-    if draw is None or statement["software"].get("torch") != metadata.version("torch"):
+    if statement["software"].get("torch") != metadata.version("torch"):
         return True
-    seed = bundle.config.federation.seed
-    embeddings, labels = draw(bundle.context, bundle.artifact, wanted_labels(bundle.context, bundle.artifact), seed)
+    drawn = draw_published(bundle.context, bundle.artifact)
+    if drawn is None:
+        return True
+    embeddings, labels = drawn
     start, same = 0, 0
     for rows, found in bundle.stream_published():
         stop = start + len(found)

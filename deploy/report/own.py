@@ -32,6 +32,11 @@ class OwnRows:
         """Patient of each row, where known."""
         return None if self.records.groups is None else torch.from_numpy(self.records.groups)
 
+    def groups_of(self, *parts: Tensor) -> tuple[Tensor, ...] | None:
+        """Patient of each row of some parts, where known."""
+        groups = self.groups
+        return None if groups is None else tuple(groups[rows] for rows in parts)
+
     @property
     def splits(self) -> list[str] | None:
         """Split of each row, where the set has them."""

@@ -35,11 +35,12 @@ _TEMPLATE = Path(__file__).with_name("run.html.j2")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A completed run as its files tell it."""
+    """A completed run as its files tell it; of a bundle there is no summary but what else was published tells."""
 
     summary: Mapping[str, Any]
     statement: Mapping[str, Any]
     bundle: Bundle
+    is_bundle: bool = False
 
     @property
     def sites(self) -> list[str]:
@@ -50,20 +51,44 @@ class RunFacts:
 
 
 def read_run(folder: Path) -> RunFacts:
-    """Read a run's output folder.
+    """Read a run's output folder, or a released bundle.
 
     Args:
-        folder: with summary.json, privacy_statement.json and generator.safetensors.
+        folder: with privacy_statement.json and generator.safetensors, and summary.json or bundle.json.
 
     Raises:
         DataError: the run is not complete, or a file can't be read or is not what it should be.
     """
+    if is_bundle(folder):
+        return _read_bundle(folder)
     summary, statement = _read(folder / "summary.json"), _read(folder / "privacy_statement.json")
     check_statement(statement)
     wanted = {"rounds", "rounds_taken_part", "rounds_missing", "scores", "privacy", "config", "synthetic_rows"}
     if not wanted <= set(summary):
         raise DataError(f"{folder / 'summary.json'} lacks {sorted(wanted - set(summary))[0]!r}: is it of this version?")
     return RunFacts(summary, statement, load_bundle(folder))
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is what `fedhypevae release` made, and no run's output folder."""
+    return (folder / "bundle.json").is_file() and not (folder / "summary.json").is_file()
+
+
+def _read_bundle(folder: Path) -> RunFacts:
+    told, statement = _read(folder / "bundle.json"), _read(folder / "privacy_statement.json")
+    check_statement(statement)
+    bundle = load_bundle(folder)
+    used = [site["rounds_used"] for site in statement["sites"].values()]
+    summary = {
+        "method": bundle.config.method,
+        "rounds": max(used, default=0),
+        "rounds_taken_part": [],
+        "rounds_missing": [],
+        "scores": {},
+        "synthetic_rows": told.get("rows", bundle.config.synthesis.synthetic_rows),
+        "config": bundle.config.to_flat(),
+    }
+    return RunFacts(summary, statement, bundle, is_bundle=True)
 
 
 def render_run(facts: RunFacts) -> str:
@@ -83,7 +108,10 @@ def render_run(facts: RunFacts) -> str:
         meter_lines=_meters(facts),
         charges=_charges(facts),
         epsilon=_curves(facts),
-        participation=draw.participation(summary["rounds_taken_part"], facts.sites) if summary["rounds"] else None,
+        participation=draw.participation(summary["rounds_taken_part"], facts.sites)
+        if summary["rounds_taken_part"]
+        else None,
+        is_bundle=facts.is_bundle,
         missing=_missing(summary),
         scores=_scores(summary["scores"]),
         planes=_planes(facts.bundle),
@@ -108,15 +136,17 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     summary, bundle = facts.summary, facts.bundle
     parameters = sum(value.numel() for value in bundle.artifact.tensors.values())
     encoder = "not noted" if bundle.encoder is None else bundle.encoder.encoder
-    return [
+    tiles = [
         ("Method", summary["method"], f"{parameters:,} published numbers"),
         ("Sites", str(len(facts.sites)), draw.together(facts.sites)),
-        ("Rounds", str(summary["rounds"]), f"{summary['seconds']:.0f} s in all"),
+        ("Rounds", str(summary["rounds"]), f"{summary['seconds']:.0f} s in all" if "seconds" in summary else ""),
         ("Classes", str(len(bundle.class_names)), f"embeddings of width {bundle.dim}"),
         ("Encoder", encoder, "turned images into embeddings, at the sites"),
         ("Synthetic rows", f"{summary['synthetic_rows']:,}", "more can be drawn at no cost"),
-        ("Sent by a site", _bytes(summary["bytes_up_per_site"]), "at most, in the whole run"),
     ]
+    if "bytes_up_per_site" in summary:
+        tiles.append(("Sent by a site", _bytes(summary["bytes_up_per_site"]), "at most, in the whole run"))
+    return tiles
 
 
 def _meters(facts: RunFacts) -> list[dict[str, Any]]:

@@ -85,7 +85,8 @@ def render_site(
     generator = torch.Generator().manual_seed(0)
     tell("comparing class by class")
     fidelity = fidelity_by_class(train, held_out, synthetic, len(bundle.class_names), generator)
-    warning = nearest_neighbour_warning(synthetic[0], train[0], held_out[0], generator) if len(held_out[1]) else None
+    sides, patients = (train[0], held_out[0]), own.groups_of(seen, unseen)
+    warning = nearest_neighbour_warning(synthetic[0], *sides, generator, groups=patients) if len(held_out[1]) else None
     tell("training classifiers")
     evaluation = evaluate(bundle, *rows, groups=own.groups, splits=own.splits, synthetic=synthetic)
     tell("drawing")

@@ -12,7 +12,7 @@ import pytest
 
 from client_app.private_state import PrivateState
 from common.durable import lock_file
-from common.errors import DataError, FedHypeVAEError
+from common.errors import DataError, FedHypeVAEError, PolicyRefusal
 
 
 def tensors(round_index: int) -> dict[str, np.ndarray]:
@@ -171,3 +171,12 @@ def test_save_on_a_full_disk_keeps_the_old_state(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     np.testing.assert_array_equal(state.load(1).tensors["steps"], 1)
     assert [path for path in state.folder.iterdir() if "partial" in path.name] == []
+
+
+def test_claim_holds_a_name_to_its_first_settings(tmp_path: Path) -> None:
+    PrivateState(tmp_path, "run-1").claim("a" * 64)
+    PrivateState(tmp_path, "run-1").claim("a" * 64)
+    PrivateState(tmp_path, "run-2").claim("b" * 64)
+    with pytest.raises(PolicyRefusal, match="another run-name") as caught:
+        PrivateState(tmp_path, "run-1").claim("b" * 64)
+    assert caught.value.rule == "run_name"

@@ -76,6 +76,14 @@ def test_every_message_of_a_finished_run_is_refused_when_it_comes_again(tmp_path
     assert [site.entries() for site in federation.sites] == before
 
 
+def test_name_of_a_run_used_again_with_other_settings_is_refused(tmp_path: Path) -> None:
+    federation = keyed_federation(tmp_path)
+    federation.run(**QUICK, run_name="trial")
+    before = [site.entries() for site in federation.sites]
+    assert "policy:run_name" in aborted(federation, None, run_name="trial", seed=7)
+    assert [site.entries() for site in federation.sites] == before
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_message_that_comes_twice_is_answered_once(tmp_path: Path, phase: str) -> None:
     federation, second = keyed_federation(tmp_path), []
@@ -186,7 +194,7 @@ def test_lie_of_the_server_is_refused_and_nothing_is_unmasked(tmp_path: Path, na
     phase, lie = LIES[name]
     federation = keyed_federation(tmp_path)
     told = aborted(federation, lying_server({("site-1", phase): lie, ("site-2", phase): lie}))
-    assert "protocol" in told or "policy:request" in told
+    assert any(code in told for code in ("protocol", "policy:request", "policy:run_name"))
     assert all(commits(site) == 0 for site in federation.sites[:2])
     charged = sum(len(run.charged) for run in federation.sites[0].runs().values())
     before_reading = phase in ("secagg_shares", "secagg_masked")

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from client_app import work
 from client_app.data import split_by_unit
 from client_app.ledger import Ledger
+from common.durable import write_atomically
 from common.events import PrivacyEvent
 from common.methods.base import StepInput
 from tests.harness import Federation, Handler, HarnessSite, Killed, changed, deliver, make_set, words_of
@@ -206,7 +207,59 @@ def test_same_run_under_other_settings_is_refused(tmp_path: Path) -> None:
     charged = only_run(federation.sites[0]).charged
     with pytest.raises(SystemExit):
         federation.run(num_rounds=1, run_name="trial", sampling_rate=0.4)
-    assert "refused: ledger" in federation.status()["error"]
+    assert "refused: policy:run_name" in federation.status()["error"]
+    assert only_run(federation.sites[0]).charged == charged
+
+
+def payloads(federation: Federation) -> list[list[bytes]]:
+    """The tensors of every release that the site sent, statistics and rounds, in order."""
+    return [
+        [array.data for _, array in sorted(seen.message.content.array_records["tensors"].items())]
+        for seen in federation.sent("site-1")
+        if seen.message.content.array_records and seen.kind in ("query.statistics", "train")
+    ]
+
+
+# the events are the same in each: the ledger alone would take them for the same run
+@pytest.mark.parametrize("settings", [{"seed": 7}, {"clip_norm": 0.7}, {"latent_dim": 3}])
+def test_name_of_a_run_used_again_with_other_settings_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Else the first run's releases would be sent as the second's, and its code would go on from the first's."""
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=1, run_name="trial")
+    charged, sent = only_run(federation.sites[0]).charged, len(payloads(federation))
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1, run_name="trial", **settings)
+    told = federation.status()["error"]
+    assert "refused: policy:run_name" in told
+    assert "another run-name" in told
+    assert only_run(federation.sites[0]).charged == charged
+    assert len(payloads(federation)) == sent
+
+
+# a run without rounds: its one release is never followed by another, so the site keeps its bytes
+ONE_RELEASE: dict[str, Any] = {"method": "dp_gauss", "run_name": "trial"}
+
+
+def test_name_of_a_run_without_that_check_gets_the_old_releases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: with the check taken out, a run with other settings gets the first one's bytes."""
+    monkeypatch.setattr("client_app.private_state.PrivateState.claim", lambda *_: None)
+    federation = Federation.create(tmp_path, 1, allowed_methods=("dp_gauss",))
+    federation.run(**ONE_RELEASE)
+    first = payloads(federation)
+    federation.run(**ONE_RELEASE, embedding_radius=2.0, sphere=False)
+    assert first
+    assert payloads(federation) == first + first
+
+
+def test_name_of_a_run_used_again_with_the_same_settings_gets_the_same_releases(tmp_path: Path) -> None:
+    """As when a server lost its folder: folders and patience may differ, nothing is charged twice."""
+    federation = Federation.create(tmp_path, 1, allowed_methods=("dp_gauss",))
+    federation.run(**ONE_RELEASE)
+    charged, first = only_run(federation.sites[0]).charged, payloads(federation)
+    federation.run(**ONE_RELEASE, round_timeout=33.0, run_id=2)
+    assert payloads(federation) == first + first
     assert only_run(federation.sites[0]).charged == charged
 
 
@@ -278,7 +331,10 @@ def test_full_disk_releases_nothing_and_loses_nothing(
 ) -> None:
     """The round is charged, nothing leaves; once the disk is freed, the same round is answered."""
 
-    def full(*_: object) -> None:
+    def full(path: object, *rest: Any) -> None:
+        if isinstance(path, Path) and path.name == "settings.sha256":  # there was room for so little
+            write_atomically(path, *rest)
+            return
         raise OSError(28, "No space left on device")
 
     federation = Federation.create(tmp_path, 1)
@@ -291,6 +347,19 @@ def test_full_disk_releases_nothing_and_loses_nothing(
     assert "free the disk" in site.log()
     assert counts(only_run(site).charged) == {"statistics": 1}
     assert "receipt" in words_of(deliver(site, federation.asked("query.statistics", "site-1")))
+
+
+def test_disk_too_full_to_note_the_settings_charges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    federation = Federation.create(tmp_path, 1)
+    monkeypatch.setattr("client_app.private_state.write_atomically", full)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1)
+    assert "free the disk" in federation.sites[0].log()
+    assert federation.sites[0].runs() == {}
+    assert not any(seen.message.content.array_records for seen in federation.sent())
 
 
 def test_broken_release_log_stops_the_site(tmp_path: Path) -> None:
@@ -388,5 +457,9 @@ def test_changed_message_of_the_same_round_gets_the_committed_bytes(tmp_path: Pa
     federation.run(num_rounds=1)
     site, message = federation.sites[0], federation.asked("train", "site-1")
     first = federation.sent("site-1", "train")[-1].message
-    other = changed(message, {"config": {"learning-rate": 1.0}})
+    other = changed(message)
+    asked = other.content.array_records["tensors"].to_torch_state_dict()
+    other.content["tensors"] = ArrayRecord({name: value + 1.0 for name, value in asked.items()})
     assert _bytes(deliver(site, other)) == _bytes(first)
+    reply = deliver(site, changed(message, {"config": {"learning-rate": 1.0}}))
+    assert words_of(reply)["error"] == "policy:run_name"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.bundle import Bundle, load_bundle
@@ -18,7 +19,7 @@ from common.identity import EncoderIdentity
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.statistics import ReleasedStatistics
-from server_app.results import write_generator
+from server_app.results import draw_published, write_generator
 
 NAMES = ("liver", "lung", "spleen")
 ENCODER = EncoderIdentity("made-up", "1", 6, "none", "0" * 64, "float32", NAMES)
@@ -58,8 +59,6 @@ def test_load_bundle_says_why_a_run_is_not_private(tmp_path: Path) -> None:
 def test_load_bundle_reads_a_generator_that_names_no_encoder(tmp_path: Path) -> None:
     make(tmp_path)
     path = tmp_path / "generator.safetensors"
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         metadata = {name: value for name, value in file.metadata().items() if name != "encoder"}
     save_file(load_file(path), path, metadata)
@@ -96,6 +95,46 @@ def test_sample_gives_the_classes_that_were_asked_for(tmp_path: Path) -> None:
     assert torch.equal(bundle.draw(labels=wanted)[1], wanted)
 
 
+def relabelling(folder: Path, **settings: str | float) -> Bundle:
+    """A generator of classes that overlap, whose own posterior leans towards the first."""
+    make(folder, "fedhypevae", num_rounds=1, code_dim=1, relabel="likeliest", placement=False, **settings)
+    path = folder / "generator.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["decoder.0.class_weight"] = MEANS.T.contiguous()
+    tensors["class_bias.weight"] = torch.tensor([0.3, 0.0, -0.3])
+    save_file(tensors, path, metadata)
+    return load_bundle(folder)
+
+
+def test_sample_of_rows_that_are_relabelled_keeps_the_balance(tmp_path: Path) -> None:
+    """As drawn, the classes come out uneven; by default each has just the rows that were asked for."""
+    bundle = relabelling(tmp_path)
+    as_drawn = torch.bincount(bundle.draw(9000, as_drawn=True)[1], minlength=3)
+    assert int(as_drawn.max()) > 1.5 * int(as_drawn.min())
+    embeddings, labels = bundle.draw(9000)
+    assert torch.bincount(labels).tolist() == [3000, 3000, 3000]
+    assert torch.bincount(bundle.draw(800, balance="dp-counts")[1]).tolist() == [100, 200, 500]
+    assert torch.bincount(bundle.draw(40, balance="given", shares=[0, 1, 3])[1], minlength=3).tolist() == [0, 10, 30]
+    wanted = torch.tensor([2, 0, 0, 1, 2])
+    assert torch.equal(bundle.draw(labels=wanted)[1], wanted)
+    again = bundle.draw(9000, threads=3)
+    assert torch.equal(again[0], embeddings)
+    assert torch.equal(again[1], labels)
+
+
+def test_published_set_keeps_the_balance_where_the_run_asks_for_it(tmp_path: Path) -> None:
+    for keep in (False, True):
+        bundle = relabelling(tmp_path / str(keep), keep_balance=keep, synthetic_rows=900)
+        drawn = draw_published(bundle.context, bundle.artifact)
+        assert drawn is not None
+        assert (torch.bincount(drawn[1], minlength=3).tolist() == [300, 300, 300]) is keep
+        again = draw_published(bundle.context, bundle.artifact)
+        assert again is not None
+        assert torch.equal(drawn[0], again[0])
+
+
 def test_sample_repeats_with_its_seed_alone(tmp_path: Path) -> None:
     bundle = make(tmp_path)
     one, two, three = (bundle.draw(5000, seed=seed, threads=threads)[0] for seed, threads in ((1, 1), (1, 3), (2, 1)))
@@ -108,8 +147,6 @@ def test_sample_of_one_code_of_a_mixture(tmp_path: Path) -> None:
     settings = {"num_codes": 2, "latent_dim": 0, "code_dim": 1, "code_radius": 10.0}
     make(tmp_path, "fedhypevae", num_rounds=1, **settings)
     path = tmp_path / "generator.safetensors"
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)

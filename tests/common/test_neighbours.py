@@ -81,7 +81,7 @@ def _draw(rows: int, generator: torch.Generator) -> Tensor:
 def test_nearest_neighbour_warning_stays_quiet_for_fresh_draws() -> None:
     generator = torch.Generator().manual_seed(3)
     alarms = 0
-    for _ in range(20):
+    for _ in range(8):
         found = nearest_neighbour_warning(
             _draw(400, generator), _draw(300, generator), _draw(200, generator), generator
         )
@@ -90,18 +90,57 @@ def test_nearest_neighbour_warning_stays_quiet_for_fresh_draws() -> None:
     assert alarms == 0
 
 
-def test_nearest_neighbour_warning_sees_noisy_copies_and_exact_ones() -> None:
+def test_nearest_neighbour_warning_knows_how_far_a_few_central_records_tip_the_share() -> None:
+    """A narrow cloud has a handful of records as nearest: far from one half by chance, and no margin for independent
+    rows would bear it."""
+    generator = torch.Generator().manual_seed(6)
+    margin, far, alarms = 4 * (0.25 / 4000 + 0.25 / 200) ** 0.5, 0, 0
+    for _ in range(8):
+        train, held_out = (torch.randn(200, 64, generator=generator) for _ in range(2))
+        found = nearest_neighbour_warning(0.3 * torch.randn(4000, 64, generator=generator), train, held_out, generator)
+        far += abs(found.share_nearer - 0.5) > margin
+        alarms += found.warning
+    assert far >= 1
+    assert alarms == 0
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_nearest_neighbour_warning_sees_blurred_copies(share: float) -> None:
+    """Also where nine rows in ten are fresh, and the share nearer to training records tells nothing."""
+    generator = torch.Generator().manual_seed(4)
+    train, held_out = (torch.randn(300, 64, generator=generator) for _ in range(2))
+    blurred = train[: int(300 * share)]
+    blurred = blurred + 0.3 * torch.randn(blurred.shape, generator=generator)
+    rows = torch.cat([blurred, torch.randn(300 - len(blurred), 64, generator=generator)])
+    found = nearest_neighbour_warning(rows, train, held_out, generator)
+    assert found.warning
+    assert found.copies == 0
+    other_way = nearest_neighbour_warning(rows, held_out, train, generator)
+    assert not other_way.warning
+
+
+def test_nearest_neighbour_warning_sees_an_exact_copy() -> None:
     generator = torch.Generator().manual_seed(4)
     train, held_out = _draw(300, generator), _draw(300, generator)
-    blurred = train + 0.3 * _draw(300, generator)
-    noisy = nearest_neighbour_warning(blurred, train, held_out, generator)
-    assert noisy.warning
-    assert noisy.copies == 0
-    assert noisy.share_nearer > 0.9
-    one_copy = torch.cat([_draw(300, generator), train[:1]])
-    exact = nearest_neighbour_warning(one_copy, train, held_out, generator)
+    exact = nearest_neighbour_warning(torch.cat([_draw(300, generator), train[:1]]), train, held_out, generator)
     assert exact.copies == 1
     assert exact.warning
+
+
+def test_nearest_neighbour_warning_deals_out_whole_patients() -> None:
+    """Twenty near-equal images of one patient count as one: as single records they would raise an alarm."""
+    generator = torch.Generator().manual_seed(8)
+    sides = []
+    for _ in range(2):
+        patients = torch.randn(12, 64, generator=generator).repeat_interleave(20, 0)
+        sides.append(patients + 0.05 * torch.randn(patients.shape, generator=generator))
+    names = torch.arange(12).repeat_interleave(20)
+    rows = sides[0][:40] + torch.randn(40, 64, generator=generator)  # near two patients, of the trained ones by chance
+    by_record = nearest_neighbour_warning(rows, *sides, generator)
+    by_patient = nearest_neighbour_warning(rows, *sides, generator, groups=(names, names + 12))
+    assert by_record.warning
+    assert by_patient.chance > 0.05
+    assert not by_patient.warning
 
 
 def test_nearest_neighbour_warning_by_hand() -> None:

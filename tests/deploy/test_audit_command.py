@@ -48,6 +48,37 @@ def test_audit_command_fails_on_broken_noise(tmp_path: Path, monkeypatch: pytest
     assert not json.loads((tmp_path / "audit" / "audit.json").read_text())["audits"][0]["passed"]
 
 
+STATISTICS_ALONE = ("--set", "method=dp_gauss", "--no-inversion")
+
+
+def test_audit_command_attacks_a_method_that_releases_statistics_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one release is told apart where the noise is a tenth of what is claimed, and not where it is whole."""
+    done = run(tmp_path, *STATISTICS_ALONE)
+    assert done.exit_code == 0, done.output
+    assert "(the statistics, once)" in done.output
+    (found,) = json.loads((tmp_path / "audit" / "audit.json").read_text())["audits"]
+    assert found["passed"]
+    honest = SecureNoise.gaussian
+    monkeypatch.setattr(SecureNoise, "gaussian", lambda self, shape, std: honest(self, shape, std / 10.0))
+    exact = SecureNoise.exact_gaussian
+    monkeypatch.setattr(SecureNoise, "exact_gaussian", lambda self, values, std: exact(self, values, std / 10.0))
+    broken = run(tmp_path, *STATISTICS_ALONE)
+    assert isinstance(broken.exception, FedHypeVAEError), broken.output
+    assert broken.exception.exit_code == 1
+
+
+@pytest.mark.slow
+def test_audit_command_attacks_the_sum_under_secure_aggregation(tmp_path: Path) -> None:
+    done = run(tmp_path, "--set", "trust=secagg", "--canaries", "20", "--no-inversion")
+    assert done.exit_code == 0, done.output
+    assert "the sum of the sites is attacked" in done.output
+    assert done.output.count("the claim stands") == 2
+    facts = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert "secure aggregation" in facts["attacked"]
+
+
 def test_audit_command_draws_the_inversion(tmp_path: Path) -> None:
     """Without protection the attacked image is found again; a made-up cache stands in for the images' embeddings."""
     with np.load(DEMO_FILE) as demo:

@@ -20,6 +20,7 @@ from embeddings.quality import inspect
 from embeddings.quality_page import render_page
 from embeddings.store import read_store
 from tests.browser import Browser, axe_source
+from tests.deploy.release_cases import release, run_federation
 from tests.deploy.report_cases import Reported, command, make_reported
 from tests.harness import Federation, make_identity, make_set
 
@@ -245,3 +246,22 @@ def is_drawn(pixels: NDArray[np.uint8]) -> bool:
 def faults(violations: list[dict[str, object]]) -> list[object]:
     """Identifiers of the serious and critical findings of axe."""
     return [found["id"] for found in violations if found["impact"] in ("serious", "critical")]
+
+
+def test_report_of_a_bundle_is_made_from_what_is_published_and_leaves_it_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page of a run without its summary: promises, charges, the set; no rounds and no scores; signed files stay."""
+    run, key, bundle = run_federation(tmp_path / "home").output, tmp_path / "key.pem", tmp_path / "bundle"
+    assert release(run, bundle, key).exit_code == 0
+    before = sorted(path.name for path in bundle.rglob("*"))
+    assert command("report", bundle) == 0
+    page = (tmp_path / "bundle-report.html").read_text()
+    assert "Differentially private from end to end" in page
+    assert "A bundle holds no scores" in page
+    assert "two-world" in page or "one-run" in page  # its audit
+    assert page.count("data:image/") >= 2
+    assert "site-1" in page
+    assert command("report", bundle, "--out", bundle / "report.html") == 2
+    assert "signed" in capsys.readouterr().err
+    assert sorted(path.name for path in bundle.rglob("*")) == before

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
+from common.bundle_parquet import read_notes
 from common.methods import get_method, method_names
 from tests.harness import Federation
 
@@ -23,6 +26,12 @@ def test_method_runs_over_the_strategy(tmp_path: Path, name: str) -> None:
     assert summary["privacy"]["end_to_end"] is private
     assert set(summary["scores"]) >= {"local_only", "statistics_only"}
     assert all(0.0 <= scores["accuracy"] <= 1.0 for scores in summary["scores"].values())
+    with safe_open(federation.output / "generator.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["private"]) is private
+    if get_method(name).sample is not None:
+        notes = read_notes(federation.output / "synthetic.parquet")
+        assert notes["private"] is private
+        assert bool(notes["not_private_because"]) is not private
     for site in federation.sites:
         runs = site.runs()
         assert bool(runs) is private  # what is not private is never charged as if it were

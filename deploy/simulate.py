@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError, FedHypeVAEError
+from deploy.app_package import staged_app
 from deploy.environment import flower_environment, tool
 
 _DAEMON_PORT = "39091"
@@ -62,16 +63,18 @@ def simulate(
     environment = flower_environment(work_folder)
     overrides = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
     federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"
-    command = [tool("flwr"), "run", str(app_folder), "local", "--stream", "--federation-config", federation]
+    options = ["local", "--stream", "--federation-config", federation]
     if overrides:
-        command += ["--run-config", overrides]
+        options += ["--run-config", overrides]
     before = _daemons()
     try:
-        process = subprocess.Popen(
-            command, env=environment, cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        tail = show_lines(process.stdout or (), verbose)
-        code = process.wait()
+        with staged_app(app_folder) as staged:
+            command = [tool("flwr"), "run", str(staged), *options]
+            process = subprocess.Popen(
+                command, env=environment, cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            tail = show_lines(process.stdout or (), verbose)
+            code = process.wait()
         return _outcome(output, code, tail, environment, work_folder)
     finally:
         end_daemons(_daemons() - before)

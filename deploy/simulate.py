@@ -21,7 +21,7 @@ from common.errors import ConfigError, FedHypeVAEError
 from deploy.app_package import staged_app
 from deploy.environment import flower_environment, tool
 
-_DAEMON_PORT = "39091"
+_DAEMON_PORT = os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091")  # Flower's own name and default
 _SETTLE_S = 60.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(
@@ -66,7 +66,7 @@ def simulate(
     options = ["local", "--stream", "--federation-config", federation]
     if overrides:
         options += ["--run-config", overrides]
-    before = _daemons()
+    before = local_superlinks()
     try:
         with staged_app(app_folder) as staged:
             command = [tool("flwr"), "run", str(staged), *options]
@@ -77,7 +77,7 @@ def simulate(
             code = process.wait()
         return _outcome(output, code, tail, environment, work_folder)
     finally:
-        end_daemons(_daemons() - before)
+        end_daemons(local_superlinks() - before)
 
 
 def end_daemons(pids: Iterable[int]) -> None:
@@ -149,7 +149,7 @@ def app_settings(app_folder: Path) -> dict[str, Scalar]:
         raise ConfigError(f"{app_folder} holds no Flower app: run this in the project's folder") from error
 
 
-def _daemons() -> set[int]:
+def local_superlinks() -> set[int]:
     """Process ids of local SuperLinks and of what they started."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):

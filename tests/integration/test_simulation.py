@@ -23,6 +23,7 @@ from tests.integration import every_method_app
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = str(ROOT / "outputs" / "cache")  # shared with `make demo`: the images are embedded once
 QUICK = {"num-sites": 2, "min-sites": 2, "num-rounds": 3, "synthetic-rows": 220, "cache-dir": CACHE}
+ONE_SHOT = {"dp_gauss"}  # its one release is the whole method
 
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(600)]
 
@@ -81,8 +82,9 @@ def test_every_method_runs_three_rounds_under_flwr_run(work: Path) -> None:
         method = summary["method"]
         assert method == (name if name in method_names() else "fedhypevae")
         assert summary["status"] == "completed"
-        assert summary["rounds"] == len(summary["rounds_taken_part"]) == 3, name
-        assert summary["rounds_taken_part"] == [["site-1", "site-2"]] * 3, name
+        rounds = 0 if method in ONE_SHOT else 3
+        assert summary["rounds"] == rounds, name
+        assert summary["rounds_taken_part"] == [["site-1", "site-2"]] * rounds, name
         assert summary["config"].items() >= every_method_app.OTHERS.get(name, {}).items()
         assert summary["privacy"]["end_to_end"] is (get_method(method).private and name != "unprotected"), name
         assert all(0.0 <= scores["accuracy"] <= 1.0 for scores in summary["scores"].values())

@@ -177,7 +177,7 @@ def one_run_audit(
             evidence += _Evidence.of_releases(parts, release[name].flatten(), std)
         state = method.prepare(context, state, combined)
     directions = _directions(context, method, state, site, records)
-    empty = _release_without_noise(context, method, state, site, _some(records, []))
+    empty = _release(_without_noise(context), method, state, site, _some(records, []))
     std = plan.training_noise * context.config.privacy.clip_norm * math.sqrt(plan.steps_per_round)
     total = torch.zeros_like(empty, dtype=torch.float64)
     for round_index in range(plan.num_rounds):
@@ -227,20 +227,16 @@ def _without_noise(context: RunContext) -> RunContext:
     return RunContext(context.config.replace(sampling_rate=1.0), context.problem, quiet)
 
 
-def _release_without_noise(
-    context: RunContext, method: Method, state: ServerState, site: SiteState, data: SiteData
-) -> Tensor:
+def _release(context: RunContext, method: Method, state: ServerState, site: SiteState, data: SiteData) -> Tensor:
     work = StepInput(state.params, site, data, 0, 0, TestNoise(0))
-    return _flat(method.client_step(_without_noise(context), work)[1])
+    return _flat(method.client_step(context, work)[1])
 
 
 def _directions(context: RunContext, method: Method, state: ServerState, site: SiteState, records: SiteData) -> Tensor:
     """What each record by itself adds to a round's release now, (m, p): what an attacker looks for."""
-    empty = _release_without_noise(context, method, state, site, _some(records, []))
-    alone = [
-        _release_without_noise(context, method, state, site, _some(records, [j])) - empty
-        for j in range(records.labels.shape[0])
-    ]
+    quiet = _without_noise(context)
+    empty = _release(quiet, method, state, site, _some(records, []))
+    alone = [_release(quiet, method, state, site, _some(records, [j])) - empty for j in range(records.labels.shape[0])]
     return torch.stack(alone)
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from common.config import RunConfig
 from common.errors import DataError
@@ -179,6 +181,34 @@ def test_unprotected_code_and_encoder_step_along_eq_8_as_printed() -> None:
         moved = leaf.detach() - rates.get(name, training.encoder_rate) * grad
         assert torch.allclose(after.tensors[name], moved, atol=1e-6), name
         assert not torch.equal(moved, leaf.detach()), name
+
+
+class LargestStorage(TorchDispatchMode):
+    """Floats in the largest tensor that is made meanwhile; views count as what they look into."""
+
+    floats = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, torch.Tensor):
+                self.floats = max(self.floats, value.untyped_storage().nbytes() // 4)
+        return made
+
+
+@pytest.mark.parametrize("mode", ["sleep", "joint"])
+def test_step_holds_no_copy_of_a_gradient_for_each_record(mode: str) -> None:
+    records, dim, classes = 256, 512, 8
+    options = {"encoder-training": mode, "latent-dim": 32, "mmd": "per-example", "mmd-weight": 0.1, "sleep-steps": 1}
+    context = _context(dim=dim, classes=classes, total=records, noise=1.0, **options)
+    data = SiteData(torch.randn(records, dim), torch.arange(records) % classes)
+    with LargestStorage() as seen:
+        _, upload = _step(context, data)
+    smallest_copy = records * upload["decoder.0.base_weight"].numel()
+    assert seen.floats < smallest_copy / 8
+    with LargestStorage() as seen:  # the counter would have seen it
+        torch.einsum("ri,rj->rij", torch.randn(records, dim), torch.randn(records, context.config.model.latent_dim))
+    assert seen.floats >= smallest_copy
 
 
 def test_patients_are_promised_only_where_records_name_them() -> None:

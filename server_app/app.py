@@ -131,16 +131,7 @@ def _check_same(before: str, now: str) -> None:
 
     def essence(text: str) -> object:
         values = json.loads(text)
-        for key in (
-            "output-dir",
-            "sites-dir",
-            "cache-dir",
-            "resume",
-            "round-timeout",
-            "min-sites",
-            "run-name",
-            "tracking",
-        ):
+        for key in _MAY_DIFFER:
             values["config"].pop(key, None)
         return values
 

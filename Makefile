@@ -30,9 +30,10 @@ demo: $(STAMP)  ## four simulated hospitals train one generator on real CT image
 
 test: test-units test-simulation  ## every test but those of real processes and containers
 
-# one thread each: two workers share the cores, and small matrices gain nothing from more
+# one thread each: two workers share the cores, and small matrices gain nothing from more; each begins with half of the
+# list, so that what a file's tests share is made once
 test-units: $(STAMP)  ## what needs no processes of its own
-	OMP_NUM_THREADS=1 $(PYTEST) tests -n 2 -m "not federation and not simulation"
+	OMP_NUM_THREADS=1 $(PYTEST) tests -n 2 --dist worksteal -m "not federation and not simulation"
 
 test-simulation: $(STAMP)  ## flwr run in simulation
 	$(PYTEST) tests/integration -m simulation

@@ -24,8 +24,8 @@ and what it spent stays spent for the whole cohort, whoever joins or leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -33,26 +33,16 @@ from typing import Any
 
 from client_app import ledger_upkeep as upkeep
 from client_app.ledger_chain import Head, check_receipt
+from client_app.ledger_charge import Reservation, check_open, commit_round, reserve_round
 from client_app.ledger_declare import declare
-from client_app.ledger_runs import Run, RunBook, events_to_json, fits_plan, same_events
+from client_app.ledger_runs import Run, RunBook, same_events
 from client_app.ledger_store import LOCK_TIMEOUT_S, EntryStore, create_store, open_store
 from client_app.limits import BudgetLimits
 from common.composition import epsilon_pld
-from common.errors import BudgetExceeded, LedgerError
+from common.errors import LedgerError
 from common.events import PrivacyEvent
 
 __all__ = ["BudgetLimits", "Head", "Ledger", "Reservation"]
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """The right to release one payload for one round. `payload_digest` is set if that was done already."""
-
-    run_id: str
-    round_key: str
-    entry: int
-    attempt: int
-    payload_digest: str | None = None
 
 
 class Ledger:
@@ -97,16 +87,14 @@ class Ledger:
             path: the ledger's file.
             cohort_id: the cohort it must belong to; None: any (for looking at it).
             witness_path: where its head is also kept.
-            create: make it if neither it nor its witness exists (simulations, demos). A deployed site leaves
-                this
+            create: make it if neither it nor its witness exists (simulations, demos). A deployed site leaves this
                 off: there, a missing ledger is a lost one.
             read_only: for looking at it only.
             allow_moved: open what a moved ledger left behind, to look at it or to complete a move.
             timeout_s: seconds to wait for another process.
 
         Raises:
-            LedgerError: missing, locked, unreadable, truncated, changed, rolled back, moved, or another
-                cohort's.
+            LedgerError: missing, locked, unreadable, truncated, changed, rolled back, moved, or another cohort's.
         """
         if create and cohort_id is not None and not path.exists():
             try:
@@ -181,15 +169,14 @@ class Ledger:
             planned: every event of the whole run, statistics included.
             limits: what the site's policy allows.
             fingerprint: digest of the data set as it is now; only recorded.
-            close_idle_after: where the plan does not fit, open runs without any entry for so long are closed
-                for good, and it is tried again.
+            close_idle_after: where the plan does not fit, open runs without any entry for so long are closed for
+                good, and it is tried again.
 
         Returns:
             The ledger's head.
 
         Raises:
-            BudgetExceeded: the plan does not fit into the run's or the lifetime's budget, or the run is
-                closed.
+            BudgetExceeded: the plan does not fit into the run's or the lifetime's budget, or the run is closed.
             LedgerError: the ledger can't be used, or the run was declared with another plan.
         """
         if not run_id or not planned:
@@ -198,11 +185,10 @@ class Ledger:
         if run is not None and run.limits == limits and not run.closed and same_events(planned, run.declared):
             return self.head
         epsilon_pld(planned, limits.lifetime_delta)  # seconds, remembered: not while others wait for the lock
-        with self._store.writing():
-            upkeep.check_not_moved(self._store)
+        with self._writing():
             run = self._run(run_id)
             if run is not None:
-                self._check_open(run)
+                check_open(run)
                 if not same_events(planned, run.declared):
                     raise LedgerError(
                         f"run {run_id} was declared with other events than it asks for now: a changed run "
@@ -237,34 +223,19 @@ class Ledger:
             fingerprint: digest of the data set as it is now; only recorded.
 
         Returns:
-            A reservation to commit; or, if the round was committed, its `payload_digest` (nothing is
-            charged).
+            A reservation to commit; or, if the round was committed, its `payload_digest` (nothing is charged).
 
         Raises:
-            BudgetExceeded: nothing is left of the run's plan, or the limits no longer allow it; nothing
-                charged.
+            BudgetExceeded: nothing is left of the run's plan, or the limits no longer allow it; nothing charged.
             LedgerError: the ledger can't be used, or the run was not declared; nothing charged.
         """
         if not round_key or not events:
             raise LedgerError("a reservation names its round and holds at least one event")
-        with self._store.writing():
-            upkeep.check_not_moved(self._store)
+        with self._writing():
             run = self._run(run_id)
             if run is None:
                 raise LedgerError(f"run {run_id} was not declared to the ledger: call declare_run before its rounds")
-            before = run.rounds.get(round_key)
-            if before is not None and before.payload_digest is not None:
-                return Reservation(run_id, round_key, before.reservation, before.attempts, before.payload_digest)
-            self._check_open(run)
-            self._check_declared(run, round_key, events)
-            fits = fits_plan((*run.charged, *events), run.planned)
-            if not fits or run.limits != limits:
-                plan = run.planned if fits else (*run.planned, *events)
-                declare(self._store, run_id, plan, limits, fingerprint=fingerprint)
-            entry = self._store.append(
-                "reserve", run_id, round_key, {"events": events_to_json(events), "fingerprint": fingerprint}
-            )
-        return Reservation(run_id, round_key, entry.seq, 1 if before is None else before.attempts + 1)
+            return reserve_round(self._store, run, round_key, events, limits=limits, fingerprint=fingerprint)
 
     def commit(self, reservation: Reservation, payload_digest: str) -> Head:
         """Note that a payload is about to leave: when it is on the disk, before it is sent.
@@ -281,23 +252,8 @@ class Ledger:
         """
         if len(payload_digest) != 64:
             raise LedgerError("a payload's digest has 64 hexadecimal digits")
-        with self._store.writing():
-            upkeep.check_not_moved(self._store)
-            run = self._run(reservation.run_id)
-            known = None if run is None else run.rounds.get(reservation.round_key)
-            if known is None or known.reservation != reservation.entry:
-                raise LedgerError(
-                    f"round {reservation.round_key} of run {reservation.run_id} was taken over by a later "
-                    "attempt: this one must not be sent"
-                )
-            if known.payload_digest is None:
-                body = {"reservation": reservation.entry, "payload_digest": payload_digest}
-                self._store.append("commit", reservation.run_id, reservation.round_key, body)
-            elif known.payload_digest != payload_digest:
-                raise LedgerError(
-                    f"round {reservation.round_key} of run {reservation.run_id} was committed with another "
-                    "payload: only that one may be sent"
-                )
+        with self._writing():
+            commit_round(self._store, self._run(reservation.run_id), reservation, payload_digest)
         return self.head
 
     def close_run(self, run_id: str, reason: str) -> Head:
@@ -306,8 +262,7 @@ class Ledger:
         Raises:
             LedgerError: no such run.
         """
-        with self._store.writing():
-            upkeep.check_not_moved(self._store)
+        with self._writing():
             run = self._run(run_id)
             if run is None:
                 raise LedgerError(f"no run {run_id} in ledger {self.path}")
@@ -357,25 +312,13 @@ class Ledger:
         self._store.note_head(replace=True)
         return self.head
 
-    @staticmethod
-    def _check_declared(run: Run, round_key: str, events: Sequence[PrivacyEvent]) -> None:
-        """Each round once must fit what was declared: only the same round may come again, as it was."""
-        before = run.rounds.get(round_key)
-        if before is not None and not same_events(events, before.events):
-            raise BudgetExceeded(
-                f"round {round_key} of run {run.run_id} was reserved with other events: repeat it with the same ones"
-            )
-        others = [event for name, known in run.rounds.items() if name != round_key for event in known.events]
-        if not fits_plan([*others, *events], run.declared):
-            raise BudgetExceeded(
-                f"round {round_key} is more than run {run.run_id} declared on {run.first_at}: declare a new run for it"
-            )
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Alone with the newest entries; refused where the ledger was moved."""
+        with self._store.writing():
+            upkeep.check_not_moved(self._store)
+            yield
 
     def _run(self, run_id: str) -> Run | None:
         self._book.follow(self._store.entries)
         return self._book.run(run_id)
-
-    @staticmethod
-    def _check_open(run: Run) -> None:
-        if run.closed:
-            raise BudgetExceeded(f"run {run.run_id} was closed on {run.last_at}: a new run needs a new name")

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import DataError, FederationError
+from common.errors import DataError, MeetingError
 from common.identity import EncoderIdentity, Mismatch, compare
 
 # Relative distances. Measured between one and two threads, batch sizes and folded weights: below 1e-5; another
@@ -105,7 +105,7 @@ def check_sites(sites: Mapping[str, SetFacts]) -> tuple[Mismatch, ...]:
 
 
 def require_agreement(sites: Mapping[str, SetFacts]) -> None:
-    """Refuse to go on when sites differ; raises `FederationError` naming each site and field."""
+    """Refuse to go on when sites differ; raises `MeetingError` naming each site and field."""
     found = check_sites(sites)
     if found:
-        raise FederationError("the sites' embeddings differ: " + "; ".join(str(mismatch) for mismatch in found))
+        raise MeetingError("the sites' embeddings differ: " + "; ".join(str(mismatch) for mismatch in found))

@@ -174,18 +174,20 @@ def one_run_audit(
         alone = [site_statistics(context, spec, 0.0, _some(records, [j]), TestNoise(0)) for j in range(canaries)]
         for name, std in combined.noise_std.items():
             parts = torch.stack([one[name].flatten() for one in alone])
-            evidence = evidence.with_release(parts, release[name].flatten(), std)
+            evidence += _Evidence.of_releases(parts, release[name].flatten(), std)
         state = method.prepare(context, state, combined)
     directions = _directions(context, method, state, site, records)
-    empty = _release_without_noise(context, method, state, site, _some(records, []))
+    empty = _release(_without_noise(context), method, state, site, _some(records, []))
     std = plan.training_noise * context.config.privacy.clip_norm * math.sqrt(plan.steps_per_round)
+    total = torch.zeros_like(empty, dtype=torch.float64)
     for round_index in range(plan.num_rounds):
         work = StepInput(state.params, site, data, round_index, 0, used)
         site, upload = method.client_step(context, work)
-        evidence = evidence.with_release(directions, _flat(upload) - empty, std)
-        rounds = rounds.with_release(directions, _flat(upload) - empty, std)
+        total += _flat(upload) - empty
         if progress is not None:
             progress(round_index + 1, plan.num_rounds)
+    seen = _Evidence.of_releases(directions, total, std, plan.num_rounds)
+    evidence, rounds = evidence + seen, rounds + seen
     events = plan.all_events
     claimed = epsilon_pld(events, plan.delta)
     each = 1.0 - (1.0 - confidence) / 2.0
@@ -225,20 +227,16 @@ def _without_noise(context: RunContext) -> RunContext:
     return RunContext(context.config.replace(sampling_rate=1.0), context.problem, quiet)
 
 
-def _release_without_noise(
-    context: RunContext, method: Method, state: ServerState, site: SiteState, data: SiteData
-) -> Tensor:
+def _release(context: RunContext, method: Method, state: ServerState, site: SiteState, data: SiteData) -> Tensor:
     work = StepInput(state.params, site, data, 0, 0, TestNoise(0))
-    return _flat(method.client_step(_without_noise(context), work)[1])
+    return _flat(method.client_step(context, work)[1])
 
 
 def _directions(context: RunContext, method: Method, state: ServerState, site: SiteState, records: SiteData) -> Tensor:
     """What each record by itself adds to a round's release now, (m, p): what an attacker looks for."""
-    empty = _release_without_noise(context, method, state, site, _some(records, []))
-    alone = [
-        _release_without_noise(context, method, state, site, _some(records, [j])) - empty
-        for j in range(records.labels.shape[0])
-    ]
+    quiet = _without_noise(context)
+    empty = _release(quiet, method, state, site, _some(records, []))
+    alone = [_release(quiet, method, state, site, _some(records, [j])) - empty for j in range(records.labels.shape[0])]
     return torch.stack(alone)
 
 
@@ -259,12 +257,18 @@ class _Evidence:
         # even where there is less noise than was claimed
         return cls(4e-6 * torch.eye(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
 
-    def with_release(self, directions: Tensor, release: Tensor, std: float) -> _Evidence:
+    @classmethod
+    def of_releases(cls, directions: Tensor, total: Tensor, std: float, count: int = 1) -> _Evidence:
+        """What the sum of `count` releases of the same directions says, each with noise `std` a coordinate."""
         rows = directions.double() / std
         gram = rows @ rows.T
         # pull towards the coins' deviation from their mean, 1/2
-        pull = rows @ (release.double() / std) - 0.5 * gram.sum(1)
-        return _Evidence(self.precision + gram, self.pull + pull)
+        pull = rows @ (total.double() / std) - 0.5 * count * gram.sum(1)
+        return cls(count * gram, pull)
+
+    def __add__(self, other: _Evidence) -> _Evidence:
+        """Both, where their noise is independent."""
+        return _Evidence(self.precision + other.precision, self.pull + other.pull)
 
     def scores(self) -> FloatArray:
         return torch.linalg.solve(self.precision, self.pull).numpy()

@@ -58,8 +58,15 @@ class WireError(FedHypeVAEError):
     code = "wire"
 
 
+class MeetingError(FedHypeVAEError):
+    """Sites can't begin a run together: too few, or they do not agree. Wrong input, and nothing was charged."""
+
+    exit_code = 2
+    code = "meeting"
+
+
 class FederationError(FedHypeVAEError):
-    """The federation can't go on: too few sites, or sites that do not agree."""
+    """The federation can't go on: too few sites answered, or the server can't be reached."""
 
     code = "federation"
 

@@ -1,34 +1,27 @@
-"""What a run would cost and be worth, before anything is spent: noise, ε as it grows, bytes, and an expected score.
+"""What a run would cost, before anything is spent: noise, ε as it grows, bytes and computing time.
 
-The score comes from a noise-only simulation on public records: the real method in one process, with as much noise for
-each record as the planned federation would have. What it leaves out makes it an estimate: the sites' own images, their
-number beyond the public ones, and differences between sites.
+What it would be worth is `planner_scores`' question.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from common.classifier import SiteScores, mean_scores, score
 from common.composition import epsilon_pld, epsilon_prv, epsilon_rdp
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.events import PrivacyEvent
-from common.heads import LinearHead, fit_linear_head
-from common.loop import noise_source, run_statistics
 from common.methods import get_method
 from common.methods.base import Method, PrivacyPlan, Problem, RunContext, ServerState, StepInput
 from common.noise import SecureNoise
-from common.sampling import SiteData, on_sphere
+from common.sampling import SiteData
 from common.secagg.assumptions import Assumptions
 
-Progress = Callable[[str], None]
 _BYTES = 4  # of a float32
 _TIMED_STEPS = 3
 
@@ -122,7 +115,7 @@ def plan_run(config: RunConfig, cohort: Cohort) -> RunPlan:
     Raises:
         ConfigError: a method without protection, or a budget that can't be met.
     """
-    method, context = _context(config, cohort)
+    method, context = planned_context(config, cohort)
     plan = context.plan
     epsilons = tuple(
         EpsilonPoint(label, *(accountant(events, plan.delta) for accountant in (epsilon_pld, epsilon_prv, epsilon_rdp)))
@@ -139,113 +132,8 @@ def plan_run(config: RunConfig, cohort: Cohort) -> RunPlan:
     return RunPlan(cohort, plan, epsilons, _levels(method, context, cohort), _BYTES * up, _BYTES * down, seconds)
 
 
-@dataclass(frozen=True)
-class Simulated:
-    """Scores of a noise-only simulation, means over seeds, on held-out public records.
-
-    Attributes:
-        synthetic: of a linear head trained on the synthetic set.
-        spread: standard deviation of its balanced accuracy over seeds.
-        noiseless: the same without noise: what no budget could better.
-        local: of a head trained on as many public records as one site has.
-    """
-
-    synthetic: SiteScores
-    spread: float
-    noiseless: SiteScores
-    local: SiteScores
-
-
-def simulate_noise(
-    config: RunConfig,
-    cohort: Cohort,
-    train: SiteData,
-    test: SiteData,
-    *,
-    seeds: Sequence[int] = (0, 1, 2),
-    progress: Progress | None = None,
-) -> Simulated:
-    """Expected score of a planned run, from public records with the run's noise for each record.
-
-    Args:
-        config: the run.
-        cohort: who would take part; its width and classes must be those of the records.
-        train: public records to train on. With n of them, one simulated site draws noise of multiplier
-            σ sqrt(sites) n / N: as much for each record as the sum over the planned sites of N in all.
-        test: public records to score on.
-        seeds: of the repetitions.
-        progress: told what is being done.
-
-    Returns:
-        The scores: an estimate for records like these, without the differences between sites.
-
-    Raises:
-        ConfigError: the method has no samples to score.
-    """
-    tell = progress if progress is not None else _silent
-    found = []
-    for number, seed in enumerate(seeds):
-        tell(f"simulation {number + 1} of {len(seeds)}")
-        found.append(_simulated_score(config, cohort, train, test, seed, cohort.total))
-    tell("the same without noise")
-    noiseless = _simulated_score(config, cohort, train, test, seeds[0], None)
-    tell("a site by itself")
-    rows = torch.randperm(train.labels.shape[0], generator=torch.Generator().manual_seed(seeds[0]))[: cohort.records]
-    head = fit_linear_head(_seen(config, train.embeddings[rows]), train.labels[rows], cohort.num_classes)
-    balanced = torch.tensor([one.balanced_accuracy for one in found], dtype=torch.float64)
-    spread = float(balanced.std(unbiased=False))
-    return Simulated(mean_scores(found), spread, noiseless, score(head, _seen(config, test.embeddings), test.labels))
-
-
-def smallest_cohort(
-    config: RunConfig,
-    cohort: Cohort,
-    train: SiteData,
-    test: SiteData,
-    *,
-    wanted: float,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> int | None:
-    """Fewest records of each site, by powers of two, with which the expected balanced accuracy reaches `wanted`.
-
-    Args:
-        config, cohort, train, test: as for `simulate_noise`; the number of sites stays.
-        wanted: balanced accuracy in [0, 1].
-        seed: of the simulations.
-        progress: told what is being done.
-
-    Returns:
-        Records of each site, from 1/64 to 64 times those of `cohort`; None if not even the most suffice.
-    """
-    tell = progress if progress is not None else _silent
-    low, high = -6, 6
-    known: dict[int, bool] = {}
-
-    def enough(power: int) -> bool:
-        if power not in known:
-            records = _records(cohort, power)
-            tell(f"{cohort.sites} sites of {records}")
-            reached = _simulated_score(config, cohort, train, test, seed, cohort.sites * records)
-            known[power] = reached.balanced_accuracy >= wanted
-        return known[power]
-
-    if not enough(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if enough(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return _records(cohort, high)
-
-
-def _records(cohort: Cohort, power: int) -> int:
-    return max(1, round(cohort.records * 2.0**power))
-
-
-def _context(config: RunConfig, cohort: Cohort) -> tuple[Method, RunContext]:
+def planned_context(config: RunConfig, cohort: Cohort) -> tuple[Method, RunContext]:
+    """The run's method, and its context with the cohort's sites (ConfigError: nothing to plan)."""
     config = config.replace(num_sites=cohort.sites, min_sites=min(config.federation.min_sites, cohort.sites))
     method = get_method(config.method)
     if not method.private or not math.isfinite(config.privacy.epsilon):
@@ -272,7 +160,7 @@ def _levels(method: Method, context: RunContext, cohort: Cohort) -> tuple[NoiseL
     plan, privacy = context.plan, context.config.privacy
     levels = []
     spec = method.statistics(context)
-    root = _noise_of_sum(context.config, cohort)
+    root = noise_of_sum(context.config, cohort)
     if spec is not None and plan.statistics_noise is not None:
         size = _count(spec.shapes.values())
         signal = cohort.total * spec.sensitivity / math.sqrt(size)
@@ -288,7 +176,7 @@ def _levels(method: Method, context: RunContext, cohort: Cohort) -> tuple[NoiseL
     return tuple(levels)
 
 
-def _noise_of_sum(config: RunConfig, cohort: Cohort) -> float:
+def noise_of_sum(config: RunConfig, cohort: Cohort) -> float:
     """Standard deviation of the noise in the sum over all sites, in units of the multiplier times the sensitivity."""
     root = math.sqrt(cohort.sites)
     return root if config.privacy.trust == "local" else root * Assumptions.of(config.privacy, cohort.sites).share
@@ -314,43 +202,3 @@ def _time_round(method: Method, context: RunContext, state: ServerState, cohort:
         method.client_step(context, StepInput(params, site, data, 0, 0, source))
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def _simulated_score(
-    config: RunConfig, cohort: Cohort, train: SiteData, test: SiteData, seed: int, total: int | None
-) -> SiteScores:
-    """Score of one simulation with the noise of `total` records at the cohort's sites; None: without noise."""
-    method, context = _context(config.replace(unit="record"), cohort)
-    if method.sample is None:
-        raise ConfigError(f"method {config.method} publishes a head: there is no synthetic set to score")
-    records = train.labels.shape[0]
-    share = 0.0 if total is None else _noise_of_sum(context.config, cohort) * records / total
-    noised = context.config.replace(num_sites=1, min_sites=1, seed=seed, noise="test", trust="local")
-    plan = context.plan
-    quieter = replace(
-        plan,
-        statistics_noise=None if plan.statistics_noise is None else plan.statistics_noise * share,
-        training_noise=None if plan.training_noise is None else plan.training_noise * share,
-    )
-    alone = RunContext(noised, replace(context.problem, num_sites=1), quieter)
-    state, site = method.init(alone), method.init_site(alone, 0)
-    statistics = run_statistics(alone, method, [train])
-    if statistics is not None:
-        state = method.prepare(alone, state, statistics)
-    for index in range(plan.num_rounds):
-        work = StepInput(method.params_for(alone, state, 0), site, train, index, 0, noise_source(noised, 0, index))
-        site, upload = method.client_step(alone, work)
-        state = method.server_step(alone, state, {0: upload})
-    labels = torch.arange(config.synthesis.synthetic_rows) % cohort.num_classes
-    synthetic = method.sample(alone, method.finish(alone, state), labels, seed)
-    head: LinearHead = fit_linear_head(*synthetic, num_classes=cohort.num_classes)
-    return score(head, _seen(config, test.embeddings), test.labels)
-
-
-def _seen(config: RunConfig, embeddings: Tensor) -> Tensor:
-    """Embeddings as heads see them: on the unit sphere where the generator's are."""
-    return on_sphere(embeddings) if config.training.sphere else embeddings
-
-
-def _silent(_: str) -> None:
-    return None

@@ -6,14 +6,47 @@ import difflib
 import hashlib
 import io
 import re
+import shutil
+import tempfile
+import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
 
 _LARGEST_BYTES = 50_000_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# a pattern that names a folder of the project first, with no sign of a pattern in the name
+_FOLDER = re.compile(r"/?([A-Za-z0-9_-]+)/")
+
+
+def app_files(app_folder: Path) -> dict[str, Path]:
+    """Files that may go into a folder's app package, by path in it.
+
+    Flower looks at every file below the folder, the virtual environment's tens of thousands too, which takes seconds.
+    Where each `fab-include` pattern begins with a folder's plain name, nothing outside those folders can be packed.
+
+    Raises:
+        ConfigError: the folder holds no Flower app.
+    """
+    from flwr.cli.utils import collect_files
+
+    root = app_folder.expanduser().resolve()
+    try:
+        content = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+        patterns = content["tool"]["flwr"]["app"].get("fab-include", [""])
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{app_folder} holds no Flower app: expected a pyproject.toml with its settings") from error
+    folders = [_FOLDER.match(str(pattern)) for pattern in patterns]
+    if not all(folders):
+        return collect_files(root)
+    files = {name: root / name for name in ("pyproject.toml", ".gitignore") if (root / name).is_file()}
+    for name in sorted({found[1] for found in folders if found is not None}):
+        if (root / name).is_dir() and not (root / name).is_symlink():
+            files |= {f"{name}/{path}": file for path, file in collect_files(root / name).items()}
+    return files
 
 
 def build_package(app_folder: Path) -> bytes:
@@ -22,12 +55,29 @@ def build_package(app_folder: Path) -> bytes:
     Raises:
         ConfigError: the folder holds no Flower app.
     """
-    from flwr.cli.build import build_fab_from_disk
+    from flwr.cli.build import build_fab_from_files
 
+    files = app_files(app_folder)
     try:
-        return bytes(build_fab_from_disk(app_folder))
+        return bytes(build_fab_from_files(files)[0])
     except Exception as error:
         raise ConfigError(f"{app_folder} holds no app that can be packed: {error}") from error
+
+
+@contextmanager
+def staged_app(app_folder: Path) -> Iterator[Path]:
+    """A folder with the app's own files alone, for a `flwr run` that looks at no others; gone afterwards.
+
+    Raises:
+        ConfigError: the folder holds no Flower app.
+    """
+    files = app_files(app_folder)
+    with tempfile.TemporaryDirectory(prefix="fedhypevae-app-") as home:
+        folder = Path(home) / "app"
+        for name, path in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+        yield folder
 
 
 def digest_of(content: bytes) -> str:

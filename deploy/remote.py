@@ -15,6 +15,7 @@ from typing import Any
 
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError, FederationError, FedHypeVAEError
+from deploy.app_package import staged_app
 from deploy.environment import tool
 from deploy.folders import CONNECTION, ServerFolder
 from deploy.live import STATUS, new_lines, read_status
@@ -34,10 +35,11 @@ def start_run(server: ServerFolder, app_folder: Path, settings: Mapping[str, Sca
     output = server.work / config.federation.output_dir
     (output / "status.json").unlink(missing_ok=True)
     server.work.mkdir(parents=True, exist_ok=True)
-    command = [tool("flwr"), "run", str(app_folder), CONNECTION, "--format", "json"]
+    options = [CONNECTION, "--format", "json"]
     if settings:
-        command += ["--run-config", " ".join(f"{key}={_toml(value)}" for key, value in settings.items())]
-    done = _ask(server, command)
+        options += ["--run-config", " ".join(f"{key}={_toml(value)}" for key, value in settings.items())]
+    with staged_app(app_folder) as staged:
+        done = _ask(server, [tool("flwr"), "run", str(staged), *options])
     answer = _json_in(done.stdout)
     run_id = answer.get("run-id") or answer.get("run_id")
     if done.returncode != 0 or run_id is None:

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError, FedHypeVAEError
+from deploy.app_package import staged_app
 from deploy.environment import flower_environment, tool
 
-_DAEMON_PORT = "39091"
+_DAEMON_PORT = os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091")  # Flower's own name and default
 _SETTLE_S = 60.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(
@@ -62,19 +63,21 @@ def simulate(
     environment = flower_environment(work_folder)
     overrides = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
     federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"
-    command = [tool("flwr"), "run", str(app_folder), "local", "--stream", "--federation-config", federation]
+    options = ["local", "--stream", "--federation-config", federation]
     if overrides:
-        command += ["--run-config", overrides]
-    before = _daemons()
+        options += ["--run-config", overrides]
+    before = local_superlinks()
     try:
-        process = subprocess.Popen(
-            command, env=environment, cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        tail = show_lines(process.stdout or (), verbose)
-        code = process.wait()
+        with staged_app(app_folder) as staged:
+            command = [tool("flwr"), "run", str(staged), *options]
+            process = subprocess.Popen(
+                command, env=environment, cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            tail = show_lines(process.stdout or (), verbose)
+            code = process.wait()
         return _outcome(output, code, tail, environment, work_folder)
     finally:
-        end_daemons(_daemons() - before)
+        end_daemons(local_superlinks() - before)
 
 
 def end_daemons(pids: Iterable[int]) -> None:
@@ -146,7 +149,7 @@ def app_settings(app_folder: Path) -> dict[str, Scalar]:
         raise ConfigError(f"{app_folder} holds no Flower app: run this in the project's folder") from error
 
 
-def _daemons() -> set[int]:
+def local_superlinks() -> set[int]:
     """Process ids of local SuperLinks and of what they started."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from common.agreement import require_agreement
 from common.config import RunConfig
-from common.errors import DataError, FederationError
+from common.errors import DataError, MeetingError
 from common.identity import EncoderIdentity
 from common.wire import SiteFacts
 from server_app.exchange import Reply, build_messages, exchange
@@ -44,7 +44,7 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter) -> Meeting:
     """Wait for `num-sites` sites and compare what they say.
 
     Raises:
-        FederationError: fewer sites than asked for, two with one name, or sites that differ in width, class set or
+        MeetingError: fewer sites than asked for, two with one name, or sites that differ in width, class set or
             encoder; the text names the site and the field.
     """
     federation = config.federation
@@ -63,7 +63,7 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter) -> Meeting:
     outcome = exchange(grid, "hello", messages, patience, lambda _: {})
     if len(outcome.replies) < max(federation.num_sites, 1):
         reasons = "; ".join(f"site {node} {why}" for node, why in outcome.missing.items())
-        raise FederationError(
+        raise MeetingError(
             f"expected {federation.num_sites} sites, {len(outcome.replies)} said hello ({reasons}); mend them, or "
             "lower num-sites"
         )
@@ -82,7 +82,7 @@ def _wait_for_nodes(grid: Grid, wanted: int, timeout: float, printer: RoundPrint
         if len(nodes) >= wanted:
             return nodes
         if time.monotonic() >= end:
-            raise FederationError(
+            raise MeetingError(
                 f"expected {wanted} sites, {len(nodes)} are connected after {timeout:g} s; start the others, or lower "
                 "num-sites"
             )
@@ -103,7 +103,7 @@ def _facts(reply: Reply) -> SiteFacts:
             bool(words["public"]),
         )
     except (KeyError, ValueError, TypeError, DataError):
-        raise FederationError("a site said hello in words that can't be read: it must run the same version") from None
+        raise MeetingError("a site said hello in words that can't be read: it must run the same version") from None
 
 
 def _check_agreement(facts: Mapping[int, SiteFacts]) -> None:
@@ -111,5 +111,5 @@ def _check_agreement(facts: Mapping[int, SiteFacts]) -> None:
     names = [fact.site for fact in ordered]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise FederationError(f"two sites call themselves {double!r}: give each its own site-name")
+        raise MeetingError(f"two sites call themselves {double!r}: give each its own site-name")
     require_agreement({fact.site: fact for fact in ordered})

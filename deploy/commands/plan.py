@@ -96,7 +96,7 @@ def _outlook(
     from rich.console import Console
 
     from common.methods import get_method
-    from common.planner import simulate_noise, smallest_cohort
+    from common.planner_scores import simulate_noise, smallest_cohort
     from embeddings.simulated import load_pool, pool_path
 
     if get_method(config.method).sample is None:

@@ -16,10 +16,8 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from client_app.ledger import Ledger
 from client_app.ledger_upkeep import Spent
 from client_app.place import Place
-from client_app.release_log import ReleaseLog
 from common.bundle import Bundle
 from common.bundle_evaluation import Evaluation, evaluate
 from common.classifier import Split
@@ -27,6 +25,7 @@ from common.durable import write_atomically
 from common.errors import ConfigError, DataError
 from common.neighbours import nearest_neighbour_warning
 from deploy.report import draw
+from deploy.report.budget import budget_meters, read_spent, release_grid, run_grid
 from deploy.report.fidelity import (
     ClassFidelity,
     fidelity_by_class,
@@ -95,7 +94,7 @@ def render_site(
         tell("drawing the UMAP view")
         planes += _umap_planes(own, synthetic, bundle.class_names)
     tell("reading the ledger")
-    measured = Measured(fidelity, evaluation, _ledger(place))
+    measured = Measured(fidelity, evaluation, read_spent(place))
     return render(
         _TEMPLATE,
         name=place.name,
@@ -112,9 +111,9 @@ def render_site(
         has_images=bool(items),
         scores=_scores(evaluation),
         score_grid=_score_grid(evaluation),
-        meter_lines=_meters(place, measured.spent),
-        runs=_runs(measured.spent),
-        releases=_releases(place),
+        meter_lines=budget_meters(place, measured.spent),
+        runs=run_grid(measured.spent),
+        releases=release_grid(place),
     )
 
 
@@ -140,13 +139,6 @@ def write_site_page(folder: Path, page: Path, text: str) -> None:
             os.umask(before)
     except OSError as error:
         raise DataError(f"{page}: can't write there ({error.strerror})") from None
-
-
-def _ledger(place: Place) -> Spent:
-    policy = place.policy
-    witness = policy.witness_path(place.folder)
-    with Ledger.open(policy.ledger_path(place.folder), None, witness, read_only=True, allow_moved=True) as ledger:
-        return ledger.spent(policy.lifetime_delta)
 
 
 def _tiles(own: OwnRows, bundle: Bundle, measured: Measured) -> list[tuple[str, str, str]]:
@@ -280,43 +272,3 @@ def _score_grid(found: Evaluation) -> Grid:
         rows.append((HEADS[kind], *cells, f"{scores.mixing:.1f}"))
     columns = ("classifier", *WAYS.values(), "weight of own")
     return Grid(columns, tuple(rows), (False, *[True] * 5))
-
-
-def _meters(place: Place, spent: Spent) -> list[dict[str, Any]]:
-    limits = place.policy.limits
-    lines = [("All runs, for ever", spent.epsilon, limits.lifetime_epsilon)]
-    if spent.epsilon_promised > spent.epsilon:
-        lines.append(("with open runs", spent.epsilon_promised, limits.lifetime_epsilon))
-    lines += [(run.run_id, run.epsilon, limits.run_epsilon) for run in spent.runs[-5:]]
-    return [
-        {"name": name, "percent": round(min(100 * value / limit, 100), 1), "text": f"{value:.2f} of {limit:g}"}
-        for name, value, limit in lines
-    ]
-
-
-def _runs(spent: Spent) -> Grid:
-    rows = tuple(
-        (
-            run.run_id,
-            run.first_at[:16].replace("T", " "),
-            run.last_at[:16].replace("T", " "),
-            str(run.rounds_reserved),
-            str(run.rounds_committed),
-            f"{run.epsilon:.3f}",
-            f"{run.epsilon_declared:.3f}",
-            "closed" if run.closed else "open",
-        )
-        for run in spent.runs
-    )
-    columns = ("run", "from", "to", "charged", "released", "epsilon spent", "epsilon declared", "state")
-    return Grid(columns, rows, (False, False, False, True, True, True, True, False))
-
-
-def _releases(place: Place) -> Grid:
-    runs: dict[str, list[int]] = {}
-    last: dict[str, str] = {}
-    for release in ReleaseLog(place.folder / "releases.jsonl").read():
-        runs.setdefault(release.run_id, []).append(release.payload_bytes)
-        last[release.run_id] = release.at[:16].replace("T", " ")
-    rows = tuple((run, str(len(sizes)), f"{sum(sizes):,}", last[run]) for run, sizes in runs.items())
-    return Grid(("run", "releases", "bytes", "last"), rows, (False, True, True, False))

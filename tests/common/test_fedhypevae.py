@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from common.config import RunConfig
 from common.errors import DataError
-from common.methods.base import PrivacyPlan, Problem, RunContext, StepInput
+from common.methods.base import PrivacyPlan, Problem, RunContext, StepInput, seeded
 from common.methods.fedhypevae import METHOD
-from common.methods.hypevae_terms import CLASS_OFFSETS, TOTAL, class_offsets, rate_of
+from common.methods.hypevae_terms import CLASS_OFFSETS, TOTAL, class_offsets, generator_shape, rate_of
 from common.noise import TestNoise
 from common.sampling import SiteData
 from common.statistics import ReleasedStatistics
+from tests.common.clipping_cases import Case, reference_loss
 
 FREE = {
     "epsilon": math.inf,
@@ -150,6 +153,62 @@ def test_unprotected_encoder_follows_the_records_and_is_never_certified() -> Non
     assert RunConfig().replace(encoder_training="joint").privacy.certified
     assert not RunConfig().replace(noise="test").privacy.certified
     assert not RunConfig().replace(epsilon=math.inf).privacy.certified
+
+
+def test_unprotected_code_and_encoder_step_along_eq_8_as_printed() -> None:
+    options = {"encoder-training": "unprotected", "code-radius": 100.0, "code-penalty": 0.01, "latent-dim": 2}
+    context, data = _context(**options), _data(4)
+    state, generator = METHOD.init(context), torch.Generator().manual_seed(4)
+    params = {
+        name: value if name.startswith("constant.") else value + 0.3 * torch.randn(value.shape, generator=generator)
+        for name, value in state.params.items()
+    }
+    before = METHOD.init_site(context, 0).tensors
+    after, _ = _step(context, data, state=replace(state, params=params))
+    training = context.config.replace(elbo_weight=1.0, discriminative_weight=0.0).training
+    encoder = {name: value for name, value in before.items() if name.startswith("encoder.")}
+    x = 0.7 * torch.nn.functional.normalize(data.embeddings, dim=1)
+    hot = torch.eye(2)[data.labels]
+    case = Case(
+        generator_shape(context), training, params, before["code"], encoder, x, data.labels, torch.ones(4, 1), False
+    )
+    leaves = {name: value.clone().requires_grad_() for name, value in before.items()}
+    noise = torch.randn(4, 2, generator=seeded("free", context.config.federation.seed, 0, 0, 0))
+    losses = reference_loss(case, {**params, **leaves}, x, hot, torch.ones(4), noise, hot, noise, x)
+    loss = losses / 4 + 0.01 * leaves["code"].square().sum()
+    rates = {"code": training.code_rate}
+    for (name, leaf), grad in zip(leaves.items(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        moved = leaf.detach() - rates.get(name, training.encoder_rate) * grad
+        assert torch.allclose(after.tensors[name], moved, atol=1e-6), name
+        assert not torch.equal(moved, leaf.detach()), name
+
+
+class LargestStorage(TorchDispatchMode):
+    """Floats in the largest tensor that is made meanwhile; views count as what they look into."""
+
+    floats = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, torch.Tensor):
+                self.floats = max(self.floats, value.untyped_storage().nbytes() // 4)
+        return made
+
+
+@pytest.mark.parametrize("mode", ["sleep", "joint"])
+def test_step_holds_no_copy_of_a_gradient_for_each_record(mode: str) -> None:
+    records, dim, classes = 256, 512, 8
+    options = {"encoder-training": mode, "latent-dim": 32, "mmd": "per-example", "mmd-weight": 0.1, "sleep-steps": 1}
+    context = _context(dim=dim, classes=classes, total=records, noise=1.0, **options)
+    data = SiteData(torch.randn(records, dim), torch.arange(records) % classes)
+    with LargestStorage() as seen:
+        _, upload = _step(context, data)
+    smallest_copy = records * upload["decoder.0.base_weight"].numel()
+    assert seen.floats < smallest_copy / 8
+    with LargestStorage() as seen:  # the counter would have seen it
+        torch.einsum("ri,rj->rij", torch.randn(records, dim), torch.randn(records, context.config.model.latent_dim))
+    assert seen.floats >= smallest_copy
 
 
 def test_patients_are_promised_only_where_records_name_them() -> None:

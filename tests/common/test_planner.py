@@ -12,7 +12,8 @@ from common.composition import epsilon_pld
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.methods.base import private_plan
-from common.planner import Cohort, plan_run, simulate_noise, smallest_cohort
+from common.planner import Cohort, plan_run
+from common.planner_scores import simulate_noise, smallest_cohort
 from common.sampling import SiteData
 
 COHORT = Cohort(sites=4, records=100, dim=8, num_classes=3)

@@ -6,7 +6,14 @@ import torch
 
 from common.hypernetwork import generate
 from common.statistics import ReleasedStatistics
-from common.synthesis import MetaCodes, generated_moments, moment_loss, place_classes, sample_embeddings
+from common.synthesis import (
+    MetaCodes,
+    fit_meta_codes,
+    generated_moments,
+    moment_loss,
+    place_classes,
+    sample_embeddings,
+)
 from tests.common.clipping_cases import make_case
 
 
@@ -38,6 +45,47 @@ def test_generated_moments_are_the_samples_moments() -> None:
         size = float(covariance.diagonal().max())
         assert torch.allclose(draws.mean(0), means[1], atol=0.05 * size**0.5)
         assert torch.allclose(draws.T.cov(), covariance, atol=0.06 * size)
+
+
+def test_meta_code_is_the_least_squares_solution_where_the_means_are_linear_in_it() -> None:
+    # without a latent the mean of class k is (1 + S v) * τ c_k + b + B v: Eq. 11 is a linear least-squares problem
+    case = make_case(latent_dim=0, code_dim=2, dim=5)
+    p, variance = case.params, case.shape.observation_variance
+    centre = torch.randn(5, generator=torch.Generator().manual_seed(1))
+    wanted = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
+    columns = variance * p["decoder.0.class_weight"]
+    slopes = [torch.diag(columns[:, k]) @ p["decoder.0.row_scale"] + p["decoder.0.bias_shift"] for k in range(3)]
+    gaps = [wanted[k] - columns[:, k] - p["decoder.0.base_bias"] for k in range(3)]
+    best = torch.linalg.lstsq(torch.cat(slopes).double(), torch.cat(gaps).double()[:, None]).solution[:, 0].float()
+    released = ReleasedStatistics(30.0, centre, torch.full((3,), 10.0), wanted + centre, None, None, {})
+
+    def fitted(radius: float, steps: int = 250) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        options = {"num_codes": 1, "covariance_weight": 0.0, "steps": steps}
+        return fit_meta_codes(case.shape, p, released, radius=radius, generator=generator, **options).codes[0]
+
+    assert float(best.norm()) > 0.2
+    assert torch.allclose(fitted(100.0), best, atol=2e-3)
+    assert float(fitted(0.1, steps=20).norm()) <= 0.1 * (1 + 1e-5)
+    assert torch.equal(fitted(100.0, steps=0), torch.zeros(2))
+
+
+def test_standard_latents_are_eq_12_as_printed() -> None:
+    case = make_case(dim=4)
+    generated = generate(case.shape, case.params, case.code)
+    row_scale = torch.diag(1 + case.params["decoder.0.row_scale"] @ case.code)
+    weight = row_scale @ case.params["decoder.0.base_weight"]
+    columns = row_scale @ (case.shape.observation_variance * case.params["decoder.0.class_weight"])
+    mean = columns[:, 1] + case.params["decoder.0.base_bias"] + case.params["decoder.0.bias_shift"] @ case.code
+    covariance = weight @ weight.T + case.shape.observation_variance * torch.eye(4)
+    labels, meta = torch.ones(40_000, dtype=torch.long), MetaCodes(case.code[None], torch.ones(1))
+    generator = torch.Generator().manual_seed(1)
+    draws, _ = sample_embeddings(case.shape, case.params, meta, labels, generator, latent_law="standard")
+    size = float(covariance.diagonal().max())
+    assert torch.allclose(draws.mean(0), mean, atol=0.05 * size**0.5)
+    assert torch.allclose(draws.T.cov(), covariance, atol=0.06 * size)
+    prior_mean = mean + weight @ generated.prior_mean[1]
+    assert float((prior_mean - mean).norm()) > 0.2 * size**0.5  # the generated prior is another law
 
 
 def test_samples_mixture_is_a_mixture_and_parameters_mixture_is_not() -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import pytest
+from flwr.cli.build import build_fab_from_disk
+
 from common.config import RunConfig
+from common.errors import ConfigError
+from deploy.app_package import build_package, read_files, staged_app
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 MARK = "# Every further setting at its default"
@@ -23,3 +28,43 @@ def test_app_settings_below_the_mark_are_the_defaults() -> None:
     listed, defaults = tomllib.loads(block), RunConfig().to_flat()
     assert listed
     assert listed == {key: defaults[key] for key in listed}
+
+
+def test_app_package_is_small_and_holds_code_alone() -> None:
+    package = build_package(PYPROJECT.parent)
+    names = set(read_files(package))
+    assert len(package) < 1 << 20  # it travels to every site, with every run
+    assert {"server_app/app.py", "client_app/app.py", "common/config.py"} <= names
+    assert {Path(name).suffix for name in names if not name.startswith(".info/")} <= {".py", ".json", ".toml"}
+    assert {name.split("/")[0] for name in names if "/" in name} == {
+        ".info", "common", "server_app", "client_app", "embeddings"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ["code/**/*.py", "**/*.py"])
+def test_app_package_is_what_flower_packs_byte_for_byte(tmp_path: Path, pattern: str) -> None:
+    head = '[project]\nname = "small"\nversion = "0.1.0"\nlicense = "Apache-2.0"\n[tool.flwr.app]\npublisher = "us"\n'
+    parts = '[tool.flwr.app.components]\nserverapp = "code.a:app"\nclientapp = "code.a:app"\n'
+    for name, text in {
+        "pyproject.toml": f'{head}fab-include = ["{pattern}"]\n{parts}',
+        ".gitignore": "hidden.py\n",
+        "code/a.py": "app = 1\n",
+        "code/deep/b.py": "x = 2\n",
+        "code/hidden.py": "no\n",
+        "code/__pycache__/c.py": "no\n",
+        "other/d.py": "x = 3\n",
+    }.items():
+        (tmp_path / "app" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "app" / name).write_text(text)
+    (tmp_path / "app" / "code" / "link.py").symlink_to(tmp_path / "app" / "other" / "d.py")
+    wanted = build_fab_from_disk(tmp_path / "app")
+    assert build_package(tmp_path / "app") == wanted
+    assert ("other/d.py" in read_files(wanted)) == (pattern == "**/*.py")
+    with staged_app(tmp_path / "app") as staged:
+        assert build_fab_from_disk(staged) == wanted
+    assert not staged.exists()
+
+
+def test_folder_without_an_app_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no Flower app"):
+        build_package(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from common.agreement import check_sites, compare_canaries, decode, encode, require_agreement
-from common.errors import DataError, FederationError
+from common.errors import DataError, MeetingError
 from common.identity import EncoderIdentity, compare
 from embeddings.canary import CANARY_FILE, draw, embed_canary
 from embeddings.encoders import EncoderOptions, load_encoder
@@ -97,7 +97,7 @@ def test_check_sites_compares_canaries_when_identities_agree(rng: np.random.Gene
     good, bad = SetMetadata(ONE, canary=encode(right)), SetMetadata(ONE, canary=encode(-right))
     require_agreement({"a": good, "b": good})
     assert {mismatch.field for mismatch in check_sites({"a": good, "b": bad, "c": good})} == {"canary embedding"}
-    with pytest.raises(FederationError, match="site b: canary embedding"):
+    with pytest.raises(MeetingError, match="site b: canary embedding"):
         require_agreement({"a": good, "b": bad, "c": good})
     other = dataclasses.replace(good, identity=dataclasses.replace(ONE, dimension=9))
     assert [mismatch.field for mismatch in check_sites({"a": good, "b": other, "c": good})] == ["dimension"]

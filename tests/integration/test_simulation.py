@@ -3,51 +3,94 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import ConfigError
-from deploy.simulate import simulate
+from common.methods import get_method, method_names
+from deploy.app_package import staged_app
+from deploy.environment import flower_environment, tool
+from deploy.simulate import end_daemons, local_superlinks, simulate
+from embeddings.store import write_store
+from tests.harness import make_set
+from tests.integration import every_method_app
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = str(ROOT / "outputs" / "cache")  # shared with `make demo`: the images are embedded once
 QUICK = {"num-sites": 2, "min-sites": 2, "num-rounds": 3, "synthetic-rows": 220, "cache-dir": CACHE}
+ONE_SHOT = {"dp_gauss"}  # its one release is the whole method
+
+pytestmark = [pytest.mark.simulation, pytest.mark.timeout(600)]
 
 
-@pytest.mark.simulation
-@pytest.mark.timeout(600)
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A work folder, and one SuperLink for all runs in it: `simulate` ends only what it started itself."""
+    folder = tmp_path_factory.mktemp("work")
+    before = local_superlinks()
+    command = [tool("flwr"), "ls", "local", "--format", "json"]
+    try:
+        subprocess.run(command, env=flower_environment(folder), cwd=folder, capture_output=True, check=False)
+        yield folder
+    finally:
+        end_daemons(local_superlinks() - before)
+
+
+def run(work: Path, name: str, settings: dict[str, Any], app_folder: Path = ROOT) -> Path:
+    return simulate({**QUICK, "output-dir": name, **settings}, work_folder=work, app_folder=app_folder)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"epsilon": 1.0, "alpha": 0.3, "encoder-training": "joint"},
-        {
-            "encoder-training": "unprotected",
-            "code-dim": 3,
-            "trunk-width": 4,
-            "hidden-widths": "16",
-            "mmd": "per-example",
-            "mmd-weight": 0.1,
-        },
         {"trust": "secagg", "num-sites": 4, "epsilon": 1.0},
     ],
-    ids=["joint", "unprotected", "secagg"],
+    ids=["joint", "secagg"],
 )
-def test_flwr_run_completes_with_other_settings(tmp_path: Path, settings: dict[str, str | int | float]) -> None:
-    output = simulate({**QUICK, **settings}, work_folder=tmp_path, app_folder=ROOT)
+def test_flwr_run_completes_with_other_settings(
+    work: Path, request: pytest.FixtureRequest, settings: dict[str, Any]
+) -> None:
+    output = run(work, request.node.callspec.id, settings)
     summary = json.loads((output / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert summary["rounds"] == 3
-    encoder = settings.get("encoder-training", "sleep")
-    assert summary["privacy"]["encoder_training"] == encoder
-    assert summary["privacy"]["end_to_end"] is (encoder != "unprotected")
+    assert summary["privacy"]["encoder_training"] == settings.get("encoder-training", "sleep")
+    assert summary["privacy"]["end_to_end"] is True
     assert summary["config"].items() >= settings.items()
     assert all(0.0 <= scores["accuracy"] <= 1.0 for scores in summary["scores"].values())
 
 
-@pytest.mark.simulation
-@pytest.mark.timeout(600)
-def test_failing_run_fails_the_command(tmp_path: Path) -> None:
+def test_every_method_runs_three_rounds_under_flwr_run(work: Path) -> None:
+    """One `flwr run` for all of them, over a small pool; and what the paper prints, which ends without a guarantee."""
+    write_store(work / "pool.parquet", make_set(240))
+    settings = {"pool": "pool.parquet", "data-is-public": True, "synthetic-rows": 60, "encoder-width": 8}
+    with staged_app(ROOT) as staged:
+        shutil.copy(every_method_app.__file__, staged / "server_app" / "every_method_app.py")
+        project = (staged / "pyproject.toml").read_text()
+        changed = project.replace('serverapp = "server_app.app:app"', 'serverapp = "server_app.every_method_app:app"')
+        assert changed != project
+        (staged / "pyproject.toml").write_text(changed)
+        output = run(work, "methods", settings, staged)
+    for name in (*method_names(), *every_method_app.OTHERS):
+        summary = json.loads((output / name / "summary.json").read_text())
+        method = summary["method"]
+        assert method == (name if name in method_names() else "fedhypevae")
+        assert summary["status"] == "completed"
+        rounds = 0 if method in ONE_SHOT else 3
+        assert summary["rounds"] == rounds, name
+        assert summary["rounds_taken_part"] == [["site-1", "site-2"]] * rounds, name
+        assert summary["config"].items() >= every_method_app.OTHERS.get(name, {}).items()
+        assert summary["privacy"]["end_to_end"] is (get_method(method).private and name != "unprotected"), name
+        assert all(0.0 <= scores["accuracy"] <= 1.0 for scores in summary["scores"].values())
+
+
+def test_failing_run_fails_the_command(work: Path) -> None:
     """A run whose server refuses must not end as if all were well: `flwr run --stream` itself exits 0."""
     with pytest.raises(ConfigError, match="no checkpoint"):
-        simulate({**QUICK, "resume": True}, work_folder=tmp_path, app_folder=ROOT)
+        run(work, "nothing-there", {"resume": True})

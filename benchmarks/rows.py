@@ -23,6 +23,8 @@ _COMMON: dict[str, Scalar] = {
     "learning-rate": 16.0,
     "generator-rate": 0.04,
     "synthetic-rows": SYNTHETIC_ROWS,
+    "unit-rows": True,
+    "prototype-share": 0.02,
     "max-records-per-patient": 2,
 }
 _AVERAGED: dict[str, Scalar] = {"num-rounds": 30}

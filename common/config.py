@@ -180,8 +180,8 @@ class SynthesisConfig(Concern):
     relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
     relabel_temperature: float = Field(1.0, gt=0.0)
     placement: bool = True
-    unit_rows: bool = True
-    prototype_share: float = Field(0.02, ge=0.0, le=1.0)
+    unit_rows: bool = False
+    prototype_share: float = Field(0.0, ge=0.0, le=1.0)
     covariance_weight: float = Field(0.0, ge=0.0)
     meta_steps: int = Field(200, ge=0)
     mixing: float = Field(0.5, ge=0.0, le=1.0)

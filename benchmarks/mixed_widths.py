@@ -38,7 +38,7 @@ from common.classifier import SiteScores, score
 from common.errors import FedHypeVAEError
 from common.methods import mh_pfedhn
 from common.methods.architectures import site_architecture
-from common.methods.base import RunContext, seeded
+from common.methods.base import RunContext, Tensors, seeded
 from common.methods.linear import CENTRE
 from common.rivals import RivalsConfig
 from common.sampling import SiteData
@@ -151,7 +151,7 @@ def measure(seed: int, method: str) -> dict[str, Any]:
     return {"method": method, "seed": seed, "sites": sites}
 
 
-def alone_scores(context: RunContext, params: dict[str, Tensor], at: int, site: BenchmarkSite) -> Tensor:
+def alone_scores(context: RunContext, params: Tensors, at: int, site: BenchmarkSite) -> Tensor:
     """Test scores of a site's architecture trained on its records alone, as many epochs as with the others."""
     architecture = site_architecture(context, at)
     epochs = context.plan.num_rounds * context.config.rivals.local_epochs + 10

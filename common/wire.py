@@ -49,11 +49,13 @@ REPLY_WORDS: dict[Kind, frozenset[str]] = {
 }
 # The one tensor of a masked vector: integers modulo a power of two, as bytes.
 MASKED = "masked"
+# The one tensor of a release in few bits (`common.compression`): with it no other is sent.
+PACKED = "packed"
 
 
-def dtype_of(kind: Kind) -> torch.dtype:
-    """Type of every tensor in a site's reply of a kind."""
-    return torch.uint8 if kind == "secagg_masked" else torch.float32
+def dtype_of(kind: Kind, name: str) -> torch.dtype:
+    """Type of a tensor in a site's reply of a kind."""
+    return torch.uint8 if kind == "secagg_masked" or name == PACKED else torch.float32
 
 
 # Scores travel only where the site's policy declares its data public.
@@ -105,9 +107,9 @@ def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str
         raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
     for name, shape in shapes.items():
         tensor = tensors[name]
-        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype_of(kind):
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype_of(kind, name):
             raise WireError(
-                f"message {kind}: tensor {name!r} must be {_word(dtype_of(kind))} of shape {tuple(shape)}, found "
+                f"message {kind}: tensor {name!r} must be {_word(dtype_of(kind, name))} of shape {tuple(shape)}, found "
                 f"{_word(tensor.dtype)} of shape {tuple(tensor.shape)}"
             )
         if not bool(torch.isfinite(tensor).all()):

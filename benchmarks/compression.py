@@ -75,13 +75,17 @@ def compared(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 row[f"{way}_of_paper_decoder"] = round(first[way] / decoder, 5)
             for name in ("synthetic_only", "mixed"):
                 for at, measure in enumerate(("accuracy", "balanced")):
-                    lost = [other[name][at] - one[name][at] for one, other in pairs]
+                    lost = [float(other[name][at] - one[name][at]) for one, other in pairs]
                     values = [other[name][at] for _, other in pairs]
                     row[f"{name}_{measure}_lost"] = round(sum(lost) / len(lost), 3)
-                    row[f"{name}_{measure}_lost_most"] = round(max(lost, key=abs), 3)
+                    row[f"{name}_{measure}_lost_most"] = round(max(lost, key=_size), 3)
                     row[f"{name}_{measure}_float32_range"] = round(max(values) - min(values), 3)
             rows.append(row)
     return rows
+
+
+def _size(value: float) -> float:
+    return abs(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,6 @@ comes twice gets the same bytes twice, and is charged once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 
@@ -24,7 +23,7 @@ from client_app.task import Answer, Work, fingerprint_of, request_of
 from common.events import PrivacyEvent
 from common.methods.base import Shapes, Tensors
 from common.transfer import rounding, to_wire, wire_shapes
-from common.wire import Kind, check_tensors, settings_digest
+from common.wire import Kind, check_tensors, settings_digest, tell_charged
 
 ROUNDINGS: Mapping[Kind, int] = {"statistics": -1, "baseline": -2}
 
@@ -100,7 +99,7 @@ def release(
             ledger.commit(reservation, digest)
         log.append(work.run_id, round_key, events_to_json(events), digest, len(payload))
         private.drop_payloads(round_key)
-        charged = json.dumps(events_to_json(ledger.runs[work.run_id].charged))
+        charged = tell_charged(events_to_json(ledger.runs[work.run_id].charged))
         receipt = str(ledger.head)
     return Answer(load_tensors(payload), {"receipt": receipt, "charged": charged})
 

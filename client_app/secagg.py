@@ -53,7 +53,7 @@ from common.secagg.release import (
     statistics_vector,
     training_arguments,
 )
-from common.wire import MASKED, check_tensors, settings_digest
+from common.wire import MASKED, check_tensors, settings_digest, tell_charged
 
 STATISTICS = "statistics"
 
@@ -262,7 +262,7 @@ def _asked(work: Work) -> str:
 
 
 def _ledger_words(ledger: Ledger, work: Work) -> dict[str, str]:
-    charged = json.dumps(events_to_json(ledger.runs[work.run_id].charged))
+    charged = tell_charged(events_to_json(ledger.runs[work.run_id].charged))
     return {"receipt": str(ledger.head), "charged": charged}
 
 

@@ -5,6 +5,7 @@ A reply is checked against the allow-list before anything of it is used, and non
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ from torch import Tensor
 from common.compression import OFF
 from common.errors import StaleError, WireError
 from common.transfer import from_wire, wire_shapes
-from common.wire import ERROR_WORDS, Kind, check_scores, check_tensors, check_words
+from common.wire import ERROR_WORDS, Kind, check_scores, check_tensors, check_words, read_charged
 
 _KINDS: dict[Kind, str] = {
     "hello": "query.hello",
@@ -213,6 +214,8 @@ def _read(
         error = StaleError if words["error"] == StaleError.code else WireError
         raise error(f"refused: {words['error']} (reference {words.get('reference', 'none')} in its own log){advice}")
     check_words(kind, words)
+    if "charged" in words:
+        words["charged"] = json.dumps(read_charged(str(words["charged"])))
     check_tensors(kind, received, wire_shapes(shapes, bits))
     if scores and kind != "evaluate":
         raise WireError(f"message {kind}: scores are not on the allow-list; nothing of it is used")

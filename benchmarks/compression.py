@@ -78,27 +78,28 @@ def compared(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     lost = [float(other[name][at] - one[name][at]) for one, other in pairs]
                     values = [other[name][at] for _, other in pairs]
                     row[f"{name}_{measure}_lost"] = round(sum(lost) / len(lost), 3)
-                    row[f"{name}_{measure}_lost_most"] = round(max(lost, key=_size), 3)
+                    row[f"{name}_{measure}_lost_most"] = round(max((abs(value), value) for value in lost)[1], 3)
                     row[f"{name}_{measure}_float32_range"] = round(max(values) - min(values), 3)
             rows.append(row)
     return rows
-
-
-def _size(value: float) -> float:
-    return abs(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compression", description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=sorted({name for name, _ in METHODS}))
+    parser.add_argument("--trust", nargs="+", default=["local", "secagg"])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--bits", nargs="+", type=int, choices=BITS, default=list(BITS))
     parser.add_argument("--out", type=Path, default=RESULTS / "compression.json")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     records = json.loads(options.out.read_text(encoding="utf-8"))["runs"] if options.out.is_file() else []
-    wanted = [row for row in ROWS if (row.method, row.trust) in METHODS and row.method in options.methods]
+    wanted = [
+        row
+        for row in ROWS
+        if (row.method, row.trust) in METHODS and row.method in options.methods and row.trust in options.trust
+    ]
     for seed in options.seeds:
         (federation,) = load_federations("organ-iid", seed)
         own = local_heads(federation)

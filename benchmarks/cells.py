@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from benchmarks.reference import (
 from benchmarks.rows import Row
 from common.accounting import epsilon_pld
 from common.classifier import LinearHead, SiteScores, Split, fit_linear_head, mean_scores, score
-from common.config import RunConfig, Scalar
+from common.config import Scalar
 from common.errors import ConfigError
 from common.fidelity import fidelity
 from common.loop import LoopResult, run_loop
@@ -156,20 +155,15 @@ def personal_scores(result: LoopResult, index: int, site: BenchmarkSite) -> Tens
     return architecture.logits(tuned, test_rows)
 
 
-def cost(result: LoopResult, config: RunConfig) -> dict[str, int]:
-    """Mean bytes that a site sends and receives in the whole run, and the size of what is published."""
-    context, method = result.context, get_method(config.method)
-    spec, sites = method.statistics(context), range(context.problem.num_sites)
-    once = 0
-    if spec is not None and context.plan.statistics_noise is not None:
-        once = sum(math.prod(shape) for shape in spec.shapes.values())
-    rounds = context.plan.num_rounds
-    up = sum(_numbers(method.shapes_from(context, site)) for site in sites) / len(sites)
-    down = sum(_size(method.params_for(context, result.state, site)) for site in sites) / len(sites)
+def cost(result: LoopResult) -> dict[str, int]:
+    """Mean bytes that a site sends and receives in the whole run, and the size of what is published.
+
+    The bytes are those of the values on the wire, as `run_loop` counted them, without headers.
+    """
     return {
-        "bytes_up": round(4 * (once + rounds * up)),
-        "bytes_down": round(4 * rounds * down),
-        "released_parameters": _size(result.artifact.tensors),
+        "bytes_up": round(result.bytes_up),
+        "bytes_down": round(result.bytes_down),
+        "released_parameters": sum(value.numel() for value in result.artifact.tensors.values()),
     }
 
 
@@ -187,7 +181,7 @@ def _run_fold(federation: Federation, own: Sequence[LinearHead], row: Row) -> di
     trained = train(federation, row)
     config = row.config(federation)
     method = get_method(config.method)
-    record: dict[str, Any] = {**nothing, **score_trained(federation, own, row, trained), **cost(trained.result, config)}
+    record: dict[str, Any] = {**nothing, **score_trained(federation, own, row, trained), **cost(trained.result)}
     if method.private:
         # under secagg of the sum, against a server that keeps to the protocol and the colluders
         record["epsilon"] = epsilon_pld(method.plan(config).all_events, config.privacy.delta)
@@ -232,11 +226,3 @@ def _judge(federation: Federation, synthetic: Split, fitted: LinearHead | None) 
 
 def _tests(federation: Federation) -> list[Split]:
     return [split_of(site.test) for site in federation.sites]
-
-
-def _numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def _size(tensors: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() for value in tensors.values())

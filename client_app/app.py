@@ -19,8 +19,10 @@ from flwr.clientapp import ClientApp
 from client_app.data import check_records, load_records
 from client_app.egress import check_reply
 from client_app.place import Place, find_place
+from client_app.scores import answer_baseline, answer_evaluate
 from client_app.secagg import answer_keys, answer_masked, answer_shares, answer_unmask
-from client_app.work import Answer, Work, answer_baseline, answer_evaluate, answer_statistics, answer_train
+from client_app.task import Answer, Work
+from client_app.work import answer_statistics, answer_train
 from common.config import RunConfig
 from common.errors import FedHypeVAEError, PolicyRefusal
 from common.wire import Kind, load_context

@@ -1,7 +1,7 @@
 """The last gate: whatever a handler wants to send is held against the allow-list, record by record.
 
-Tensors were already checked against the run's own names and shapes when the release was made (`work._payload`). Here
-nothing is known of the run: only which kinds of record, words, scores and types a reply of its kind may hold.
+Tensors were already checked against the run's own names and shapes when the release was made (`release.payload_of`).
+Here nothing is known of the run: only which kinds of record, words, scores and types a reply of its kind may hold.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from flwr.app import RecordDict
 
 from common.errors import WireError
-from common.wire import Kind, check_scores, check_words, dtype_of
+from common.wire import PACKED, Kind, check_scores, check_words, dtype_of
 
 # Kinds of message whose reply holds tensors.
 _WITH_TENSORS = frozenset({"statistics", "train", "baseline", "secagg_masked"})
@@ -46,8 +46,11 @@ def check_reply(kind: Kind, content: RecordDict) -> None:
             raise WireError(f"message {kind}: word {name!r} must be a text or a whole number; nothing is sent")
     scores = dict(content.metric_records["scores"]) if "scores" in found else {}
     check_scores(scores)
-    for name, array in (content.array_records["tensors"] if "tensors" in found else {}).items():
-        wanted = str(dtype_of(kind)).removeprefix("torch.")
+    tensors = content.array_records["tensors"] if "tensors" in found else {}
+    if PACKED in tensors and (kind == "secagg_masked" or len(tensors) != 1):
+        raise WireError(f"message {kind}: {PACKED!r} must be the only tensor of a release; nothing is sent")
+    for name, array in tensors.items():
+        wanted = str(dtype_of(kind, name)).removeprefix("torch.")
         if array.dtype != wanted:
             raise WireError(f"message {kind}: tensor {name!r} must be {wanted}, found {array.dtype}; nothing is sent")
     if any(not isinstance(value, float) or not math.isfinite(value) for value in scores.values()):

@@ -24,20 +24,13 @@ from client_app.ledger_runs import events_to_json
 from client_app.peers import own_signer, pinned_peers
 from client_app.place import Place
 from client_app.private_state import PrivateState
+from client_app.received import held_tensors
+from client_app.release import round_numbers
 from client_app.release_log import ReleaseLog
 from client_app.request import RunRequest
 from client_app.secagg_state import Attempt, AttemptFile
-from client_app.work import (
-    Answer,
-    Work,
-    charged_under,
-    check_round,
-    fingerprint_of,
-    request_of,
-    round_numbers,
-    site_state,
-    training_data,
-)
+from client_app.task import Answer, Work, charged_under, check_round, fingerprint_of, request_of
+from client_app.work import site_state, training_data
 from common.errors import PolicyRefusal, ProtocolError
 from common.events import PrivacyEvent
 from common.loop import noise_source
@@ -60,7 +53,7 @@ from common.secagg.release import (
     statistics_vector,
     training_arguments,
 )
-from common.wire import MASKED, check_tensors, settings_digest
+from common.wire import MASKED, check_tensors, settings_digest, tell_charged
 
 STATISTICS = "statistics"
 
@@ -112,6 +105,8 @@ def answer_masked(place: Place, work: Work) -> Answer:
         opened = site.open_shares(session, _secrets(attempt), work.index, cards, boxes)
         kept = table_from_json(attempt.shares, session.assumptions.num_sites)[work.index]
         shares = {**opened, work.index: kept}
+        if task.round_key != STATISTICS:
+            work = replace(work, tensors=held_tensors(task.private, work))
         # answered from here on, whatever happens: a second vector under the same masks would give away the difference
         attempt = replace(attempt, phase="masked", shares=table_to_json(shares), asked=_asked(work))
         task.file.save(attempt)
@@ -267,7 +262,7 @@ def _asked(work: Work) -> str:
 
 
 def _ledger_words(ledger: Ledger, work: Work) -> dict[str, str]:
-    charged = json.dumps(events_to_json(ledger.runs[work.run_id].charged))
+    charged = tell_charged(events_to_json(ledger.runs[work.run_id].charged))
     return {"receipt": str(ledger.head), "charged": charged}
 
 

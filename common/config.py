@@ -195,6 +195,8 @@ class FederationConfig(Concern):
     means the demonstration's images, which are public. Another pool counts as public only with `data_is_public`.
     `alpha` is the Dirichlet concentration of simulated sites; 0 means IID. `public_total` is a public number of units
     in all, needed where no statistics are released to tell it; it only scales the step.
+    `wire_bits` is the width of a number on the wire, both ways: 32 is float32; with fewer, noised sums are rounded at
+    random to a grid, and parameters go down as rounded differences whose error the next one makes up for.
     `tracking` keeps curves of a run in files below its output folder; nothing of them is sent anywhere.
     """
 
@@ -211,6 +213,7 @@ class FederationConfig(Concern):
     pool: str = ""
     resume: bool = False
     run_name: str = ""
+    wire_bits: Literal[32, 16, 8, 6] = 8
     tracking: Literal["tensorboard", "mlflow", "off"] = "tensorboard"
 
     @model_validator(mode="after")

@@ -35,6 +35,18 @@ from common.secagg.release import (
     training_arguments,
 )
 from common.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics, release_statistics
+from common.transfer import (
+    Held,
+    from_wire,
+    held_key,
+    next_held,
+    num_bytes,
+    rounding,
+    shapes_bytes,
+    to_wire,
+    upload_reference,
+    wire_shapes,
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,16 @@ class LoopResult:
         state: the server's last state.
         sites: each site's private state.
         artifact: what is published.
+        bytes_up: values that one site sends in the whole run, in bytes, on average; without headers.
+        bytes_down: the same of what it receives.
     """
 
     context: RunContext
     state: ServerState
     sites: tuple[SiteState, ...]
     artifact: Artifact
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
 
 
 def noise_source(config: RunConfig, site_index: int, round_index: int) -> NoiseSource:
@@ -76,9 +92,10 @@ def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData
         pairs = zip(sites, sources, strict=True)
         vectors = [statistics_vector(context, spec, data, source) for data, source in pairs]
         return combined_statistics(context, spec, add_up(vectors, arguments.bits), len(sites))
-    releases = [
-        site_statistics(context, spec, noise, data, source) for data, source in zip(sites, sources, strict=True)
-    ]
+    releases = []
+    for index, (data, source) in enumerate(zip(sites, sources, strict=True)):
+        released = site_statistics(context, spec, noise, data, source)
+        releases.append(_carried(context, released, {}, index, -1)[0])
     return combine_statistics(spec, releases, noise)
 
 
@@ -121,22 +138,54 @@ def run_loop(
     if shared:
         check_shares_noise(method, context)
     statistics = run_statistics(context, method, sites)
+    up, down = 0, 0
     if statistics is not None:
         state = method.prepare(context, state, statistics)
+        up += len(sites) * _statistics_bytes(context, method)
+    held: dict[str, Held] = {}
     for round_index in range(context.plan.num_rounds):
         uploads: dict[int, Tensors] = {}
         vectors = []
         for index, data in enumerate(sites):
             source = noise_source(config, index, round_index)
-            params = method.params_for(context, state, index)
+            key = held_key(method, index)
+            held[key] = next_held(context, method, state, index, held.get(key))
+            params = held[key].tensors
+            down += num_bytes(held[key].parcel)
             work = StepInput(params, site_states[index], data, round_index, index, source, noised_later=shared)
-            site_states[index], uploads[index] = method.client_step(context, work)
+            site_states[index], released = method.client_step(context, work)
             if shared:
-                vectors.append(encode(training_arguments(context, method, params), uploads[index], source))
+                arguments = training_arguments(context, method, params)
+                vectors.append(encode(arguments, released, source))
+                up += arguments.num_bytes
+            else:
+                reference = upload_reference(method, params)
+                uploads[index], sent = _carried(context, released, reference, index, round_index)
+                up += sent
         if shared:
-            arguments = training_arguments(context, method, state.params)
+            arguments = training_arguments(context, method, held[held_key(method, 0)].tensors)
             uploads = mean_uploads(arguments, add_up(vectors, arguments.bits), range(len(sites)))
         state = method.server_step(context, state, uploads)
         if progress is not None:
             progress(round_index + 1, state)
-    return LoopResult(context, state, tuple(site_states), method.finish(context, state))
+    artifact = method.finish(context, state)
+    return LoopResult(context, state, tuple(site_states), artifact, up / len(sites), down / len(sites))
+
+
+def _carried(
+    context: RunContext, released: Tensors, reference: Tensors, site_index: int, round_index: int
+) -> tuple[Tensors, int]:
+    """A site's noised tensors as they arrive at the server, and the bytes of them on the way."""
+    bits = context.config.federation.wire_bits
+    sent = to_wire(released, bits, reference, rounding(context.config, site_index, round_index))
+    shapes = {name: tuple(value.shape) for name, value in released.items()}
+    return from_wire(sent, shapes, bits, reference), num_bytes(sent)
+
+
+def _statistics_bytes(context: RunContext, method: Method) -> int:
+    spec = method.statistics(context)
+    if spec is None:
+        return 0
+    if context.config.privacy.trust == "secagg":
+        return statistics_arguments(context, spec).num_bytes
+    return shapes_bytes(wire_shapes(spec.shapes, context.config.federation.wire_bits))

@@ -21,8 +21,8 @@ from common.methods.base import Method, PrivacyPlan, Problem, RunContext, Server
 from common.noise import SecureNoise
 from common.sampling import SiteData
 from common.secagg.assumptions import Assumptions
+from common.transfer import num_bytes, shapes_bytes, wire_shapes
 
-_BYTES = 4  # of a float32
 _TIMED_STEPS = 3
 
 
@@ -89,7 +89,8 @@ class RunPlan:
         plan: noise multipliers and steps.
         epsilons: as the run goes on; the last one has the spare rounds too.
         levels: noise against signal, by release.
-        bytes_up: of one site in the whole run. bytes_down: to one site in the whole run.
+        bytes_up: values of one site in the whole run; under secagg masked ones are longer (`common.secagg.quantise`).
+        bytes_down: values to one site in the whole run, at most.
         step_seconds: one site's computing in one round, on this machine.
     """
 
@@ -123,13 +124,16 @@ def plan_run(config: RunConfig, cohort: Cohort) -> RunPlan:
     )
     state = method.init(context)
     rounds = plan.num_rounds
-    up = _count(method.shapes_from(context, 0).values()) * rounds if rounds else 0
-    down = sum(value.numel() for value in method.params_for(context, state, 0).values()) * rounds
+    bits, params = context.config.federation.wire_bits, method.params_for(context, state, 0)
+    up = shapes_bytes(wire_shapes(method.shapes_from(context, 0), bits)) * rounds
+    # whole once, then what changed: at most all of it
+    change = wire_shapes({name: tuple(value.shape) for name, value in params.items()}, bits)
+    down = num_bytes(params) + shapes_bytes(change) * (rounds - 1) if rounds else 0
     spec = method.statistics(context)
     if spec is not None:
-        up += _count(spec.shapes.values())
+        up += shapes_bytes(wire_shapes(spec.shapes, bits))
     seconds = _time_round(method, context, state, cohort) if rounds else 0.0
-    return RunPlan(cohort, plan, epsilons, _levels(method, context, cohort), _BYTES * up, _BYTES * down, seconds)
+    return RunPlan(cohort, plan, epsilons, _levels(method, context, cohort), up, down, seconds)
 
 
 def planned_context(config: RunConfig, cohort: Cohort) -> tuple[Method, RunContext]:

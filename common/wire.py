@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -49,16 +50,19 @@ REPLY_WORDS: dict[Kind, frozenset[str]] = {
 }
 # The one tensor of a masked vector: integers modulo a power of two, as bytes.
 MASKED = "masked"
+# The one tensor of a release in few bits (`common.compression`): with it no other is sent.
+PACKED = "packed"
 
 
-def dtype_of(kind: Kind) -> torch.dtype:
-    """Type of every tensor in a site's reply of a kind."""
-    return torch.uint8 if kind == "secagg_masked" else torch.float32
+def dtype_of(kind: Kind, name: str) -> torch.dtype:
+    """Type of a tensor in a site's reply of a kind."""
+    return torch.uint8 if kind == "secagg_masked" or name == PACKED else torch.float32
 
 
 # Scores travel only where the site's policy declares its data public.
 SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
+_MOST_EVENTS = 1_000_000
 ERROR_WORDS = frozenset({"error", "reference"})
 # Settings that a run may change when it goes on: folders, patience, and what is only told.
 MAY_DIFFER = frozenset(
@@ -105,9 +109,9 @@ def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str
         raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
     for name, shape in shapes.items():
         tensor = tensors[name]
-        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype_of(kind):
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype_of(kind, name):
             raise WireError(
-                f"message {kind}: tensor {name!r} must be {_word(dtype_of(kind))} of shape {tuple(shape)}, found "
+                f"message {kind}: tensor {name!r} must be {_word(dtype_of(kind, name))} of shape {tuple(shape)}, found "
                 f"{_word(tensor.dtype)} of shape {tuple(tensor.shape)}"
             )
         if not bool(torch.isfinite(tensor).all()):
@@ -123,6 +127,34 @@ def check_words(kind: Kind, words: Mapping[str, object]) -> None:
     unknown = sorted(set(words) - REPLY_WORDS[kind])
     if unknown:
         raise WireError(f"message {kind}: field {unknown[0]!r} is not on the allow-list; nothing of it is used")
+
+
+def tell_charged(events: Sequence[str]) -> str:
+    """What a site was charged, as the word of a reply: each event once with how often it follows itself.
+
+    A ledger holds an event for every round; told one by one they would outgrow the sums that they are about.
+    """
+    return json.dumps([[event, len(list(same))] for event, same in groupby(events)])
+
+
+def read_charged(text: str) -> list[str]:
+    """The inverse of `tell_charged`.
+
+    Raises:
+        WireError: it is none, or more events than any run has; nothing of it is quoted.
+    """
+    try:
+        found = json.loads(text)
+        pairs = [(event, times) for event, times in found]
+        if not isinstance(found, list):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise WireError("word charged can't be read; nothing of it is used") from None
+    if not all(isinstance(event, str) and type(times) is int and times > 0 for event, times in pairs):
+        raise WireError("word charged must be events and how often; nothing of it is used")
+    if sum(times for _, times in pairs) > _MOST_EVENTS:
+        raise WireError(f"word charged has more than {_MOST_EVENTS} events; nothing of it is used")
+    return [event for event, times in pairs for _ in range(times)]
 
 
 def check_scores(scores: Mapping[str, object]) -> None:

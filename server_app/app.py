@@ -17,6 +17,7 @@ from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
 from common.secagg.release import check_shares_noise
+from common.transfer import Held
 from common.wire import dump_context, essence
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
@@ -73,8 +74,9 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
         method.init(run_context),
         Progress(config.federation.run_name or flower_run, dump_context(run_context)),
     )
+    held: dict[str, Held] = {}
     if config.federation.resume:
-        state, progress = load_checkpoint(folder)
+        state, progress, held = load_checkpoint(folder)
         _check_same(progress.context, dump_context(run_context))
         printer.say(f"resuming {progress.run_name} after round {state.round}")
     else:
@@ -88,7 +90,7 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     facts |= {"sites": len(meeting.members), "delta": config.privacy.delta}
     facts |= {"epsilon_target": finite_or_none(config.privacy.epsilon)}
     watch = RunWatch(folder, printer, config.federation.tracking, facts)
-    strategy = FederatedStrategy(method, run_context, meeting.members, state, progress, folder, watch)
+    strategy = FederatedStrategy(method, run_context, meeting.members, state, progress, folder, watch, held)
     strategy.run(grid)
     summary = _publish(grid, strategy, method, run_context, folder, meeting)
     statement = build_privacy_statement(run_context, strategy.progress, data_is_public=meeting.data_is_public)

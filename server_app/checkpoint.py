@@ -17,6 +17,7 @@ from common import durable
 from common.errors import ConfigError, FedHypeVAEError
 from common.methods.base import ServerState
 from common.statistics import ReleasedStatistics
+from common.transfer import Held
 
 _FILE = "checkpoint.safetensors"
 _PARTS = ("params", "memory")
@@ -36,6 +37,7 @@ class Progress:
         charged: site -> JSON of the events in its own ledger, as it last said.
         receipts: site -> head of its ledger after its last release: shows, later, whether an old ledger was put back.
         bytes_up: site -> bytes received. bytes_down: site -> bytes sent.
+        versions: site -> version of the parameters that it last answered with.
         seconds: time spent so far.
     """
 
@@ -48,17 +50,23 @@ class Progress:
     receipts: Mapping[str, str] = field(default_factory=dict)
     bytes_up: Mapping[str, int] = field(default_factory=dict)
     bytes_down: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 
-def save_checkpoint(folder: Path, state: ServerState, progress: Progress) -> None:
-    """Write state and progress as one file, by way of a temporary one.
+def save_checkpoint(
+    folder: Path, state: ServerState, progress: Progress, held: Mapping[str, Held] | None = None
+) -> None:
+    """Write state, progress and what the sites hold as one file, by way of a temporary one.
 
     Raises:
         FedHypeVAEError: the disk refuses; the last checkpoint is untouched.
     """
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(state, part).items()}
     notes: dict[str, Any] = {"round": state.round, "progress": _progress_to_json(progress)}
+    notes["held"] = {key: {"round": one.round, "version": one.version} for key, one in (held or {}).items()}
+    for key, one in (held or {}).items():
+        tensors |= {f"held/{key}/{name}": value for name, value in one.tensors.items()}
     statistics = state.statistics
     if statistics is not None:
         for name in _STATISTICS:
@@ -73,8 +81,8 @@ def save_checkpoint(folder: Path, state: ServerState, progress: Progress) -> Non
     write_atomically(folder / _FILE, content)
 
 
-def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
-    """Read the last checkpoint.
+def load_checkpoint(folder: Path) -> tuple[ServerState, Progress, dict[str, Held]]:
+    """Read the last checkpoint: the server's state, what was done, and what the sites hold.
 
     Raises:
         ConfigError: there is none, or it can't be read.
@@ -91,7 +99,7 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
         raise ConfigError(
             f"checkpoint {path} can't be read ({type(error).__name__}): restore it or start anew"
         ) from error
-    parts: dict[str, dict[str, Tensor]] = {"params": {}, "memory": {}, "statistics": {}}
+    parts: dict[str, dict[str, Tensor]] = {"params": {}, "memory": {}, "statistics": {}, "held": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = value
@@ -100,8 +108,17 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
         found: dict[str, Any] = {name: parts["statistics"].get(name) for name in _STATISTICS}
         statistics = ReleasedStatistics(**found, **notes["statistics"])
     state = ServerState(notes["round"], parts["params"], parts["memory"], statistics)
+    held = {
+        key: Held(
+            tensors={
+                name.removeprefix(f"{key}/"): v for name, v in parts["held"].items() if name.startswith(f"{key}/")
+            },
+            **told,
+        )
+        for key, told in notes.get("held", {}).items()
+    }
     progress = notes["progress"]
-    return state, Progress(
+    done = Progress(
         **{
             **progress,
             "taken_part": tuple(tuple(sites) for sites in progress["taken_part"]),
@@ -109,6 +126,7 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
             "history": tuple(progress.get("history", ())),
         }
     )
+    return state, done, held
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ A reply is checked against the allow-list before anything of it is used, and non
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,8 +16,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from common.errors import WireError
-from common.wire import ERROR_WORDS, Kind, check_scores, check_tensors, check_words
+from common.compression import OFF
+from common.errors import StaleError, WireError
+from common.transfer import from_wire, wire_shapes
+from common.wire import ERROR_WORDS, Kind, check_scores, check_tensors, check_words, read_charged
 
 _KINDS: dict[Kind, str] = {
     "hello": "query.hello",
@@ -55,11 +58,21 @@ class Reply:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An exchange: answers by node, why others have none, and bytes sent to each."""
+    """An exchange: answers by node, why others have none, and bytes sent to each.
+
+    `stale` are those that have none because they need the whole parameters, and may be asked again.
+    """
 
     replies: Mapping[int, Reply]
     missing: Mapping[int, str]
     bytes_down: Mapping[int, int]
+    stale: frozenset[int] = frozenset()
+
+    def then(self, again: Outcome) -> Outcome:
+        """This exchange and a second one with some of its sites."""
+        down = {node: self.bytes_down.get(node, 0) + again.bytes_down.get(node, 0) for node in self.bytes_down}
+        missing = {node: why for node, why in self.missing.items() if node not in again.replies}
+        return Outcome({**self.replies, **again.replies}, {**missing, **again.missing}, down, again.stale)
 
 
 def build_messages(
@@ -71,13 +84,14 @@ def build_messages(
     ttl: float,
 ) -> list[Message]:
     """One message for each node, with words and tensors of its own; equal tensors are packed once."""
-    packed: dict[int, ArrayRecord] = {}
+    # with the tensors themselves: what is let go of leaves its identity to the next one
+    packed: dict[int, tuple[Mapping[str, Tensor], ArrayRecord]] = {}
 
     def arrays(node: int) -> ArrayRecord:
         own = tensors(node)
         if id(own) not in packed:
-            packed[id(own)] = ArrayRecord(dict(own))
-        return packed[id(own)]
+            packed[id(own)] = own, ArrayRecord(dict(own))
+        return packed[id(own)][1]
 
     return [
         Message(
@@ -98,6 +112,8 @@ def exchange(
     timeout: float,
     shapes: Callable[[int], Mapping[str, tuple[int, ...]]],
     largest_norm: float = math.inf,
+    bits: int = OFF,
+    reference: Callable[[int], Mapping[str, Tensor]] = lambda _: {},
 ) -> Outcome:
     """Send messages and collect the replies that pass the allow-list.
 
@@ -108,6 +124,8 @@ def exchange(
         timeout: seconds to wait.
         shapes: allowed tensors of a node's reply.
         largest_norm: L2 norm that no honest reply's tensors, taken together, exceed.
+        bits: of a number in a reply.
+        reference: what a node's reply in few bits is told as a difference from.
 
     Returns:
         Answers and absences. Replies are matched by the message they answer: an error's own source is not to be
@@ -116,21 +134,24 @@ def exchange(
     waiting = _push(grid, messages)
     replies: dict[int, Reply] = {}
     missing: dict[int, str] = dict.fromkeys(waiting.values(), "did not answer in time")
+    stale: set[int] = set()
     for message in _pull(grid, list(waiting), timeout):
         node = waiting.get(message.metadata.reply_to_message_id)
         if node is None or node in replies:
             continue
         try:
-            reply = _read(kind, message, shapes(node))
+            reply = _read(kind, message, shapes(node), bits, reference(node))
             check_norm(reply.tensors, largest_norm)
             replies[node] = reply
             missing.pop(node, None)
         except WireError as error:
             missing[node] = str(error)
+            if isinstance(error, StaleError):
+                stale.add(node)
     sent = {
         message.metadata.dst_node_id: message.content.array_records["tensors"].count_bytes() for message in messages
     }
-    return Outcome(replies, missing, sent)
+    return Outcome(replies, missing, sent, frozenset(stale - set(replies)))
 
 
 def _push(grid: Grid, messages: list[Message]) -> dict[str, int]:
@@ -163,7 +184,13 @@ def check_norm(tensors: Mapping[str, Tensor], largest: float) -> None:
         raise WireError(f"sent tensors of norm {norm:.3g}, more than the {largest:.3g} that clipping and noise allow")
 
 
-def _read(kind: Kind, message: Message, shapes: Mapping[str, tuple[int, ...]]) -> Reply:
+def _read(
+    kind: Kind,
+    message: Message,
+    shapes: Mapping[str, tuple[int, ...]],
+    bits: int,
+    reference: Mapping[str, Tensor],
+) -> Reply:
     """The checked content of a reply.
 
     Raises:
@@ -184,12 +211,14 @@ def _read(kind: Kind, message: Message, shapes: Mapping[str, tuple[int, ...]]) -
         if set(words) - ERROR_WORDS:
             raise WireError("sent an error with fields that are not on the allow-list")
         advice = _ADVICE.get(str(words["error"]), "")
-        raise WireError(
-            f"refused: {words['error']} (reference {words.get('reference', 'none')} in its own log){advice}"
-        )
+        error = StaleError if words["error"] == StaleError.code else WireError
+        raise error(f"refused: {words['error']} (reference {words.get('reference', 'none')} in its own log){advice}")
     check_words(kind, words)
-    check_tensors(kind, received, shapes)
+    if "charged" in words:
+        words["charged"] = json.dumps(read_charged(str(words["charged"])))
+    check_tensors(kind, received, wire_shapes(shapes, bits))
     if scores and kind != "evaluate":
         raise WireError(f"message {kind}: scores are not on the allow-list; nothing of it is used")
     check_scores(scores)
-    return Reply(words, received, {name: float(value) for name, value in scores.items()}, tensors.count_bytes())
+    told = from_wire(received, shapes, bits, reference)
+    return Reply(words, told, {name: float(value) for name, value in scores.items()}, tensors.count_bytes())

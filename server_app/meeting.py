@@ -15,8 +15,8 @@ from common.errors import DataError, MeetingError
 from common.identity import EncoderIdentity
 from common.wire import SiteFacts
 from server_app.exchange import Reply, build_messages, exchange
+from server_app.link import Member
 from server_app.progress import RoundPrinter
-from server_app.strategy import Member
 
 _HELLO_S = 120.0
 

@@ -7,7 +7,7 @@ It knows every site by the index and name under which it met it, and takes nothi
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,29 +27,17 @@ from common.secagg.messages import (
 from common.secagg.quantise import Quantisation, Words, unpack
 from common.secagg.server import unmask
 from common.wire import MASKED, Kind
+from server_app.downlink import Member, Parcel
 from server_app.exchange import Outcome, Reply, build_messages, exchange
 
 SiteWords = Mapping[str, str | int | float]
-
-
-class Member(Protocol):
-    """A site as the server met it."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def index(self) -> int:
-        """Its index in the run."""
-        ...
+_NOTHING: Tensors = {}
 
 
 class Send(Protocol):
-    """One exchange with some sites: kind, words of each, tensors for all, allowed tensors of a reply."""
+    """One exchange with some sites: kind, words of each, allowed tensors of a reply."""
 
-    def __call__(self, kind: Kind, words: Mapping[int, SiteWords], tensors: Tensors, shapes: Shapes) -> Outcome:
+    def __call__(self, kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes) -> Outcome:
         """Send and collect."""
         ...
 
@@ -79,12 +67,12 @@ class _Exchanges:
     extra: SiteWords
     missing: dict[int, str] = field(default_factory=dict)
 
-    def ask(self, kind: Kind, words: Mapping[int, SiteWords], tensors: Tensors, shapes: Shapes) -> Mapping[int, Reply]:
+    def ask(self, kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes) -> Mapping[int, Reply]:
         """Replies by node; FederationError if too few are left."""
         common: dict[str, str | int | float] = {**self.extra}
         common |= {"what": self.session.what, "attempt": self.session.attempt}
         told = {node: {**common, **own} for node, own in words.items()}
-        outcome = self.send(kind, told, tensors, shapes)
+        outcome = self.send(kind, told, shapes)
         self.missing |= outcome.missing
         self.check(len(outcome.replies), kind)
         return outcome.replies
@@ -105,7 +93,12 @@ class _Exchanges:
 
 
 def sender(
-    grid: Grid, group: str, common: Callable[[int], SiteWords], timeout: float, note: Callable[[Kind, Outcome], None]
+    grid: Grid,
+    group: str,
+    common: Callable[[int], SiteWords],
+    timeout: float,
+    note: Callable[[Kind, Outcome], None],
+    parcel: Callable[[int, bool], Parcel] | None = None,
 ) -> Send:
     """How `secure_sum` sends: each site's own words and those of the exchange, one timeout for each exchange.
 
@@ -115,13 +108,25 @@ def sender(
         common: what every message to a site says.
         timeout: seconds to wait for replies.
         note: told of every exchange.
+        parcel: (node, whether the whole) -> the parameters that come with the task; all sites must get the same.
     """
 
-    def send(kind: Kind, words: Mapping[int, SiteWords], tensors: Tensors, shapes: Shapes) -> Outcome:
+    def once(kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes, nodes: Iterable[int], whole: bool) -> Outcome:
+        carried = {} if parcel is None or kind != "secagg_masked" else {node: parcel(node, whole) for node in nodes}
         messages = build_messages(
-            kind, words, lambda node: {**common(node), **words[node]}, lambda _: tensors, group, timeout
+            kind,
+            nodes,
+            lambda node: {**common(node), **words[node], **(carried[node].words if carried else {})},
+            lambda node: carried[node].tensors if carried else _NOTHING,
+            group,
+            timeout,
         )
-        outcome = exchange(grid, kind, messages, timeout, lambda _: shapes)
+        return exchange(grid, kind, messages, timeout, lambda _: shapes)
+
+    def send(kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes) -> Outcome:
+        outcome = once(kind, words, shapes, list(words), False)
+        if outcome.stale:
+            outcome = outcome.then(once(kind, words, shapes, sorted(outcome.stale), True))
         note(kind, outcome)
         return outcome
 
@@ -133,7 +138,6 @@ def secure_sum(
     members: Mapping[int, Member],
     session: Callable[[str], Session],
     arguments: Quantisation,
-    tensors: Tensors,
     extra: SiteWords,
 ) -> SecureSum:
     """Ask the sites for the sum of their vectors.
@@ -143,7 +147,6 @@ def secure_sum(
         members: all sites of the run, by node.
         session: attempt's name -> session.
         arguments: public arguments of the release.
-        tensors: what comes with the task, such as the parameters; all sites must get the same.
         extra: further words of every message.
 
     Returns:
@@ -158,7 +161,7 @@ def secure_sum(
     nodes = {member.index: node for node, member in members.items()}
     cards = _collect_cards(known)
     listed = cards_to_json(cards.values())
-    replies = known.ask("secagg_shares", {node: {"cards": listed} for node in cards}, {}, {})
+    replies = known.ask("secagg_shares", {node: {"cards": listed} for node in cards}, {})
     boxes = _collect_boxes(known, replies, {cards[node].index for node in cards})
     brought = {
         node: {
@@ -168,14 +171,14 @@ def secure_sum(
         }
         for node in boxes
     }
-    replies = known.ask("secagg_masked", brought, tensors, {MASKED: (arguments.num_bytes,)})
+    replies = known.ask("secagg_masked", brought, {MASKED: (arguments.num_bytes,)})
     masked = {
         members[node].index: unpack(reply.tensors[MASKED].numpy().tobytes(), arguments.bits)
         for node, reply in replies.items()
     }
     signed = _collect_signatures(known, replies)
     survivors = table_to_json(signed)
-    replies = known.ask("secagg_unmask", {nodes[index]: {"survivors": survivors} for index in signed}, {}, {})
+    replies = known.ask("secagg_unmask", {nodes[index]: {"survivors": survivors} for index in signed}, {})
     revealed = _collect_shares(known, replies)
     try:
         total = unmask(
@@ -196,7 +199,7 @@ def secure_sum(
 def _collect_cards(known: _Exchanges) -> dict[int, Card]:
     """Cards that name the site that sent them."""
     cards: dict[int, Card] = {}
-    for node, reply in known.ask("secagg_keys", {node: {} for node in known.members}, {}, {}).items():
+    for node, reply in known.ask("secagg_keys", {node: {} for node in known.members}, {}).items():
         member = known.members[node]
         try:
             (card,) = cards_from_json(f"[{reply.words.get('card', '')}]", known.session.assumptions.num_sites)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message
 
+from common.wire import read_charged
 from tests.harness import Federation, changed, deliver, words_of
 
 
@@ -16,7 +16,7 @@ from tests.harness import Federation, changed, deliver, words_of
 def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Message]:
     """Messages of an honest server, to be spoiled."""
     federation = Federation.create(tmp_path_factory.mktemp("honest"), 1)
-    federation.run()
+    federation.run(wire_bits=32)  # whole parameters in every message: a site needs no earlier one
     return {kind: federation.asked(kind, "site-1") for kind in ("query.statistics", "train")}
 
 
@@ -105,7 +105,7 @@ def test_site_refuses_a_policy_breach_before_the_records_are_opened(
     site = Federation.create(tmp_path, 1).sites[0]
     monkeypatch.setattr("client_app.work.load_records", opened)
     monkeypatch.setattr("embeddings.store.read_metadata", opened)
-    monkeypatch.setattr("client_app.work.Ledger.open", opened)
+    monkeypatch.setattr("client_app.release.Ledger.open", opened)
     reply = deliver(site, changed(asked["train"], config(clip_norm=1e9)))
     assert words_of(reply)["error"] == "policy:max_clip_norm"
 
@@ -164,6 +164,6 @@ def test_ledger_is_charged_exactly_the_events_of_the_run(tmp_path: Path) -> None
     federation = Federation.create(tmp_path, 1)
     federation.run(num_rounds=2)
     (run,) = federation.sites[0].runs().values()
-    told = json.loads(words_of(federation.sent("site-1", "train")[-1].message)["charged"])
+    told = read_charged(words_of(federation.sent("site-1", "train")[-1].message)["charged"])
     assert [event.to_json() for event in run.charged] == told
     assert [event.label for event in run.charged] == ["statistics", "training", "training"]

@@ -18,6 +18,7 @@ from client_app.peers import own_signer, pinned_peers
 from client_app.place import find_place
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.transfer import version_of
 from deploy.keys import make_node_key
 from tests.harness import Federation, Handler, HarnessSite, changed, deliver, words_of
 from tests.secagg_cases import PHASES, ROUNDS_ONLY, SHARED, keyed_federation, phase_of
@@ -166,7 +167,7 @@ def other_parameters(message: Message) -> Message:
     name = next(name for name in sorted(tensors) if tensors[name].dim() == 2)
     tensors[name] = tensors[name] + 1.0
     copy.content["tensors"] = ArrayRecord(tensors)
-    return copy
+    return changed(copy, version=version_of(tensors))  # a server that lies names the version that it sends
 
 
 def survivors_mixed_up(message: Message) -> Message:

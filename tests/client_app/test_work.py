@@ -82,10 +82,10 @@ def only_run(site: HarnessSite) -> Any:
 
 
 PLACES = {
-    "while computing": "client_app.work._payload",
-    "before the commit": "client_app.work.Ledger.commit",
-    "before the log": "client_app.work.ReleaseLog.append",
-    "before the charge": "client_app.work.Ledger.reserve",
+    "while computing": "client_app.release.payload_of",
+    "before the commit": "client_app.release.Ledger.commit",
+    "before the log": "client_app.release.ReleaseLog.append",
+    "before the charge": "client_app.release.Ledger.reserve",
 }
 
 

@@ -15,6 +15,7 @@ from common.methods.linear import CENTRE, head_features, published_head
 from common.sampling import SiteData
 
 _LINE = {
+    "wire_bits": 32,
     "sphere": False,
     "centre": False,
     "feature_norm": 1.0,

@@ -13,6 +13,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
+from common.errors import WireError
+from common.transfer import to_wire
+from common.wire import PACKED, read_charged, tell_charged
 from server_app.exchange import Outcome, build_messages, exchange
 
 
@@ -53,9 +56,9 @@ class Link:
         return ready
 
 
-def ask(answers: dict[int, list[dict[str, Tensor] | Error]], largest: float = 100.0) -> Outcome:
+def ask(answers: dict[int, list[dict[str, Tensor] | Error]], largest: float = 100.0, bits: int = 32) -> Outcome:
     messages = build_messages("train", [1, 2], lambda _: {}, lambda _: {}, "round-1", 60.0)
-    return exchange(cast(Grid, Link(answers)), "train", messages, 0.5, lambda _: SHAPES, largest)
+    return exchange(cast(Grid, Link(answers)), "train", messages, 0.5, lambda _: SHAPES, largest, bits)
 
 
 GARBAGE: dict[str, tuple[dict[str, Tensor] | Error, str]] = {
@@ -81,6 +84,79 @@ def test_exchange_uses_nothing_of_a_garbage_reply_and_says_why(kind: str) -> Non
     assert all(torch.equal(outcome.replies[1].tensors[name], GOOD[name]) for name in GOOD)
     assert words in outcome.missing[2]
     assert "patient 17" not in outcome.missing[2]
+
+
+def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return to_wire(tensors, 8, {}, torch.Generator().manual_seed(1))
+
+
+def spoiled(at: int, value: bytes) -> dict[str, Tensor]:
+    content = bytearray(packed(GOOD)[PACKED].numpy().tobytes())
+    content[at : at + len(value)] = value
+    return {PACKED: torch.tensor(list(content), dtype=torch.uint8)}
+
+
+# two scales of four bytes, then two and three codes of two bytes each
+GARBAGE_IN_FEW_BITS: dict[str, tuple[dict[str, Tensor], str]] = {
+    "float32": (GOOD, "allow-list"),
+    "both": ({**packed(GOOD), "a": GOOD["a"]}, "allow-list"),
+    "nothing": ({}, "missing"),
+    "too short": ({PACKED: packed(GOOD)[PACKED][:-1]}, "shape"),
+    "too long": ({PACKED: torch.cat([packed(GOOD)[PACKED], torch.zeros(1, dtype=torch.uint8)])}, "shape"),
+    "another type": ({PACKED: packed(GOOD)[PACKED].to(torch.int8)}, "uint8"),
+    "scale that is no number": (spoiled(0, b"\x00\x00\xc0\x7f"), "scale"),
+    "infinite scale": (spoiled(0, b"\x00\x00\x80\x7f"), "scale"),
+    "negative scale": (spoiled(3, b"\xbf"), "scale"),
+    "code out of range": (spoiled(8, b"\xff\xff"), "code"),
+    "huge": (packed({**GOOD, "a": torch.full((2,), 1e30)}), "norm"),
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE_IN_FEW_BITS)
+def test_exchange_uses_nothing_of_a_garbage_reply_in_few_bits(kind: str) -> None:
+    answer, words = GARBAGE_IN_FEW_BITS[kind]
+    outcome = ask({1: [packed(GOOD)], 2: [answer]}, bits=8)
+    assert set(outcome.replies) == {1}
+    for name, value in GOOD.items():
+        torch.testing.assert_close(outcome.replies[1].tensors[name], value, atol=1e-6, rtol=1e-6)
+    assert words in outcome.missing[2]
+
+
+def test_exchange_refuses_few_bits_where_none_were_asked_for() -> None:
+    assert "allow-list" in ask({1: [GOOD], 2: [packed(GOOD)]}).missing[2]
+
+
+CHARGES = [
+    "[",
+    "{}",
+    "[1]",
+    '[["x", -1]]',
+    '[["x", true]]',
+    "[[3, 1]]",
+    '[["x", 1000001]]',
+    '[["x", 9], ["y", 999999]]',
+]
+
+
+@pytest.mark.parametrize("text", CHARGES)
+def test_charges_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(WireError, match="charged"):
+        read_charged(text)
+
+
+def test_charges_are_told_and_read() -> None:
+    events = ["statistics", "round", "round", "round", "statistics"]
+    assert read_charged(tell_charged(events)) == events
+    assert len(tell_charged(["round"] * 1000)) < 20
+
+
+def test_tensors_that_were_let_go_of_are_not_taken_for_the_next_ones() -> None:
+    """Each node has tensors of its own, made when its message is: none gets another's."""
+    messages = build_messages(
+        "train", range(50), lambda _: {}, lambda node: {"x": torch.full((3,), float(node))}, "g", 1.0
+    )
+    found = [message.content.array_records["tensors"].to_torch_state_dict()["x"][0].item() for message in messages]
+    assert found == [float(node) for node in range(50)]
 
 
 def test_exchange_counts_a_reply_once() -> None:

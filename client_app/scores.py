@@ -1,0 +1,83 @@
+"""What a site answers without charge: only where its policy declares the data public and lets metrics leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from client_app.data import check_matches, load_records, split_data
+from client_app.place import Place
+from client_app.release import payload_of
+from client_app.release_log import ReleaseLog
+from client_app.task import Answer, Work, request_of
+from client_app.work import training_data
+from common.classifier import LinearHead, fit_linear_head, score, score_site
+from common.errors import PolicyRefusal
+from common.loop import noise_source, site_statistics
+from common.methods.base import RunContext
+from common.sampling import on_sphere
+from common.statistics import class_means_spec
+from common.wire import SCORE_NAMES
+from embeddings.sets import SPLIT_NAMES, EmbeddingSet
+
+
+def answer_baseline(place: Place, work: Work) -> Answer:
+    """Noised class means at the whole budget, for comparison: only where the policy declares the data public."""
+    _check_public(place, work)
+    context, training = work.context, work.context.config.training
+    radius = 1.0 if training.sphere else training.embedding_radius
+    spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
+    source = noise_source(context.config, work.index, -2)
+    noise = float(work.words["noise_multiplier"])
+    released = site_statistics(context, spec, noise, training_data(place, work), source)
+    payload = payload_of(work, "baseline", released, spec.shapes, {})
+    _log_public(place, work, "baseline", payload)
+    return Answer(load_tensors(payload), {})
+
+
+def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
+    """Scores on the site's own test split: only where the policy declares the data public and lets metrics leave."""
+    _check_public(place, work)
+    records = load_records(place.records, place.cache_dir)
+    check_matches(records, work.context)
+    train, validation, test = (_scored_split(records, name, work.context) for name in SPLIT_NAMES)
+    heads = {
+        name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"])
+        for name in ("synthetic", "statistics")
+        if f"{name}.weight" in work.tensors
+    }
+    local = fit_linear_head(*train, num_classes=work.context.problem.num_classes)
+    found = {"local_only": score(local, *test)}
+    if "synthetic" in heads:
+        mixing = float(work.words["mixing"])
+        found = score_site(train, validation, test, heads["synthetic"], mixing=mixing, local_head=local)
+    if "statistics" in heads:
+        found["statistics_only"] = score(heads["statistics"], *test)
+    scores: dict[str, float] = {}
+    for name in (name for name in SCORE_NAMES if name in found):
+        value = found[name]
+        scores[f"{name}.accuracy"] = value.accuracy
+        scores[f"{name}.balanced_accuracy"] = value.balanced_accuracy
+    _log_public(place, work, "evaluate", json.dumps(scores, sort_keys=True).encode())
+    return scores
+
+
+def _scored_split(records: EmbeddingSet, name: str, context: RunContext) -> tuple[Tensor, Tensor]:
+    """One split as heads see it: on the unit sphere where the generator's embeddings are."""
+    data = split_data(records, name, "record")
+    return on_sphere(data.embeddings) if context.config.training.sphere else data.embeddings, data.labels
+
+
+def _check_public(place: Place, work: Work) -> None:
+    place.policy.check(request_of(work.context, wants_metrics=True), recompute_epsilon=False)
+    if not (place.policy.data_is_public and place.policy.metrics_may_leave):
+        raise PolicyRefusal("metrics_may_leave", "scores may not leave this site; nothing was charged")
+
+
+def _log_public(place: Place, work: Work, what: str, payload: bytes) -> None:
+    """Note in the site's log that something left without charge: only where its data is public."""
+    digest = hashlib.sha256(payload).hexdigest()
+    ReleaseLog(place.folder / "releases.jsonl").append(work.run_id, what, (), digest, len(payload))

@@ -1,0 +1,35 @@
+"""How large an honest site's sum can be: what is larger is refused before it is added up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from common.methods.base import Method, RunContext, ServerState
+
+
+def largest_norm(context: RunContext, method: Method, state: ServerState, indices: Iterable[int]) -> float:
+    """A norm that no honest site's sum of one round exceeds, with ten-fold room; infinite where nothing is clipped.
+
+    Each step's sum is at most C times the units of one site, which are fewer than all sites' together; the noise
+    has standard deviation sigma C in every coordinate; rounding to few bits adds less than the noise. Terms that read
+    no record are added unclipped: where they weigh anything, there is no such norm.
+
+    Args:
+        context: the run.
+        method: what is trained.
+        state: the server's; the released total of units is in it.
+        indices: the sites.
+    """
+    plan, privacy, training = context.plan, context.config.privacy, context.config.training
+    if not method.private or not method.uploads_sums or plan.training_noise is None:
+        return math.inf
+    if training.mmd_weight > 0 or training.lipschitz_penalty > 0:
+        return math.inf
+    statistics = state.statistics
+    units = context.config.federation.public_total if statistics is None else statistics.total
+    if not units > 0:
+        return math.inf
+    size = sum(math.prod(shape) for index in indices for shape in method.shapes_from(context, index).values())
+    noise = plan.training_noise * math.sqrt(size)
+    return 10.0 * plan.steps_per_round * privacy.clip_norm * (units + noise)

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from client_app.place import Place
 from client_app.private_state import PrivateState
-from client_app.task import Work, request_of
+from client_app.task import Work, fingerprint_of, request_of
 from common.compression import OFF
 from common.durable import write_atomically
 from common.errors import FedHypeVAEError, StaleError, WireError
@@ -32,8 +32,10 @@ def with_held(place: Place, work: Work) -> Work:
     Raises:
         StaleError: it is a change of a version that this site does not hold.
         PolicyRefusal: the policy forbids the run: nothing of it is kept.
+        DataError: the run is about other records.
     """
     place.policy.check(request_of(work.context), recompute_epsilon=False)
+    fingerprint_of(place, work.context)  # a message about other records than this site's claims no run's name here
     private = PrivateState(place.folder / "state", work.run_id)
     with private.locked():
         private.claim(settings_digest(work.context))

@@ -16,6 +16,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
+from common.privacy_statement import why_not_private
 from common.secagg.release import check_shares_noise
 from common.transfer import Held
 from common.wire import dump_context, essence
@@ -70,6 +71,8 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     run_context = RunContext(config, Problem(meeting.dim, meeting.class_names, len(meeting.members)), plan)
     if config.privacy.trust == "secagg":
         check_shares_noise(method, run_context)
+    for reason in why_not_private(run_context):
+        printer.say(f"no end-to-end guarantee: {reason}")
     state, progress = (
         method.init(run_context),
         Progress(config.federation.run_name or flower_run, dump_context(run_context)),

@@ -19,12 +19,11 @@ from deploy.simulate import end_daemons, local_superlinks, simulate
 from embeddings.store import write_store
 from tests.harness import make_set
 from tests.integration import every_method_app
+from tests.server_app.test_every_method import ONE_SHOT
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = str(ROOT / "outputs" / "cache")  # shared with `make demo`: the images are embedded once
 QUICK = {"num-sites": 2, "min-sites": 2, "num-rounds": 3, "synthetic-rows": 220, "cache-dir": CACHE}
-ONE_SHOT = {"dp_gauss"}  # its one release is the whole method
-
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(600)]
 
 

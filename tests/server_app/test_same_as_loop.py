@@ -18,7 +18,9 @@ MODES = ("sleep", "joint", "unprotected")
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_flower_and_loop_give_the_same_parameters(tmp_path: Path, mode: str) -> None:
+def test_flower_and_loop_give_the_same_parameters(
+    tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     federation = Federation.create(tmp_path, allowed_encoder_training=MODES, **PUBLIC)
     summary = federation.run(noise="test", encoder_training=mode, local_steps=2)
     published = load_file(federation.output / "generator.safetensors")
@@ -33,16 +35,21 @@ def test_flower_and_loop_give_the_same_parameters(tmp_path: Path, mode: str) -> 
     for name, value in alone.items():
         torch.testing.assert_close(published[name], value, atol=1e-5, rtol=0.0)
     assert summary["privacy"]["end_to_end"] is False  # noise from a known seed is marked wherever it is told
-    assert "test source" in " ".join(summary["privacy"]["why_not_end_to_end"])
+    reasons = summary["privacy"]["why_not_end_to_end"]
+    assert "test source" in " ".join(reasons)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no end-to-end guarantee")]
+    assert said == [f"no end-to-end guarantee: {reason}" for reason in reasons]
+    assert len(said) == (2 if mode == "unprotected" else 1)
 
 
-def test_secure_noise_differs_between_runs_with_one_seed(tmp_path: Path) -> None:
+def test_secure_noise_differs_between_runs_with_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run's seed never reaches the noise."""
     found = []
     for name in ("first", "second"):
         federation = Federation.create(tmp_path / name, num_sites=2)
         federation.run(seed=7)
         found.append(load_file(federation.output / "generator.safetensors"))
+    assert "no end-to-end guarantee" not in capsys.readouterr().out
     column = next(name for name in found[0] if name.endswith("class_weight"))
     assert not torch.allclose(found[0][column], found[1][column], atol=1e-3)
 

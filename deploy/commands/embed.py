@@ -74,6 +74,8 @@ def embed(
     # A damaged file's warning would hide the one line that says what became of it; and it may quote a header.
     warnings.simplefilter("ignore")
     console = Console(stderr=True)
+    if not images.exists():  # before a salt is made for nothing
+        raise DataError(f"{images}: expected a folder of images, or the .npz of a MedMNIST set, found none")
     secret = load_salt(default_salt_path() if salt is None else salt)
     class_names = _classes(classes)
     columns = LabelColumns(path_column, label_column, patient_column, tuple(column or ()), path_suffix)

@@ -18,6 +18,7 @@ BUNDLE_FORMAT = "fedhypevae-bundle/1"
 DATA_FILE = "data/train-00000-of-00001.parquet"
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
+_EVEN = 1.05
 _LARGEST_SIZE = "10M<n<100M"
 _MARKDOWN = re.compile(r"([\\`*_|<>\[\]#])")
 NOT_PRIVATE = "NOT PRIVATE"
@@ -114,6 +115,8 @@ def card(facts: Facts) -> str:
         rows=facts.data.rows,
         dim=bundle.dim,
         classes=[{"name": name, "rows": rows} for name, rows in counted],
+        uneven=max(facts.data.class_counts) > _EVEN * max(min(facts.data.class_counts), 1)
+        and bundle.config.synthesis.balance == "uniform",
         sites=sites,
         method=bundle.config.method,
         encoder=None if bundle.encoder is None else bundle.encoder.to_json(),

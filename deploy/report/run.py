@@ -227,7 +227,7 @@ def _planes(bundle: Bundle) -> list[Picture]:
     drawn = [bundle.draw(max(_DOTS // codes, 1), code=index, seed=index)[0].numpy() for index in range(codes)]
     which = np.repeat(np.arange(codes), [len(part) for part in drawn])
     weights = bundle.artifact.tensors["meta.weights"].tolist()
-    names = [f"code {index + 1} ({100 * weights[index]:.0f} %)" for index in range(codes)]
+    names = [f"code {index} ({100 * weights[index]:.0f} %)" for index in range(codes)]
     caption = (
         "All rows come from one code, the meta-code, which belongs to no site."
         if codes == 1

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from common.errors import FedHypeVAEError
 from deploy.cli import app
 
 
@@ -40,6 +42,71 @@ def test_help_has_an_example_of_that_very_command(words: tuple[str, ...]) -> Non
     _, _, example = " ".join(done.output.split()).partition("Example: ")
     # `release RUN` is `release make RUN`
     assert example.startswith(f"fedhypevae {' '.join(word for word in words if word != 'make')}"), done.output
+
+
+# Wrong input for each command: none of it may start, write, or ask a network for anything.
+WRONG = {
+    "demo": "--set no-such-setting=1",
+    "download": "no-such-set",
+    "embed": "nowhere --out new.parquet",
+    "provision": "nowhere.toml --out new",
+    "server": "nowhere",
+    "run": "nowhere",
+    "status": "nowhere",
+    "plan": "--set no-such-setting=1",
+    "synthesize": "nowhere --rows 5",
+    "report": "nowhere",
+    "evaluate": "nowhere --data nowhere.parquet",
+    "train": "nowhere --out new.safetensors",
+    "predict": "nowhere.safetensors nowhere.png",
+    "audit": "--set no-such-setting=1",
+    "doctor": "--no-such-option",
+    "ledger create": "new.db",
+    "data check": "nowhere.parquet",
+    "data compare": "nowhere.parquet nowhere.parquet",
+    "data partition": "nowhere.parquet --sites 2 --out new",
+    "data import": "nowhere.npz --out new.parquet",
+    "site init": "new",
+    "site pin": "nowhere nowhere.toml",
+    "site start": "nowhere",
+    "site renew-key": "nowhere",
+    "site report": "nowhere --bundle nowhere",
+    "site package": "nowhere",
+    "site approve": "nowhere nowhere.fab",
+    "site register": "nowhere nowhere.pub",
+    "site list": "nowhere",
+    "site revoke": "nowhere no-such-site",
+    "site rotate": "nowhere no-such-site nowhere.pub",
+    "release make": "nowhere --out new",
+    "release verify": "nowhere",
+}
+# A ledger that is not where it should be may be a lost one: a failure, not a slip of the pen.
+LOST = {f"ledger {name}": "nowhere.db" for name in ("show", "verify")} | {
+    "ledger export": "nowhere.db new.json",
+    "ledger backup": "nowhere.db new.db",
+    "ledger move": "nowhere.db new.db",
+    "ledger close": "nowhere.db some-run",
+    "ledger witness": "nowhere.db new.json --yes",
+}
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_wrong_input_exits_with_two_and_leaves_nothing(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line on what is wrong, code 2; code 1 for what fails though it was asked for rightly."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDHYPEVAE_HOME", str(tmp_path))
+    name = " ".join(words)
+    wrong, due = (WRONG[name], 2) if name in WRONG else (LOST[name], 1)
+    done = CliRunner().invoke(app, [*words, *wrong.split()])
+    if isinstance(done.exception, FedHypeVAEError):
+        assert "\n" not in str(done.exception)
+        assert done.exception.exit_code == due, done.exception
+    else:
+        assert isinstance(done.exception, SystemExit), done.exception
+        assert done.exit_code == due, done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def complete(shell: str, typed: str) -> str:

@@ -53,6 +53,11 @@ def test_card_of_a_set_that_is_not_private_promises_nothing(facts: Facts) -> Non
     assert "No row is a record" not in text
 
 
+def test_card_says_why_classes_are_uneven(facts: Facts) -> None:
+    assert "uneven" not in card(facts)
+    assert "so the classes are uneven" in card(replace(facts, data=Written(60, (40, 15, 5), 1000, "0" * 64)))
+
+
 def test_card_names_the_assumptions_of_secure_aggregation(facts: Facts) -> None:
     text = card(replace(facts, statement={**facts.statement, "secure_aggregation": SHARED}))
     assert "at most 1 colluding sites and 2 missing ones" in text

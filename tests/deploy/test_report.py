@@ -68,7 +68,7 @@ def test_run_page_tells_what_was_spent_who_was_missing_and_what_is_not_protected
     scores = json.loads((reported.run / "summary.json").read_text())["scores"]["mixed"]["per_site"]
     assert all(f"{100 * values['balanced_accuracy']:.1f}" in words for values in scores.values())
     assert "By class" in words
-    assert "code 2 (" in words
+    assert "code 1 (" in words
 
 
 def test_run_page_keeps_a_history_of_epsilon(reported: Reported) -> None:

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.cells import score_trained, train
+from benchmarks.markdown import as_line, head_of
 from benchmarks.pool import run_all
 from benchmarks.protocol import ORGAN_SITES, SEEDS, BenchmarkSite, Federation, organ_federation
 from benchmarks.reference import local_heads, split_of
@@ -161,12 +162,12 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     ]
     head = ["variant", "of", "synthetic-only", "difference", "mixed", "personalised", "kNN head BACC", "MMD²",
             "recall", "coverage", "two-sample", "seeds"]  # fmt: skip
-    lines += [_line(head), _line(["---"] * len(head))]
+    lines += head_of(head)
     base = {one["seed"]: one for one in records if one["variant"] == BASE}
     for variant in (Variant(BASE, "ours", "the table's settings", {}), *VARIANTS):
         label = f"{variant.name}: {variant.what}"
         if variant.name != BASE and not changed(variant.name):
-            lines.append(_line([label, variant.whose, "as the base", *["-"] * (len(head) - 3)]))
+            lines.append(as_line([label, variant.whose, "as the base", *["-"] * (len(head) - 3)]))
             continue
         mine = [one for one in records if one["variant"] == variant.name]
         if not mine:
@@ -180,7 +181,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
         cells += [f"{statistics.mean(gaps):+.1f} ({_spread(gaps):.1f})" if gaps else "-"]
         cells += [_pair(mine, "mixed"), _pair(mine, "personalised"), _mean(mine, "knn", 100, 1), _mean(mine, "mmd2")]
         cells += [_mean(mine, name, 1, 3) for name in ("recall", "coverage", "two_sample")]
-        lines.append(_line([*cells, str(len(mine))]))
+        lines.append(as_line([*cells, str(len(mine))]))
     return "\n".join(lines) + "\n"
 
 
@@ -233,10 +234,6 @@ def _mean(records: Sequence[dict[str, Any]], name: str, factor: float = 1.0, pla
 
 def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

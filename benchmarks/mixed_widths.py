@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.cells import personal_scores, train
+from benchmarks.markdown import as_line, head_of
 from benchmarks.pool import run_all
 from benchmarks.protocol import PARTITION_SEED, SEEDS, BenchmarkSite, Federation, organ_federation
 from benchmarks.reference import local_heads, split_of
@@ -180,7 +181,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     ]
     for key in ("architecture", "encoder"):
         head = ["method", key, "personal", "alone, linear", "alone, same model", "gain in BACC over linear", "seeds"]
-        lines += ["", _line(head), _line(["---"] * len(head))]
+        lines += ["", *head_of(head)]
         for method in dict.fromkeys(record["method"] for record in records):
             mine = [record for record in records if record["method"] == method]
             for name in dict.fromkeys(site[key] for site in mine[0]["sites"]):
@@ -192,7 +193,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
                     accuracy = statistics.mean(pair[0] for pair in means)
                     cells.append(f"{accuracy:.1f}/{statistics.mean(balanced[column]):.1f} ({spread:.1f})")
                 gain = statistics.mean(balanced["personal"]) - statistics.mean(balanced["local_linear"])
-                lines.append(_line([*cells, f"{gain:+.1f}", str(len(mine))]))
+                lines.append(as_line([*cells, f"{gain:+.1f}", str(len(mine))]))
     return "\n".join(lines) + "\n"
 
 
@@ -233,10 +234,6 @@ def _numbers(scores: SiteScores) -> list[float]:
 def _mean_at(record: dict[str, Any], key: str, name: str, column: str) -> tuple[float, float]:
     mine = [site[column] for site in record["sites"] if site[key] == name]
     return 100 * statistics.mean(one[0] for one in mine), 100 * statistics.mean(one[1] for one in mine)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.markdown import as_line, head_of
 from benchmarks.verdict import architecture_lines, verdict_lines
 
 _SCORES = {
@@ -61,21 +62,21 @@ def score_cell(records: Sequence[dict[str, Any]], name: str) -> str:
 
 def _scores_table(records: Sequence[dict[str, Any]]) -> list[str]:
     head = ["method", "trust", "ε", *_SCORES.values(), "up a site", "down a site", "parameters", "seconds", "seeds"]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines = head_of(head)
     for group in _groups(records):
         first = group[0]
         epsilon = "∞" if first["epsilon"] is None else f"{first['epsilon']:.2f}"
         cells = [first["method"], first["trust"], epsilon, *(score_cell(group, name) for name in _SCORES)]
         cells += [_bytes(first["bytes_up"]), _bytes(first["bytes_down"]), f"{first['released_parameters']:,}"]
         cells += [f"{statistics.mean(one['seconds'] for one in group):.0f}", str(len(group))]
-        lines.append(_line(cells))
+        lines.append(as_line(cells))
     return lines
 
 
 def _samples_table(records: Sequence[dict[str, Any]]) -> list[str]:
     names = ("linear", "knn", "mlp")
     head = ["synthetic set of", "trust", *(f"{name} head" for name in names), *_FIDELITY]
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines = head_of(head)
     for group in _groups(records):
         cells = [group[0]["method"], group[0]["trust"]]
         for name in names:
@@ -87,7 +88,7 @@ def _samples_table(records: Sequence[dict[str, Any]]) -> list[str]:
         for name in _FIDELITY:
             values = [one["fidelity"][name] for one in group if one["fidelity"][name] is not None]
             cells.append(f"{statistics.mean(values):.3f}" if values else "-")
-        lines.append(_line(cells))
+        lines.append(as_line(cells))
     return lines
 
 
@@ -111,7 +112,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} B"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.markdown import as_line, head_of
 from common.rivals import RivalsConfig
 
 OURS = "fedhypevae"
@@ -94,11 +95,11 @@ def verdict_lines(records: Sequence[dict[str, Any]]) -> list[str]:
     lines += [f"- {one.dataset}, {one.trust}, {_title(one.column)}: {_pair(one)}" for one in behind]
     lines += _against_no_sharing(records)
     head = ["data set", "trust", "column", "FedHypeVAE", "", "best other private row", "", "ahead by", ""]
-    lines += ["", _line(head), _line(["---"] * len(head))]
+    lines += ["", *head_of(head)]
     for one in found:
         cells = [one.dataset, one.trust, _title(one.column), one.ours, _number(one.column, one.our_mean), one.rival]
         cells += [_number(one.column, one.rival_mean), _number(one.column, one.lead), one.verdict]
-        lines.append(_line(cells))
+        lines.append(as_line(cells))
     return lines
 
 
@@ -155,8 +156,7 @@ def architecture_lines(records: Sequence[dict[str, Any]]) -> list[str]:
         "ACC/BACC in % at the sites that have the architecture, means over them and over seeds. `local_only` is each",
         "site's own linear head, trained to a tolerance.",
         "",
-        _line(titles),
-        _line(["---"] * len(titles)),
+        *head_of(titles),
     ]
     for one in gains:
         own, head = one.personal, one.alone
@@ -167,7 +167,7 @@ def architecture_lines(records: Sequence[dict[str, Any]]) -> list[str]:
             f"{own[0]:.1f}/{own[1]:.1f}",
             f"{head[0]:.1f}/{head[1]:.1f}",
         ]
-        lines.append(_line([*cells, f"{own[0] - head[0]:+.1f}/{own[1] - head[1]:+.1f}", str(one.seeds)]))
+        lines.append(as_line([*cells, f"{own[0] - head[0]:+.1f}/{own[1] - head[1]:+.1f}", str(one.seeds)]))
     return lines
 
 
@@ -250,7 +250,3 @@ def _number(column: str, value: float) -> str:
 def _pair(one: Standing) -> str:
     ours, rival = (_number(one.column, value) for value in (one.our_mean, one.rival_mean))
     return f"{one.rival} {rival}, {one.ours} {ours}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

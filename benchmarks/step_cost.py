@@ -1,158 +1,35 @@
 """What privacy costs in one client step: time and memory, beside the same step without it and beside Opacus.
 
-Batch 512, embeddings of width 768, 11 classes, the default model. One step is the forward pass, every record's clipped
-gradient and their sum; drawing the noise is timed by itself. Ways are run in turn, so that a change of the machine's
-load meets all of them, and medians of paired ratios are reported.
+Batches of 64 to 4,096, embeddings of width 384 to 1,536, 11 classes, the default decoder and a paper-sized one. One
+step is the forward pass, every record's clipped gradient and their sum; drawing the noise is timed by itself, and
+against the bare generator of secure numbers. Ways are run in turn, so that a change of the machine's load meets all of
+them; medians of paired ratios are reported, with their quartiles. Time is processor time of one thread.
 
-    python -m benchmarks.step_cost --repeats 30
+    python -m benchmarks.step_cost --seconds 6
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
-from common.clipping import clipped_gradient_sum
-from common.config import RunConfig
-from common.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood, init_encoder_params
-from common.hypernetwork import GeneratorShape, class_prior, class_scores, decode, init_code, init_hypernet_params
-from common.noise import SecureNoise, add_gaussian
-from common.objective import record_losses
-from common.tape import Tape
+from benchmarks.records import conditions, write_result
+from benchmarks.step_ways import CLASSES, DECODERS, Way, build_ways
+from common.noise import SecureNoise
 
-BATCH, DIM, CLASSES = 512, 768, 11
-Way = Callable[[], object]
-
-
-class OpacusGenerator(nn.Module):
-    """The same work in layers that Opacus knows; the label columns, used twice in our model, are two matrices here."""
-
-    def __init__(self, shape: GeneratorShape, config: RunConfig) -> None:
-        super().__init__()
-        model = config.model
-        self.shape, self.training_config = shape, config.training
-        self.code = nn.Embedding(1, model.code_dim)
-        self.base = nn.Linear(model.latent_dim, DIM, bias=False)
-        self.classes = nn.Linear(CLASSES, DIM, bias=False)
-        self.scale = nn.Linear(model.code_dim, DIM, bias=False)
-        self.shift = nn.Linear(model.code_dim, DIM)
-        self.scores = nn.Linear(DIM, CLASSES)
-        self.score_shift = nn.Linear(model.code_dim, CLASSES, bias=False)
-        self.prior_trunk = nn.Linear(model.code_dim, model.prior_width)
-        self.prior_embedding = nn.Linear(CLASSES, model.label_embedding_dim, bias=False)
-        self.prior_head = nn.Linear(model.prior_width + model.label_embedding_dim, 2 * model.latent_dim)
-
-    def forward(self, x: Tensor, hot: Tensor, mean: Tensor, log_scale: Tensor, noise: Tensor) -> Tensor:
-        """Losses, (B, 1)."""
-        code = self.code(torch.zeros(x.shape[0], dtype=torch.long))
-        latent = mean + torch.exp(log_scale) * noise
-        row_scale = 1 + self.scale(code)
-        inner = self.base(latent) + self.shape.observation_variance * self.classes(hot)
-        decoded = row_scale * inner + self.shift(code)
-        head = self.prior_head(torch.cat([torch.tanh(self.prior_trunk(code)), self.prior_embedding(hot)], -1))
-        prior_mean, raw = head.chunk(2, -1)
-        divergence = gaussian_kl(mean, log_scale, prior_mean, 2 * torch.tanh(raw / 2))
-        elbo = gaussian_log_likelihood(x, decoded, self.shape.observation_variance) - divergence
-        scores = self.scores(row_scale * x) + self.score_shift(code)
-        entropy = functional.cross_entropy(scores, hot.argmax(1), reduction="none")
-        return (entropy - self.training_config.elbo_weight / DIM * elbo)[:, None]
-
-
-def build_ways() -> dict[str, Way]:
-    """Every way of doing the step, by name; each call is one whole step on the same records."""
-    config = RunConfig()
-    shape = GeneratorShape.of(DIM, CLASSES, config.model, config.training)
-    generator = torch.Generator().manual_seed(0)
-    params, encoder = init_hypernet_params(shape, generator), init_encoder_params(shape, generator)
-    code = init_code(shape, 1.0, generator)
-    x = functional.normalize(torch.randn(BATCH, DIM, generator=generator), dim=1)
-    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
-    hot = functional.one_hot(labels, CLASSES).float()
-    clip_norm, training, source = config.privacy.clip_norm, config.training, SecureNoise()
-    shapes = {name: value.shape for name, value in params.items()} | {"code": code.shape}
-
-    def normals() -> Tensor:
-        return torch.from_numpy(source.gaussian((BATCH, shape.model.latent_dim), 1.0)).float()
-
-    def private() -> dict[str, Tensor]:
-        tape = Tape(params, code, BATCH)
-        batch = (x[:, None], labels[:, None], torch.ones(BATCH, 1))
-        losses = record_losses(shape, training, tape, PlainLayers(encoder), *batch, source)
-        return clipped_gradient_sum(tape.factors(losses), shapes, clip_norm).tensors
-
-    def plain() -> tuple[Tensor, ...]:
-        leaves = {name: value.clone().requires_grad_() for name, value in {**params, "code": code}.items()}
-        mean, log_scale = encode(shape, PlainLayers(encoder), x, hot)
-        latent = mean + torch.exp(log_scale) * normals()
-        divergence = gaussian_kl(mean, log_scale, *class_prior(leaves, leaves["code"], hot))
-        decoded = decode(shape, leaves, leaves["code"], latent, hot)
-        elbo = gaussian_log_likelihood(x, decoded, shape.observation_variance) - divergence
-        entropy = functional.cross_entropy(class_scores(shape, leaves, leaves["code"], x), labels, reduction="none")
-        loss = (entropy - training.elbo_weight / DIM * elbo).mean()
-        return torch.autograd.grad(loss, list(leaves.values()))
-
-    def opacus_inputs() -> tuple[Tensor, ...]:
-        mean, log_scale = encode(shape, PlainLayers(encoder), x, hot)
-        return x, hot, mean, log_scale, normals()
-
-    from opacus import GradSampleModule
-    from opacus.grad_sample import GradSampleModuleFastGradientClipping
-
-    hooked = GradSampleModule(OpacusGenerator(shape, config), loss_reduction="sum")
-    ghosted = GradSampleModuleFastGradientClipping(
-        OpacusGenerator(shape, config), loss_reduction="sum", max_grad_norm=clip_norm, use_ghost_clipping=True
-    )
-    functional_module = OpacusGenerator(shape, config)
-
-    def hooks() -> list[Tensor]:
-        hooked.zero_grad(set_to_none=True)
-        hooked(*opacus_inputs()).sum().backward()
-        samples = [parameter.grad_sample for parameter in hooked.parameters()]
-        norms = torch.stack([sample.flatten(1).square().sum(1) for sample in samples]).sum(0).sqrt()
-        factor = (clip_norm / norms).clamp(max=1.0)
-        return [torch.einsum("b,b...->...", factor, sample) for sample in samples]
-
-    def ghost() -> None:
-        ghosted.zero_grad(set_to_none=True)
-        ghosted.enable_hooks()
-        losses = ghosted(*opacus_inputs())[:, 0]
-        losses.sum().backward(retain_graph=True)
-        factor = ghosted.get_clipping_coef().detach()
-        ghosted.zero_grad(set_to_none=True)
-        ghosted.disable_hooks()
-        (factor * losses).sum().backward()
-
-    def one_loss(leaves: dict[str, Tensor], *inputs: Tensor) -> Tensor:
-        batch = tuple(value[None] for value in inputs)
-        return torch.func.functional_call(functional_module, leaves, batch)[0, 0]
-
-    per_example = torch.func.vmap(torch.func.grad(one_loss), in_dims=(None, 0, 0, 0, 0, 0))
-
-    def vmap() -> list[Tensor]:
-        leaves = {name: value.detach() for name, value in functional_module.named_parameters()}
-        samples = list(per_example(leaves, *opacus_inputs()).values())
-        norms = torch.stack([sample.flatten(1).square().sum(1) for sample in samples]).sum(0).sqrt()
-        factor = (clip_norm / norms).clamp(max=1.0)
-        return [torch.einsum("b,b...->...", factor, sample) for sample in samples]
-
-    zeros = {name: torch.zeros(value) for name, value in shapes.items()}
-    return {
-        "plain": plain,
-        "private": private,
-        "opacus ghost": ghost,
-        "opacus hooks": hooks,
-        "vmap": vmap,
-        "noise alone": lambda: add_gaussian(zeros, 1.0, source),
-    }
+BATCHES, DIMS = (64, 512, 4096), (384, 768, 1536)
+TIME_GOAL, MEMORY_GOAL = 1.3, 1.2
+# One copy of the gradient for each record is what Opacus' hooks and vmap make: above this they are left out.
+_LARGEST_COPIES = 2**30
+_OPACUS = ("opacus ghost", "opacus hooks", "vmap")
 
 
 def extra_memory(way: Way) -> int:
@@ -171,52 +48,96 @@ def extra_memory(way: Way) -> int:
     return peak
 
 
-def measure(repeats: int) -> dict[str, object]:
-    """Times, paired ratios to the plain step, and extra memory of every way."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    ways = build_ways()
+def take_turns(ways: dict[str, Way], seconds: float, least: int = 5, most: int = 60) -> dict[str, list[float]]:
+    """Processor seconds of every way, called in turn until the time is up."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()
         way()
-    for _ in range(repeats):
+    end = time.monotonic() + seconds
+    for turn in range(most):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             way()
-            times[name].append(time.perf_counter() - start)
-    rows = {}
-    for name, seconds in times.items():
-        ratios = [one / base for one, base in zip(seconds, times["plain"], strict=True)]
+            times[name].append(time.process_time() - start)
+        if turn + 1 >= least and time.monotonic() > end:
+            break
+    return times
+
+
+def measure(batch: int, dim: int, decoder: str, seconds: float) -> dict[str, Any]:
+    """Times, paired ratios to the plain step, and extra memory of every way at one size."""
+    built = build_ways(batch, dim, decoder)
+    left_out = [n for n in ("opacus hooks", "vmap") if built.gradient_copies_bytes > _LARGEST_COPIES]
+    ways = {name: way for name, way in built.ways.items() if name not in left_out}
+    times, rows = take_turns(ways, seconds), {}
+    memory = {name: extra_memory(way) for name, way in ways.items()}
+    for name, spent in times.items():
+        ratios = [one / base for one, base in zip(spent, times["plain"], strict=True)]
         quarters = statistics.quantiles(ratios, n=4)
         rows[name] = {
-            "milliseconds": round(1e3 * statistics.median(seconds), 3),
+            "milliseconds": round(1e3 * statistics.median(spent), 3),
             "ratio_to_plain": round(statistics.median(ratios), 3),
             "ratio_quartiles": [round(quarters[0], 3), round(quarters[2], 3)],
-            "peak_memory_mib": round(extra_memory(ways[name]) / 2**20, 2),
+            "peak_memory_mib": round(memory[name] / 2**20, 2),
+            "memory_to_plain": round(memory[name] / memory["plain"], 3),
         }
+    best = min((name for name in _OPACUS if name in rows), key=lambda name: rows[name]["ratio_to_plain"])
     return {
-        "batch": BATCH,
-        "dim": DIM,
-        "classes": CLASSES,
-        "threads": 1,
-        "repeats": repeats,
-        "torch": torch.__version__,
+        "batch": batch,
+        "dim": dim,
+        "decoder": decoder,
+        "turns": len(times["plain"]),
+        "opacus_best": best,
+        "faster_than_opacus_best": round(rows[best]["milliseconds"] / rows["private"]["milliseconds"], 2),
+        "left_out": dict.fromkeys(left_out, f"{built.gradient_copies_bytes / 2**30:.1f} GiB of gradients"),
         "ways": rows,
+    }
+
+
+def noise_speed(size: int = 1_000_000) -> dict[str, float]:
+    """Drawing noise: millions of secure normals a second, beside the same numbers from NumPy's fastest generator."""
+    import numpy as np
+
+    source, fast = SecureNoise(), np.random.Generator(np.random.SFC64(0))
+    spent = take_turns(
+        {"secure": lambda: source.gaussian(size, 1.0), "numpy_sfc64": lambda: fast.standard_normal(size)}, 2.0
+    )
+    return {name: round(size / 1e6 / statistics.median(values), 1) for name, values in spent.items()}
+
+
+def run(seconds: float, batches: Sequence[int] = BATCHES, dims: Sequence[int] = DIMS) -> dict[str, Any]:
+    """Every size, one after the other."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    sizes = []
+    for decoder, dim, batch in itertools.product(DECODERS, dims, batches):
+        sizes.append(measure(batch, dim, decoder, seconds))
+        ours = sizes[-1]["ways"]["private"]
+        print(
+            f"{decoder:11s} d {dim:4d} batch {batch:4d}: {ours['ratio_to_plain']:.2f} x time, "
+            f"{ours['memory_to_plain']:.2f} x memory, {sizes[-1]['faster_than_opacus_best']:.1f} x Opacus' best "
+            f"({sizes[-1]['opacus_best']})",
+            flush=True,
+        )
+    return {
+        **conditions(),
+        "threads": 1,
+        "classes": CLASSES,
+        "sizes": sizes,
+        "million_normals_a_second": noise_speed(),
     }
 
 
 def main() -> None:
     """Measure, print, and write results/step_cost.json beside this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=30, help="paired runs of every way")
-    result = measure(parser.parse_args().repeats)
-    target = Path(__file__).parent / "results" / "step_cost.json"
-    target.parent.mkdir(exist_ok=True)
-    partial = target.with_suffix(".json.part")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(target)
-    print(json.dumps(result, indent=2))
+    parser.add_argument("--seconds", type=float, default=6.0, help="time for the turns at one size")
+    parser.add_argument("--batches", type=int, nargs="*", default=list(BATCHES))
+    parser.add_argument("--dims", type=int, nargs="*", default=list(DIMS))
+    parser.add_argument("--out", type=Path, default=None)
+    asked = parser.parse_args()
+    write_result("step_cost", run(asked.seconds, asked.batches, asked.dims), asked.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Adding or removing one unit changes G by at most C in the Euclidean norm, whatev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +45,15 @@ class ClippedSum:
 
 
 def clipped_gradient_sum(
-    factors: GradientFactors, shapes: Mapping[str, torch.Size | tuple[int, ...]], clip_norm: float
+    factors: GradientFactors | Iterable[GradientFactors],
+    shapes: Mapping[str, torch.Size | tuple[int, ...]],
+    clip_norm: float,
 ) -> ClippedSum:
     """Clip every unit's whole gradient to `clip_norm` and add them up, without per-unit copies of the parameters.
 
     Args:
-        factors: what the units' gradients are made of, see `tape.GradientFactors`. U may be 0.
+        factors: what the units' gradients are made of, see `tape.GradientFactors`. U may be 0. Many units may come in
+            several parts, one after the other; each unit lies whole in one of them, or it would be clipped twice.
         shapes: shape of every parameter of the vector; one that got no gradient is a zero in the sum.
         clip_norm: C > 0; may be infinite in a run without a guarantee.
 
@@ -67,29 +70,40 @@ def clipped_gradient_sum(
     """
     if not clip_norm > 0:
         raise ConfigError(f"clip norm must be above 0, found {clip_norm}")
-    unknown = (set(factors.outer) | set(factors.vectors) | set(factors.shared)) - set(shapes)
-    if unknown:
-        raise ConfigError(f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest")
+    total: dict[str, Tensor] = {}
+    for part in (factors,) if isinstance(factors, GradientFactors) else factors:
+        unknown = (set(part.outer) | set(part.vectors) | set(part.shared)) - set(shapes)
+        if unknown:
+            raise ConfigError(
+                f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest"
+            )
+        _add_clipped(part, clip_norm, total)
+    return ClippedSum(
+        {name: total[name].contiguous() if name in total else torch.zeros(shape) for name, shape in shapes.items()},
+        clip_norm,
+    )
+
+
+def _add_clipped(factors: GradientFactors, clip_norm: float, total: dict[str, Tensor]) -> None:
+    """Add the clipped gradients of these units to `total`, by parameter."""
     squared = unit_squared_norms(factors)
     if squared is None:
-        return ClippedSum({name: torch.zeros(shape) for name, shape in shapes.items()}, clip_norm)
+        return
     finite = torch.isfinite(squared)
     scale = torch.ones_like(squared)
     if math.isfinite(clip_norm):
         scale = (clip_norm / squared.sqrt()).clamp(max=1.0)
-    scale = torch.where(finite, scale, torch.zeros_like(scale)).to(_dtype(factors))
-    keep = None if bool(finite.all()) else finite
-    return ClippedSum(
-        {name: _weighted_sum(factors, name, shape, scale, keep) for name, shape in shapes.items()}, clip_norm
-    )
+    keep = None
+    if not bool(finite.all()):
+        scale, keep = scale[finite], finite
+    _add_weighted(factors, scale.to(_dtype(factors)), keep, total)
 
 
 def unit_squared_norms(factors: GradientFactors) -> Tensor | None:
     """Squared Euclidean norm of every unit's whole gradient, (U,) float64; None if there are no factors."""
     lengths = _Lengths(torch.float32)
     parts = _squared_norms(factors, lengths)
-    # written so that NaN takes the slow way too
-    if not all(bool(largest <= _SAFE_SQUARE) for largest in lengths.largest):
+    if not lengths.are_safe():
         parts = _squared_norms(factors, _Lengths(torch.float64))
     return torch.stack(parts).sum(0) if parts else None
 
@@ -136,18 +150,20 @@ class _Lengths:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.largest: list[Tensor] = []
         # the factor is kept beside its length: an id is free again once its tensor is gone
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def squared(self, rows: Tensor) -> Tensor:
-        """(..., d) -> (...) float64; remembers the largest."""
+        """(..., d) -> (...) float64."""
         key = id(rows)
         if key not in self._known:
-            value = torch.linalg.vector_norm(rows.to(self.dtype), dim=-1).square().double()
-            self._known[key] = (rows, value)
-            self.largest.append(value.max() if value.numel() else value.new_zeros(()))
+            self._known[key] = (rows, torch.linalg.vector_norm(rows.to(self.dtype), dim=-1).square().double())
         return self._known[key][1]
+
+    def are_safe(self) -> bool:
+        """Whether no factor is so long that float32 squares could lose another; NaN is not safe."""
+        values = torch.cat([value.flatten() for _, value in self._known.values()]) if self._known else torch.zeros(0)
+        return values.numel() == 0 or bool(values.max() <= _SAFE_SQUARE)
 
     def inner(self, left: Tensor, right: Tensor) -> Tensor:
         """Inner products of rows, (..., d), (..., d) -> (...) float64."""
@@ -183,26 +199,30 @@ def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -
     return exact.clamp(min=0.0) + _CANCELLATION_MARGIN * largest
 
 
-def _weighted_sum(
-    factors: GradientFactors,
-    name: str,
-    shape: torch.Size | tuple[int, ...],
-    scale: Tensor,
-    keep: Tensor | None,
-) -> Tensor:
-    """Sum over units of scale x gradient, for one parameter; units outside `keep` are left out."""
-    total = torch.zeros(shape, dtype=scale.dtype, device=scale.device)
-    weight = scale if keep is None else scale[keep]
-    for left, right in factors.outer.get(name, []):
-        left, right = (left, right) if keep is None else (left[keep], right[keep])
-        if left.shape[2] > right.shape[2]:  # the factor goes to the smaller side
-            right = right * weight[:, None, None]
-        else:
-            left = left * weight[:, None, None]
-        total += left.flatten(0, 1).T @ right.flatten(0, 1)
-    for value in factors.vectors.get(name, []):
-        total += weight @ (value if keep is None else value[keep])
-    if name in factors.shared:
-        left, right = factors.shared[name]
-        total += torch.outer(weight @ (left if keep is None else left[keep]), right)
-    return total
+def _add_weighted(factors: GradientFactors, weight: Tensor, keep: Tensor | None, total: dict[str, Tensor]) -> None:
+    """Add up weight x gradient over units, by parameter; units outside `keep` are left out, and have no weight."""
+
+    def kept(value: Tensor) -> Tensor:
+        return value if keep is None else value[keep]
+
+    def add(name: str, value: Tensor) -> None:
+        total[name] = total[name].add_(value) if name in total else value
+
+    for name, pairs in factors.outer.items():
+        for left, right in pairs:
+            # The weight goes to the narrower side, and that side's rows become the product's: the other way round,
+            # matrices with a few columns cost BLAS five times as much.
+            flip = left.shape[2] > right.shape[2]
+            narrow, wide = (right, left) if flip else (left, right)
+            narrow = (kept(narrow) * weight[:, None, None]).flatten(0, 1).T
+            wide = kept(wide).flatten(0, 1)
+            if name in total:
+                (total[name].T if flip else total[name]).addmm_(narrow, wide)
+            else:
+                product = narrow @ wide
+                total[name] = product.T if flip else product
+    for name, values in factors.vectors.items():
+        for value in values:
+            add(name, weight @ kept(value))
+    for name, (left, right) in factors.shared.items():
+        add(name, torch.outer(weight @ kept(left), right))

@@ -11,6 +11,8 @@ when another is added, and the guarantee for fixed numbers carries over to their
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,7 @@ from torch.nn import functional
 from common.config import TrainingConfig
 from common.cvae import (
     LinearLayers,
+    PlainLayers,
     encode,
     gaussian_kl,
     gaussian_log_likelihood,
@@ -34,7 +37,11 @@ from common.hypernetwork import (
 )
 from common.kernels import fourier_features, gaussian_kernel
 from common.noise import NoiseSource
-from common.tape import Tape, Tensors
+from common.sampling import UnitBatch
+from common.tape import GradientFactors, Tape, Tensors
+
+# Numbers in one layer's output over a tile of units: 1 MiB, which stays in a core's cache between two operations.
+_TILE = 2**18
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,51 @@ class FeatureTarget:
     frequencies: Tensor
     class_means: Tensor
     class_weights: Tensor
+
+
+def record_factors(
+    shape: GeneratorShape,
+    training: TrainingConfig,
+    params: Tensors,
+    code: Tensor | None,
+    encoder: Tensors,
+    batch: UnitBatch,
+    source: NoiseSource,
+    class_offsets: Tensor | None = None,
+    *,
+    joint: bool = False,
+) -> Iterator[GradientFactors]:
+    """What every unit's gradient of `record_losses` is made of, some units at a time: memory does not grow with them.
+
+    Args:
+        shape: public sizes.
+        training: weights of the terms.
+        params: Φ.
+        code: the site's code, (d_v,), or None.
+        encoder: ψ.
+        batch: the units drawn; may be none.
+        source: see `record_losses`.
+        class_offsets: see `record_losses`.
+        joint: whether ψ is trained on records too, and so belongs to the gradient.
+
+    Returns:
+        Parts for `clipping.clipped_gradient_sum`, each unit whole in one of them. The numbers drawn, and so the sum but
+        for its rounding, are those of one part.
+    """
+    units, rows = batch.labels.shape
+    if units == 0:
+        return
+    tile = units
+    if training.mmd != "per-example":  # its draws follow each other by kind, not by unit
+        widest = rows * max(shape.dim, shape.model.encoder_width, *shape.model.widths)
+        tile = math.ceil(units / math.ceil(units * widest / _TILE))
+    for start in range(0, units, tile):
+        part = slice(start, start + tile)
+        embeddings, labels, mask = batch.embeddings[part], batch.labels[part], batch.mask[part]
+        tape = Tape({**params, **encoder} if joint else params, code, labels.shape[0])
+        layers = tape if joint else PlainLayers(encoder)
+        records = embeddings, labels, mask
+        yield tape.factors(record_losses(shape, training, tape, layers, *records, source, class_offsets))
 
 
 def record_losses(

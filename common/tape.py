@@ -159,73 +159,51 @@ class Tape:
         Returns:
             The factors of all recorded parameters, and those of the code under "code".
         """
-        outs = [node.out for node in self._linear]
-        outs += [node.out for node in self._row_scaled] + [node.out for node in self._logits]
+        nodes: list[_Linear | _RowScaled | _ClassLogits] = [*self._linear, *self._row_scaled, *self._logits]
+        outs = [node.out for node in nodes]
         wanted = outs if self.code_rows is None else [*outs, self.code_rows]
-        grads = torch.autograd.grad(losses.sum(), wanted, allow_unused=True, retain_graph=True)
-        delta = {id(out): grad for out, grad in zip(outs, grads[: len(outs)], strict=True)}
+        # The trunk's graph hangs on the code's features alone, which the layers read detached: it stays for later.
+        grads = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
         result = GradientFactors()
-        features_grad = self._layer_factors(delta, result)
+        for node, grad in zip(nodes, grads[: len(nodes)], strict=True):
+            if grad is None:
+                continue
+            if isinstance(node, _Linear):
+                if node.name != "trunk":
+                    _add_linear(result, node, grad)
+            elif isinstance(node, _RowScaled):
+                self._add_row_scaled(result, node, grad)
+            else:
+                self._add_class_logits(result, node, grad)
         if self.code_rows is not None and self._feature_rows is not None:
             code_grad = grads[-1] if grads[-1] is not None else torch.zeros_like(self.code_rows)
-            code_grad = code_grad + self._trunk_factors(features_grad, result)
-            result.add_vector("code", code_grad)
+            pulled = [_pull_back(left, self._params[name]) for name, (left, _) in result.shared.items()]
+            features_grad = torch.stack(pulled).sum(0) if pulled else None
+            result.add_vector("code", code_grad + self._trunk_factors(features_grad, result))
         return result
 
-    def _layer_factors(self, delta: Mapping[int, Tensor | None], result: GradientFactors) -> Tensor | None:
-        """Factors of every layer but the trunk; returns (U, d_t), the gradient with respect to the code's features."""
-        features_grad: Tensor | None = None
-        for node in self._linear:
-            grad = delta[id(node.out)]
-            if grad is not None and node.name != "trunk":
-                _add_linear(result, node, grad)
-        for layer in self._row_scaled:
-            grad = delta[id(layer.out)]
-            if grad is None:
-                continue
-            weighted = grad if layer.row_scale is None else grad * layer.row_scale
-            result.add_outer(f"{layer.name}.base_weight", weighted, layer.inputs)
-            if layer.one_hot is not None:
-                result.add_outer(f"{layer.name}.class_weight", weighted, layer.one_hot * layer.class_scale)
-            total = grad.sum(1) if grad.shape[1] > 1 else grad[:, 0]
-            result.add_vector(f"{layer.name}.base_bias", total)
-            if layer.row_scale is not None:
-                scale_grad = (grad * layer.scaled).sum(1) if grad.shape[1] > 1 else (grad * layer.scaled)[:, 0]
-                features_grad = self._hyper_factors(layer.name, scale_grad, total, features_grad, result)
-        for scores in self._logits:
-            grad = delta[id(scores.out)]
-            if grad is None:
-                continue
-            result.add_outer(f"{scores.name}.class_weight", scores.scaled, grad)
-            bias_grad = scores.bias_scale * (grad.sum(1) if grad.shape[1] > 1 else grad[:, 0])
-            result.add_vector("class_bias.weight", bias_grad)
-            if scores.row_scale is not None and self.features is not None:
-                pulled = grad @ self._params[f"{scores.name}.class_weight"].T
-                pulled.mul_(scores.inputs)
-                scale_grad = pulled.sum(1) if pulled.shape[1] > 1 else pulled[:, 0]
-                features_grad = self._hyper_factors(scores.name, scale_grad, None, features_grad, result)
-                result.add_shared("class_shift.weight", bias_grad, self.features)
-                features_grad = features_grad + bias_grad @ self._params["class_shift.weight"]
-        return features_grad
+    def _add_row_scaled(self, result: GradientFactors, layer: _RowScaled, grad: Tensor) -> None:
+        """Factors of a row-scaled layer, and of the heads that make its row scale and bias shift."""
+        weighted = grad if layer.row_scale is None else grad * layer.row_scale
+        result.add_outer(f"{layer.name}.base_weight", weighted, layer.inputs)
+        if layer.one_hot is not None:
+            result.add_outer(f"{layer.name}.class_weight", weighted, layer.one_hot * layer.class_scale)
+        total = _over_rows(grad)
+        result.add_vector(f"{layer.name}.base_bias", total)
+        if layer.row_scale is not None and self.features is not None:
+            # in place: the graph is gone, and nothing else reads what the scale acted on
+            result.add_shared(f"{layer.name}.row_scale", _over_rows(layer.scaled.mul_(grad)), self.features)
+            result.add_shared(f"{layer.name}.bias_shift", total, self.features)
 
-    def _hyper_factors(
-        self,
-        name: str,
-        scale_grad: Tensor,
-        shift_grad: Tensor | None,
-        carried: Tensor | None,
-        into: GradientFactors,
-    ) -> Tensor:
-        """Factors of a layer's row-scale and bias-shift heads; returns `carried` + their pull-back to the features."""
-        features = self.features
-        if features is None:  # a row scale exists only where a code does
-            raise RuntimeError("a row-scaled layer without code features")
-        into.add_shared(f"{name}.row_scale", scale_grad, features)
-        pulled = scale_grad @ self._params[f"{name}.row_scale"]
-        if shift_grad is not None:
-            into.add_shared(f"{name}.bias_shift", shift_grad, features)
-            pulled = pulled + shift_grad @ self._params[f"{name}.bias_shift"]
-        return pulled if carried is None else carried + pulled
+    def _add_class_logits(self, result: GradientFactors, scores: _ClassLogits, grad: Tensor) -> None:
+        """Factors of the class scores, and of the heads that make their row scale and shift."""
+        result.add_outer(f"{scores.name}.class_weight", scores.scaled, grad)
+        bias_grad = scores.bias_scale * _over_rows(grad)
+        result.add_vector("class_bias.weight", bias_grad)
+        if scores.row_scale is not None and self.features is not None:
+            pulled = grad @ self._params[f"{scores.name}.class_weight"].T
+            result.add_shared(f"{scores.name}.row_scale", _over_rows(pulled.mul_(scores.inputs)), self.features)
+            result.add_shared("class_shift.weight", bias_grad, self.features)
 
     def _trunk_factors(self, features_grad: Tensor | None, result: GradientFactors) -> Tensor:
         """Carry the gradient of the features through the trunk to the code: (U, d_t) -> (U, d_v)."""
@@ -235,7 +213,7 @@ class Tape:
         trunk = [node for node in self._linear if node.name == "trunk"]
         if not trunk:
             return features_grad
-        grads = torch.autograd.grad(feature_rows, [trunk[0].out, code_rows], features_grad, retain_graph=True)
+        grads = torch.autograd.grad(feature_rows, [trunk[0].out, code_rows], features_grad)
         _add_linear(result, trunk[0], grads[0])
         return grads[1]
 
@@ -274,7 +252,17 @@ def class_score_layer(
     bias = params["class_bias.weight"]
     if features is not None:
         bias = bias + params["class_shift.weight"] @ features
-    return row_scale, scaled, scaled @ params[f"{name}.class_weight"] + bias_scale * bias
+    return row_scale, scaled, _pull_back(scaled, params[f"{name}.class_weight"]) + bias_scale * bias
+
+
+def _over_rows(values: Tensor) -> Tensor:
+    """Sum over a unit's records: (U, R, r) -> (U, r)."""
+    return values[:, 0] if values.shape[1] == 1 else values.sum(1)
+
+
+def _pull_back(rows: Tensor, weight: Tensor) -> Tensor:
+    """`rows @ weight`, (..., r), (r, c) -> (..., c): a narrow matrix laid out by columns costs BLAS a fifth."""
+    return functional.linear(rows, weight.T.contiguous())
 
 
 def _add_linear(result: GradientFactors, node: _Linear, grad: Tensor) -> None:

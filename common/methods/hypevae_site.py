@@ -26,10 +26,10 @@ from common.methods.hypevae_terms import (
     trained_names,
 )
 from common.noise import NoiseSource, add_gaussian
-from common.objective import FeatureTarget, data_free_loss, record_losses
+from common.objective import FeatureTarget, data_free_loss, record_factors
 from common.sampling import UnitBatch, by_unit, draw_units
 from common.secagg.quantise import ROUNDING_MARGIN
-from common.tape import GradientFactors, Tape
+from common.tape import GradientFactors
 
 _SLEEP_BATCH = 256
 
@@ -122,23 +122,10 @@ def _noised_sum(
         shapes |= {name: value.shape for name, value in encoder.items()}
     if code is not None and mode != "unprotected":
         shapes["code"] = code.shape
-    factors = GradientFactors()
-    if batch.labels.shape[0] > 0:
-        tape = Tape({**params, **encoder} if joint else params, code, batch.labels.shape[0])
-        losses = record_losses(
-            shape,
-            config.training,
-            tape,
-            tape if joint else PlainLayers(encoder),
-            batch.embeddings,
-            batch.labels,
-            batch.mask,
-            source,
-            params.get(CLASS_OFFSETS),
-        )
-        factors = tape.factors(losses)
-        if mode == "unprotected":
-            factors.vectors.pop("code", None)
+    offsets = params.get(CLASS_OFFSETS)
+    factors = record_factors(shape, config.training, params, code, encoder, batch, source, offsets, joint=joint)
+    if mode == "unprotected":
+        factors = (_without_code(part) for part in factors)
     summed = clipped_gradient_sum(factors, shapes, config.privacy.clip_norm)
     noise = context.plan.training_noise or 0.0
     std = noise * summed.sensitivity if noise > 0 else 0.0
@@ -147,6 +134,12 @@ def _noised_sum(
     sent = set(trained_names(context, params))
     kept = {name: value for name, value in summed.tensors.items() if name not in sent}
     return {**summed.tensors, **add_gaussian(kept, std * (1.0 + ROUNDING_MARGIN), source)}
+
+
+def _without_code(factors: GradientFactors) -> GradientFactors:
+    """Only under `unprotected`: the code moves by its raw gradient."""
+    factors.vectors.pop("code", None)
+    return factors
 
 
 def _raw_gradients(

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common import objective
 from common.clipping import clipped_gradient_sum, clipped_vector_sum, unit_squared_norms
 from common.errors import ConfigError
+from common.noise import TestNoise
+from common.sampling import UnitBatch
 from common.tape import GradientFactors
 from tests.common.clipping_cases import (
     CASES,
@@ -235,3 +238,31 @@ def test_clipped_sum_agrees_with_opacus(mode: str) -> None:
     found = product_sum(case, list(range(12)), clip_norm).tensors
     for name, value in opacus_sum(case, clip_norm, mode).items():
         assert torch.allclose(value, found[name], rtol=2e-4, atol=2e-5), name
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tiles_of_units_give_the_sum_of_one_part(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same draws, same clipped units, whatever the size of a tile; each unit lies whole in one tile."""
+    case = make_case(units=10, rows=rows, trunk_width=3, hidden_widths="4")
+    batch = UnitBatch(case.embeddings, case.labels, case.mask)
+
+    def parts(tile: int) -> list[GradientFactors]:
+        monkeypatch.setattr(objective, "_TILE", tile)
+        sizes = (case.shape, case.training, case.params, case.code, case.encoder, batch)
+        return list(objective.record_factors(*sizes, TestNoise(3)))
+
+    whole, tiles = parts(2**18), parts(3 * rows * case.shape.dim)
+    assert (len(whole), len(tiles)) == (1, 4)
+    norms = torch.cat([unit_squared_norms(part) for part in tiles])
+    torch.testing.assert_close(norms, unit_squared_norms(whole[0]), rtol=1e-5, atol=0)
+    one = clipped_gradient_sum(whole, case.shapes, 0.05)
+    several = clipped_gradient_sum(iter(tiles), case.shapes, 0.05)
+    assert several.sensitivity == 0.05
+    for name, value in one.tensors.items():
+        torch.testing.assert_close(several.tensors[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_are_each_held_against_the_vector() -> None:
+    parts = [GradientFactors(vectors={"b": [torch.ones(1, 3)]}), GradientFactors(vectors={"c": [torch.ones(1, 3)]})]
+    with pytest.raises(ConfigError, match="unknown parameter c"):
+        clipped_gradient_sum(parts, {"b": (3,)}, 1.0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.adam import adam_step
 from common.hypernetwork import LOG_SCALE_BOUND, Generated, GeneratorShape, decode, generate
 from common.tape import Tensors
 
@@ -113,19 +114,20 @@ def sleep(
     """
     if not encoder_params or steps == 0:
         return dict(encoder_params)
-    trained = {name: value.clone().requires_grad_() for name, value in encoder_params.items()}
-    optimiser = torch.optim.Adam(list(trained.values()), lr=rate)
-    layers, generated = PlainLayers(trained), generate(shape, params, code)
+    trained: dict[str, Tensor] = dict(encoder_params)
+    moments: Tensors = {}
+    generated = generate(shape, params, code)
     for _ in range(steps):
+        trained = {name: value.detach().requires_grad_() for name, value in trained.items()}
         with torch.no_grad():
             labels = torch.randint(shape.num_classes, (batch_size,), generator=generator)
             one_hot = functional.one_hot(labels, shape.num_classes).float()
             latent, embeddings = sample_given_labels(shape, params, generated, one_hot, generator)
-        mean, log_scale = encode(shape, layers, embeddings, one_hot)
+        mean, log_scale = encode(shape, PlainLayers(trained), embeddings, one_hot)
         loss = (log_scale + 0.5 * ((latent - mean) * torch.exp(-log_scale)).square()).sum(-1).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        gradients = torch.autograd.grad(loss, list(trained.values()))
+        with torch.no_grad():
+            trained, moments = adam_step(trained, dict(zip(trained, gradients, strict=True)), moments, rate)
     return {name: value.detach() for name, value in trained.items()}
 
 

@@ -5,11 +5,12 @@ For benchmarks and tests, where a hundred sites or a thousand rounds must be che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from common.aggregate import gather
 from common.config import RunConfig
 from common.methods import get_method
 from common.methods.base import (
@@ -92,10 +93,11 @@ def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData
         pairs = zip(sites, sources, strict=True)
         vectors = [statistics_vector(context, spec, data, source) for data, source in pairs]
         return combined_statistics(context, spec, add_up(vectors, arguments.bits), len(sites))
-    releases = []
-    for index, (data, source) in enumerate(zip(sites, sources, strict=True)):
-        released = site_statistics(context, spec, noise, data, source)
-        releases.append(_carried(context, released, {}, index, -1)[0])
+    # one site after the other: memory does not grow with them
+    releases = (
+        _carried(context, site_statistics(context, spec, noise, data, source), {}, index, -1)[0]
+        for index, (data, source) in enumerate(zip(sites, sources, strict=True))
+    )
     return combine_statistics(spec, releases, noise)
 
 
@@ -144,7 +146,7 @@ def run_loop(
         up += len(sites) * _statistics_bytes(context, method)
     held: dict[str, Held] = {}
     for round_index in range(context.plan.num_rounds):
-        uploads: dict[int, Tensors] = {}
+        uploads: MutableMapping[int, Tensors] = gather(method)
         vectors = []
         for index, data in enumerate(sites):
             source = noise_source(config, index, round_index)

@@ -192,12 +192,16 @@ def combine_statistics(
     Raises:
         ConfigError: no release, or counts are not part of the release.
     """
-    sites = list(releases)
-    if not sites or "class_counts" not in spec.shapes:
+    count, sums = 0, {name: torch.zeros(shape, dtype=torch.float64) for name, shape in spec.shapes.items()}
+    for site in releases:  # one at a time: memory does not grow with the sites
+        count += 1
+        for name, total in sums.items():
+            total += site[name]
+    if count == 0 or "class_counts" not in spec.shapes:
         raise ConfigError("statistics need at least one site and the class counts, found none")
-    sums = {name: torch.stack([site[name] for site in sites]).sum(0) for name in spec.shapes}
+    sums = {name: total.float() for name, total in sums.items()}
     weights = part_weights(spec)
-    spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(len(sites)) for name in spec.shapes}
+    spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(count) for name in spec.shapes}
     counts = sums["class_counts"].clamp(min=1.0)
     total = max(float(sums["class_counts"].sum()), 1.0)
     centre = torch.zeros(spec.dim)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.adam import adam_step
 from common.cvae import decoded_given_labels
 from common.hypernetwork import (
     Generated,
@@ -139,20 +140,20 @@ def fit_meta_codes(
         return MetaCodes(codes, weights)
     normals = torch.randn(_MOMENT_DRAWS, shape.model.latent_dim, generator=generator)
     targets = statistics.class_means - statistics.centre
-    codes.requires_grad_()
-    logits.requires_grad_()
-    optimiser = torch.optim.Adam([codes, logits], lr=rate)
+    fitted: dict[str, Tensor] = {"codes": codes, "logits": logits}
+    moments: Tensors = {}
     for _ in range(steps):
-        means, factors = _mixture_moments(shape, params, codes, torch.softmax(logits, 0), normals)
+        fitted = {name: value.detach().requires_grad_() for name, value in fitted.items()}
+        weights = torch.softmax(fitted["logits"], 0)
+        means, factors = _mixture_moments(shape, params, fitted["codes"], weights, normals)
         loss = moment_loss(
             means, factors, shape.observation_variance, targets, statistics.covariance, covariance_weight
         )
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        gradients = torch.autograd.grad(loss, list(fitted.values()), materialize_grads=True, allow_unused=True)
         with torch.no_grad():
-            codes.copy_(torch.stack([project_code(code, radius) for code in codes]))
-    return MetaCodes(codes.detach(), torch.softmax(logits.detach(), 0))
+            fitted, moments = adam_step(fitted, dict(zip(fitted, gradients, strict=True)), moments, rate)
+            fitted["codes"] = torch.stack([project_code(code, radius) for code in fitted["codes"]])
+    return MetaCodes(fitted["codes"].detach(), torch.softmax(fitted["logits"].detach(), 0))
 
 
 def _mixture_moments(

@@ -211,9 +211,9 @@ def _chunk(path: Path, table: Any, metadata: SetMetadata) -> EmbeddingSet:
     flat = _flat(table.column("embedding"))
     data = EmbeddingSet(
         embeddings=flat.reshape(-1, width).astype(np.float32),
-        labels=table.column("label").to_numpy().astype(np.int64),
+        labels=_numbers(table.column("label")).astype(np.int64),
         metadata=metadata,
-        groups=table.column("patient").to_numpy().astype(np.int64) if "patient" in table.column_names else None,
+        groups=_numbers(table.column("patient")).astype(np.int64) if "patient" in table.column_names else None,
         splits=_texts(table.column("split")) if "split" in table.column_names else None,
         columns={name: _texts(table.column(name)) for name in table.column_names if name not in _RESERVED},
         keys=_keys(table) if "key" in table.column_names else None,
@@ -224,8 +224,14 @@ def _chunk(path: Path, table: Any, metadata: SetMetadata) -> EmbeddingSet:
 
 
 def _flat(column: Any) -> NDArray[Any]:
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    parts = [np.from_dlpack(chunk.flatten()) for chunk in column.chunks]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+def _numbers(column: Any) -> NDArray[Any]:
+    """A column without nulls; Arrow's own `to_numpy` imports pandas, in every process that a message starts."""
+    parts = [np.from_dlpack(chunk) for chunk in column.chunks]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
 def _texts(column: Any) -> NDArray[np.str_]:

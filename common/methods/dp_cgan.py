@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.adam import adam_step
 from common.cvae import LinearLayers, PlainLayers
 from common.methods import dp_cvae
 from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
 from common.methods.linear import CENTRE, feature_scale
 from common.methods.private import (
-    adam_step,
     init_layers,
     network_data,
     noised_gradient_sum,

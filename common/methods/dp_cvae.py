@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.adam import adam_step
 from common.cvae import LinearLayers, PlainLayers, gaussian_kl
 from common.methods.base import (
     Artifact,
@@ -33,7 +34,6 @@ from common.methods.base import (
 )
 from common.methods.linear import CENTRE, centre_statistics, feature_scale, with_centre
 from common.methods.private import (
-    adam_step,
     init_layers,
     mean_of,
     network_data,

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from common.aggregate import summed
 from common.cvae import init_encoder_params
 from common.hypernetwork import init_code, init_hypernet_params, project_spectral_norms
 from common.methods.base import (
@@ -110,7 +111,7 @@ def server_step(context: RunContext, state: ServerState, uploads: Mapping[int, T
     started = training.num_rounds - round(training.averaging_fraction * training.num_rounds)
     averaging = state.round >= min(started, training.num_rounds - 1)
     for name in trained_names(context, params):
-        gradient = torch.stack([uploads[site][name] for site in sorted(uploads)]).sum(0) / scale
+        gradient = summed(uploads, name) / scale
         velocity = training.momentum * memory.get(f"velocity.{name}", torch.zeros_like(gradient)) + gradient
         memory[f"velocity.{name}"] = velocity
         params[name] = params[name] - rate_of(context, name, params) * velocity

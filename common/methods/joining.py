@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.adam import adam_step
 from common.errors import ConfigError, DataError
 from common.hypernetwork import class_scores, code_features, generate, project_code
 from common.methods.base import Artifact, RunContext, seeded
 from common.methods.hypevae_terms import generator_shape, normalised
 from common.methods.linear import CENTRE
-from common.methods.private import adam_step
 from common.sampling import SiteData
 from common.synthesis import PLACEMENT, MetaCodes, generated_moments, sample_embeddings
 

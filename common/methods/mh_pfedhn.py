@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.adam import adam_step
 from common.clipping import clipped_vector_sum
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -42,7 +43,7 @@ from common.methods.base import (
 )
 from common.methods.chunks import chunks_of, clip_joint_norm, generate_model, init_chunks, pull_back
 from common.methods.linear import CENTRE, centre_statistics, head_features, nonprivate_plan, with_centre
-from common.methods.private import adam_step, with_prefix
+from common.methods.private import with_prefix
 from common.noise import add_gaussian
 from common.sampling import SiteData
 

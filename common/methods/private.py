@@ -55,40 +55,6 @@ def noised_gradient_sum(
     return add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, source)
 
 
-def adam_step(
-    params: Tensors,
-    gradients: Tensors,
-    moments: Tensors,
-    rate: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One step of Adam as a pure function.
-
-    Args:
-        params: by name.
-        gradients: by name; a parameter without one stays.
-        moments: what the last step returned, or nothing at the start.
-        rate: learning rate.
-        betas: decay of the two moments.
-
-    Returns:
-        New parameters and moments: "adam.steps", and "adam.first." and "adam.second." before each name.
-
-    Source: Kingma & Ba (2015), Algorithm 1, with ε = 1e-8.
-    """
-    after, kept = dict(params), dict(moments)
-    steps = float(kept.get("adam.steps", torch.zeros(()))) + 1.0
-    kept["adam.steps"] = torch.tensor(steps)
-    for name, gradient in gradients.items():
-        first = betas[0] * kept.get(f"adam.first.{name}", torch.zeros_like(gradient)) + (1 - betas[0]) * gradient
-        second = kept.get(f"adam.second.{name}", torch.zeros_like(gradient))
-        second = betas[1] * second + (1 - betas[1]) * gradient.square()
-        kept[f"adam.first.{name}"], kept[f"adam.second.{name}"] = first, second
-        corrected = (second / (1 - betas[1] ** steps)).sqrt() + 1e-8
-        after[name] = params[name] - rate / (1 - betas[0] ** steps) * first / corrected
-    return after, kept
-
-
 def with_prefix(tensors: Tensors, *prefixes: str) -> dict[str, Tensor]:
     """The tensors whose names start with one of the prefixes."""
     return {name: value for name, value in tensors.items() if name.startswith(prefixes)}

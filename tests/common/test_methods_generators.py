@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from common.adam import adam_step
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.heads import gaussian_head
 from common.loop import noise_source, run_loop
 from common.methods import dp_cgan, dp_cvae, get_method
 from common.methods.base import RunContext, StepInput, seeded
-from common.methods.private import adam_step, init_layers, noised_gradient_sum
+from common.methods.private import init_layers, noised_gradient_sum
 from common.noise import TestNoise
 from common.sampling import SiteData, UnitBatch
 from common.tape import Tape

@@ -12,7 +12,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_HOME ?= $(CURDIR)/.flwr
 export FEDHYPEVAE_HOME ?= $(CURDIR)
 
-.PHONY: help install demo test test-units test-simulation test-federation test-compose check format bench bench-curves bench-ablations bench-widths clean
+.PHONY: help install demo test test-units test-simulation test-federation test-compose check format bench bench-curves bench-ablations bench-widths bench-performance clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ bench-ablations: $(STAMP)  ## each part of FedHypeVAE on and off (minutes)
 
 bench-widths: $(STAMP)  ## MH-pFedHN over sites with different encoders (minutes)
 	$(BIN)/python -m benchmarks.mixed_widths
+
+bench-performance: $(STAMP)  ## the performance measurements beside their goals (twenty minutes on two cores)
+	$(BIN)/python -m benchmarks.performance
 
 clean:  ## remove results and caches, keep the virtual environment
 	rm -rf outputs .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, result: Mapping[str, Any], out: Path | None = None) -> Path:
+def write_result(name: str, result: object, out: Path | None = None) -> Path:
     """Write `results/NAME.json` beside the scripts, or another file."""
     path = RESULTS / f"{name}.json" if out is None else out
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def _child(sites: int) -> None:
     print(json.dumps(answer))
 
 
-def engine(sites: int, rounds: int, work: Path) -> dict[str, float]:
+def engine(sites: int, rounds: int, work: Path) -> dict[str, Any]:
     """Seconds a round in Flower's simulation engine on Ray, from the run's own records."""
     from deploy.simulate import simulate
 
@@ -138,8 +138,9 @@ def engine(sites: int, rounds: int, work: Path) -> dict[str, float]:
     return {
         "sites": sites,
         "rounds": rounds,
-        "seconds_per_round": round(statistics.median(each), 2),
-        "milliseconds_per_site_round": round(1e3 * statistics.median(each) / sites, 1),
+        "seconds_each": [round(one, 2) for one in each],
+        "seconds_per_round": round(statistics.median(each[1:] or each), 2),
+        "milliseconds_per_site_round": round(1e3 * statistics.median(each[1:] or each) / sites, 1),
         "seconds_whole": round(whole, 1),
     }
 

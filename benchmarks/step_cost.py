@@ -28,7 +28,7 @@ from common.noise import SecureNoise
 BATCHES, DIMS = (64, 512, 4096), (384, 768, 1536)
 TIME_GOAL, MEMORY_GOAL = 1.3, 1.2
 # One copy of the gradient for each record is what Opacus' hooks and vmap make: above this they are left out.
-_LARGEST_COPIES = 2**30
+_LARGEST_COPIES = 2**29
 _OPACUS = ("opacus ghost", "opacus hooks", "vmap")
 
 
@@ -48,7 +48,7 @@ def extra_memory(way: Way) -> int:
     return peak
 
 
-def take_turns(ways: dict[str, Way], seconds: float, least: int = 5, most: int = 60) -> dict[str, list[float]]:
+def take_turns(ways: dict[str, Way], seconds: float, least: int = 4, most: int = 60) -> dict[str, list[float]]:
     """Processor seconds of every way, called in turn until the time is up."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():

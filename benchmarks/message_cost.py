@@ -69,13 +69,13 @@ def make_messages(folder: Path) -> tuple[Path, Path]:
     method = get_method(config.method)
     context = RunContext(config, Problem(DIM, NAMES, 10), method.plan(config))
     params = method.init(context).params
-    words = {"context": dump_context(context), "run": _RUN, "index": 0}
+    words: dict[str, str | int | float] = {"context": dump_context(context), "run": _RUN, "index": 0}
     paths = []
-    for kind, tensors, more in (("statistics", {}, {}), ("train", params, {"round": 0})):
-        told = {**words, **more}
-        message = build_messages(kind, [7], lambda _, told=told: told, lambda _, t=tensors: t, kind, 600.0)[0]
+    first = build_messages("statistics", [7], lambda _: words, lambda _: {}, "statistics", 600.0)
+    second = build_messages("train", [7], lambda _: {**words, "round": 0}, lambda _: params, "round-1", 600.0)
+    for name, (message,) in (("statistics", first), ("train", second)):
         message.metadata.__dict__["_message_id"] = "0" * 32
-        paths.append(folder / f"{kind}.bin")
+        paths.append(folder / f"{name}.bin")
         paths[-1].write_bytes(message_to_proto(message).SerializeToString())
     return paths[0], paths[1]
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from benchmarks.records import conditions, write_result
 from common.aggregate import gather
-from common.config import RunConfig
+from common.config import RunConfig, Scalar
 from common.loop import run_loop
 from common.methods import get_method
 from common.methods.base import Problem, RunContext, ServerState
@@ -36,7 +36,13 @@ LOOP_SITES = (10, 100, 1_000, 10_000)
 ENGINE_SITES = (10, 100)
 DIM, CLASSES, RECORDS = 768, 11, 32
 _LOOP_DIM = 64
-_SETTINGS = {"noise": "test", "meta-steps": 0, "spare-rounds": 0, "encoder-width": 8, "sleep-steps": 1}
+_SETTINGS: dict[str, Scalar] = {
+    "noise": "test",
+    "meta-steps": 0,
+    "spare-rounds": 0,
+    "encoder-width": 8,
+    "sleep-steps": 1,
+}
 _ENGINE_LIMIT_S = 240.0
 
 
@@ -119,7 +125,7 @@ def engine(sites: int, rounds: int, work: Path) -> dict[str, Any]:
     folder = work / f"engine-{sites}"
     folder.mkdir(parents=True)
     pool = _pool(work, 60 * sites)
-    settings = {
+    settings: dict[str, Scalar] = {
         "num-sites": sites,
         "min-sites": sites,
         "num-rounds": rounds,

@@ -70,7 +70,8 @@ def measure(batch: int, dim: int, decoder: str, seconds: float) -> dict[str, Any
     built = build_ways(batch, dim, decoder)
     left_out = [n for n in ("opacus hooks", "vmap") if built.gradient_copies_bytes > _LARGEST_COPIES]
     ways = {name: way for name, way in built.ways.items() if name not in left_out}
-    times, rows = take_turns(ways, seconds), {}
+    times = take_turns(ways, seconds)
+    rows: dict[str, dict[str, Any]] = {}
     memory = {name: extra_memory(way) for name, way in ways.items()}
     for name, spent in times.items():
         ratios = [one / base for one, base in zip(spent, times["plain"], strict=True)]
@@ -82,7 +83,7 @@ def measure(batch: int, dim: int, decoder: str, seconds: float) -> dict[str, Any
             "peak_memory_mib": round(memory[name] / 2**20, 2),
             "memory_to_plain": round(memory[name] / memory["plain"], 3),
         }
-    best = min((name for name in _OPACUS if name in rows), key=lambda name: rows[name]["ratio_to_plain"])
+    best = min((name for name in _OPACUS if name in rows), key=lambda name: float(rows[name]["ratio_to_plain"]))
     return {
         "batch": batch,
         "dim": dim,

@@ -78,6 +78,8 @@ class OpacusGenerator(nn.Module):
         features = code if self.trunk is None else torch.tanh(self.trunk(code))
         hidden, row_scale, decoded = mean + torch.exp(log_scale) * noise, x, x
         for number, layer in enumerate(self.layers):
+            if not isinstance(layer, _RowScaled):
+                raise TypeError(f"expected row-scaled layers, found {type(layer).__name__}")
             row_scale, inner = 1 + layer.scale(features), layer.base(hidden)
             if number == len(self.layers) - 1:
                 inner = inner + self.shape.observation_variance * self.classes(hot)

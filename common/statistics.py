@@ -195,11 +195,11 @@ def combine_statistics(
     count, sums = 0, {name: torch.zeros(shape, dtype=torch.float64) for name, shape in spec.shapes.items()}
     for site in releases:  # one at a time: memory does not grow with the sites
         count += 1
-        for name, total in sums.items():
-            total += site[name]
+        for name, so_far in sums.items():
+            so_far += site[name]
     if count == 0 or "class_counts" not in spec.shapes:
         raise ConfigError("statistics need at least one site and the class counts, found none")
-    sums = {name: total.float() for name, total in sums.items()}
+    sums = {name: value.float() for name, value in sums.items()}
     weights = part_weights(spec)
     spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(count) for name in spec.shapes}
     counts = sums["class_counts"].clamp(min=1.0)

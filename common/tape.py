@@ -163,7 +163,7 @@ class Tape:
         outs = [node.out for node in nodes]
         wanted = outs if self.code_rows is None else [*outs, self.code_rows]
         # The trunk's graph hangs on the code's features alone, which the layers read detached: it stays for later.
-        grads = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+        grads: Sequence[Tensor | None] = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
         result = GradientFactors()
         for node, grad in zip(nodes, grads[: len(nodes)], strict=True):
             if grad is None:
@@ -176,7 +176,7 @@ class Tape:
             else:
                 self._add_class_logits(result, node, grad)
         if self.code_rows is not None and self._feature_rows is not None:
-            code_grad = grads[-1] if grads[-1] is not None else torch.zeros_like(self.code_rows)
+            code_grad = torch.zeros_like(self.code_rows) if grads[-1] is None else grads[-1]
             pulled = [_pull_back(left, self._params[name]) for name, (left, _) in result.shared.items()]
             features_grad = torch.stack(pulled).sum(0) if pulled else None
             result.add_vector("code", code_grad + self._trunk_factors(features_grad, result))

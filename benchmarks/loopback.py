@@ -54,16 +54,16 @@ def loopback_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
 
 def simulated_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
     """Seconds a round of both apps in Flower's simulation engine on Ray, one core a site."""
-    from deploy.simulate import _daemons, end_daemons
+    from deploy.simulate import end_daemons, local_superlinks
 
     floor, environment = _prepare(work, sites)
-    before = _daemons()
+    before = local_superlinks()
     try:
         federation = f"num-supernodes={sites} client-resources-num-cpus=1"
         more = ["--federation-config", federation]
         _flwr_run(floor, "local", environment, work, {"rounds": rounds, "sites": sites}, more)
     finally:
-        end_daemons(_daemons() - before)
+        end_daemons(local_superlinks() - before)
     ours = engine(sites, rounds, work)
     return _compare(json.loads((work / "floor.json").read_text()), ours["seconds_each"])
 
@@ -116,7 +116,9 @@ def _flwr_run(
             break
         time.sleep(1)
     if status != "finished:completed":
-        raise RuntimeError(f"the run of {app.name} ended as {status}:\n{(done.stdout + done.stderr)[-3000:]}")
+        told = work / "outputs" / "run" / "status.json"
+        why = told.read_text(encoding="utf-8") if told.is_file() else "no status.json"
+        raise RuntimeError(f"the run of {app.name} ended as {status}: {why}\n{(done.stdout + done.stderr)[-3000:]}")
 
 
 @contextlib.contextmanager

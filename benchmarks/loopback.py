@@ -116,8 +116,8 @@ def _flwr_run(
             break
         time.sleep(1)
     if status != "finished:completed":
-        told = work / "outputs" / "run" / "status.json"
-        why = told.read_text(encoding="utf-8") if told.is_file() else "no status.json"
+        status_file = work / "outputs" / "run" / "status.json"
+        why = status_file.read_text(encoding="utf-8") if status_file.is_file() else "no status.json"
         raise RuntimeError(f"the run of {app.name} ended as {status}: {why}\n{(done.stdout + done.stderr)[-3000:]}")
 
 

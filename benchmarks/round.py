@@ -61,21 +61,22 @@ def message_costs(work: Path, turns: int) -> dict[str, Any]:
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
-def run(rounds: int, turns: int, only: str | None) -> dict[str, Any]:
-    """All parts, or one."""
+def run(rounds: int, turns: int, only: str | None, out: Path | None) -> None:
+    """All parts, or one; each is written when it is done."""
     result: dict[str, Any] = {**conditions(), "sites": SITES, "settings": SETTINGS}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         if only in (None, "messages"):
             result["message"] = message_costs(work, turns)
             print(json.dumps(result["message"]), flush=True)
+            write_result("round", result, out)
         for key, measure in (("loopback", loopback_rounds), ("simulation", simulated_rounds)):
             if only in (None, key):
                 start = time.monotonic()
                 result[key] = measure(work / key, SITES, rounds)
                 result[key]["took_seconds"] = round(time.monotonic() - start, 1)
                 print(json.dumps({key: result[key]}), flush=True)
-    return result
+                write_result("round", result, out)
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["messages", "loopback", "simulation"])
     parser.add_argument("--out", type=Path, default=None)
     asked = parser.parse_args()
-    write_result("round", run(asked.rounds, asked.turns, asked.only), asked.out)
+    run(asked.rounds, asked.turns, asked.only, asked.out)
 
 
 if __name__ == "__main__":

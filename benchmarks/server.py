@@ -169,15 +169,17 @@ def _pool(work: Path, rows: int) -> Path:
     return path
 
 
-def run(engine_sites: Sequence[int], loop_sites: Sequence[int] = LOOP_SITES, repeats: int = 3) -> dict[str, Any]:
-    """All three measurements."""
+def run(engine_sites: Sequence[int], loop_sites: Sequence[int], repeats: int, out: Path | None) -> dict[str, Any]:
+    """All three measurements; what is there is written before Flower's engine begins."""
     torch.set_num_threads(1)
     result = {**conditions(), "loop": loop_costs(loop_sites, repeats=repeats)}
     result["server_alone"] = [server_alone(count) for count in loop_sites]
     result["engine"] = []
+    write_result("server", result, out)
     with tempfile.TemporaryDirectory() as work:
         for count in engine_sites:
             result["engine"].append(engine(count, 3, Path(work)))
+            write_result("server", result, out)
     return result
 
 
@@ -193,9 +195,8 @@ def main() -> None:
     if asked.child is not None:
         _child(asked.child)
         return
-    result = run(asked.engine, asked.sites, asked.repeats)
+    result = run(asked.engine, asked.sites, asked.repeats, asked.out)
     print(json.dumps(result, indent=2))
-    write_result("server", result, asked.out)
 
 
 if __name__ == "__main__":

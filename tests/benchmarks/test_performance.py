@@ -108,6 +108,12 @@ def test_parts_without_a_result_say_so(tmp_path: Path) -> None:
     draw_pictures(tmp_path)
 
 
+def test_part_without_time_left_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(performance.PARTS, "step", ("step_cost", ["timeit", "-n", "1", "-s", "pass"], 420, list))
+    assert performance.measure("step", 60.0) == ""
+    assert "no time" in performance.measure("step", 5.0)
+
+
 def test_performance_results_stand_beside_their_goals() -> None:
     path = RESULTS / "performance.json"
     if not path.is_file():

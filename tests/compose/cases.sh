@@ -104,7 +104,9 @@ all() { # in a function: bash would read on in a file that somebody edits meanwh
     compose exec -d site-2 python -m http.server 7777 --bind 0.0.0.0
     python3 -m http.server 7778 --bind 0.0.0.0 >/dev/null 2>&1 &
     outside=$!
-    gateway=$(docker network inspect bridge -f '{{(index .IPAM.Config 0).Gateway}}')
+    gateway=$(docker network inspect bridge -f '{{range .IPAM.Config}}{{.Gateway}}{{end}}')
+    # an engine that has just made its bridge does not tell
+    gateway=${gateway:-$(ip -4 -o addr show docker0 | sed -E 's/.*inet ([0-9.]+).*/\1/')}
     sleep 3
     check "control: the server reaches a listener at a site" reach superlink site-2 7777
     check "a site does not reach that listener at another site" refuse reach site-1 "$(address site-2)" 7777

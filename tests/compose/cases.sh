@@ -150,4 +150,4 @@ all() { # in a function: bash would read on in a file that somebody edits meanwh
     echo "$passed passed, $failed failed"
     [ "$failed" -eq 0 ]
 }
-all
+{ all; exit; } # on one line: nothing of the file is read after it

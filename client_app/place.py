@@ -31,6 +31,7 @@ class Place:
         policy: what it allows.
         records: where its embeddings are.
         cache_dir: cache of a simulation's pool.
+        device: where it wants to compute; empty leaves it to the run.
         new_ledger: whether a missing ledger may be made (simulations), or means that one was lost.
     """
 
@@ -41,14 +42,15 @@ class Place:
     records: Path | Simulated
     cache_dir: Path
     new_ledger: bool
+    device: str = ""
 
 
 def find_place(node_config: Mapping[str, Scalar], federation: FederationConfig, privacy: PrivacyConfig) -> Place:
     """The site of this node.
 
     Args:
-        node_config: of the SuperNode: `data-dir` and optionally `site-name` and `data-file`; or a simulation's
-            `partition-id` and `num-partitions`.
+        node_config: of the SuperNode: `data-dir` and optionally `site-name`, `data-file` and `device`; or a
+            simulation's `partition-id` and `num-partitions`.
         federation: folders, seed and partition of a simulation. A deployed site uses none of it.
         privacy: ε and unit that a simulated site's policy is made to allow.
 
@@ -59,7 +61,8 @@ def find_place(node_config: Mapping[str, Scalar], federation: FederationConfig, 
         folder = Path(str(node_config["data-dir"]))
         records = folder / str(node_config.get("data-file", "site.parquet"))
         name = str(node_config.get("site-name", folder.name))
-        return Place(name, -1, folder, load_policy(folder / "policy.toml"), records, folder, new_ledger=False)
+        policy, device = load_policy(folder / "policy.toml"), str(node_config.get("device", ""))
+        return Place(name, -1, folder, policy, records, folder, new_ledger=False, device=device)
     if "partition-id" not in node_config:
         raise DataError("the node names no site: start it with --node-config 'data-dir=\"/srv/site\"'")
     index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])

@@ -21,6 +21,7 @@ import torch
 
 from client_app.ledger import Ledger, Reservation
 from client_app.ledger_runs import events_to_json
+from client_app.local_step import client_step
 from client_app.peers import own_signer, pinned_peers
 from client_app.place import Place
 from client_app.private_state import PrivateState
@@ -234,7 +235,7 @@ def _vector(place: Place, work: Work, task: _Task, ledger: Ledger) -> tuple[Word
         noised_later=True,
     )
     arguments = training_arguments(context, method, work.tensors)
-    after, sums = method.client_step(context, step)
+    after, sums = client_step(place, method, context, step)
     # saved under the next round's number: it counts only once this round is committed
     task.private.save(work.round_index + 1, after.tensors)
     return encode(arguments, sums, source), arguments.bits

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from client_app.data import check_matches, load_records, split_data
+from client_app.local_step import client_step
 from client_app.place import Place
 from client_app.private_state import PrivateState
 from client_app.received import with_held
@@ -47,7 +48,7 @@ def answer_train(place: Place, work: Work) -> Answer:
         site = site_state(private, work)
         source = noise_source(context.config, work.index, work.round_index)
         step = StepInput(work.tensors, site, training_data(place, work), work.round_index, work.index, source)
-        after, uploads = method.client_step(context, step)
+        after, uploads = client_step(place, method, context, step)
         # saved under the next round's number: it counts only once this round is committed
         private.save(work.round_index + 1, after.tensors)
         return uploads

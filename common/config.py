@@ -197,6 +197,7 @@ class FederationConfig(Concern):
     in all, needed where no statistics are released to tell it; it only scales the step.
     `wire_bits` is the width of a number on the wire, both ways: 32 is float32; with fewer, noised sums are rounded at
     random to a grid, and parameters go down as rounded differences whose error the next one makes up for.
+    `device` is where the sites compute: `auto` takes a GPU where there is one; a site may choose another for itself.
     `tracking` keeps curves of a run in files below its output folder; nothing of them is sent anywhere.
     """
 
@@ -214,6 +215,7 @@ class FederationConfig(Concern):
     resume: bool = False
     run_name: str = ""
     wire_bits: Literal[32, 16, 8, 6] = 8
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
     tracking: Literal["tensorboard", "mlflow", "off"] = "tensorboard"
 
     @model_validator(mode="after")

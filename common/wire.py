@@ -64,9 +64,9 @@ SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
 _MOST_EVENTS = 1_000_000
 ERROR_WORDS = frozenset({"error", "reference"})
-# Settings that a run may change when it goes on: folders, patience, and what is only told.
+# Settings that a run may change when it goes on: folders, patience, devices, and what is only told.
 MAY_DIFFER = frozenset(
-    {"output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking"}
+    {"output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking", "device"}
 )
 
 

@@ -60,6 +60,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         lambda: _ledger(site),
         lambda: _data(site, agreed),
         _gpu,
+        lambda: _device(settings.device),
         lambda: _ports((settings.runtime_port, settings.health_port)) if online else (),
         lambda: examine_link(settings.server, site.path / "ca.crt") if online else (),
     ]
@@ -259,6 +260,15 @@ def _gpu() -> Iterable[str]:
     return [
         f"GPU: torch is built for CUDA {built_for} and finds no GPU: install the driver, or torch's build for the CPU"
     ]
+
+
+def _device(wanted: str) -> Iterable[str]:
+    """The site's own `device`, where it names one: ConfigError, with its cure, if this machine has no such thing."""
+    from common.devices import choose_device
+
+    if wanted:
+        choose_device(wanted)
+    return []
 
 
 def _ports(ports: Iterable[int]) -> Iterable[str]:

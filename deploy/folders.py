@@ -61,13 +61,17 @@ class ServerSettings(_Settings):
 
 
 class SiteSettings(_Settings):
-    """site.toml. `server` is host:port of the server's gRPC link; the other ports stay on loopback."""
+    """site.toml. `server` is host:port of the server's gRPC link; the other ports stay on loopback.
+
+    `device` is where this site computes, whatever a run says; empty leaves it to the run.
+    """
 
     name: SiteName
     server: Annotated[str, StringConstraints(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
     runtime_port: Port = 9094
     health_port: Port = 9095
     data_file: str = "site.parquet"
+    device: Annotated[str, StringConstraints(pattern=r"^(|auto|cpu|cuda(:[0-9]{1,3})?)$")] = ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,9 @@ class SiteFolder:
                 ("data-dir", str(self.path.resolve())),
                 ("site-name", settings.name),
                 ("data-file", settings.data_file),
+                ("device", settings.device),
             )
+            if value
         )
         supernode = [
             tool("flower-supernode"),

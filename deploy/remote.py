@@ -7,6 +7,7 @@ the server app's status file tells the reason of a failure.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,8 @@ from deploy.folders import CONNECTION, ServerFolder
 from deploy.live import STATUS, new_lines, read_status
 from deploy.simulate import app_settings
 
-_POLL_S = 3.0
+_POLL_S = 1.0
+_ASK_S = 10.0  # each question to Flower is a process of its own, and seconds of a core
 
 
 def start_run(server: ServerFolder, app_folder: Path, settings: Mapping[str, Scalar]) -> str:
@@ -86,17 +88,19 @@ def follow(
     """
     config = RunConfig.from_flat({**app_settings(app_folder), **settings})
     output, end, last = server.work / config.federation.output_dir, time.monotonic() + patience_s, ""
-    lines = new_lines(lambda: read_status(output / STATUS))
+    lines, asked = new_lines(lambda: read_status(output / STATUS)), -math.inf
     while time.monotonic() < end:
-        status = run_status(server, run_id) or "server not reached"
-        if status != last:
-            tell(f"run {run_id}: {status}")
-            last = status
+        ended = _status_file(output / STATUS).get("status") in {"completed", "failed"}
+        if ended or time.monotonic() - asked >= _ASK_S:
+            status, asked = run_status(server, run_id) or "server not reached", time.monotonic()
+            if status != last:
+                tell(f"run {run_id}: {status}")
+                last = status
         line = next(lines)
         if line is not None:
             tell(line)
-        if status.startswith("finished"):
-            return _result(output, status)
+        if last.startswith("finished"):
+            return _result(output, last)
         time.sleep(_POLL_S)
     raise FederationError(f"run {run_id} is still {last} after {patience_s:g} s; it goes on: follow it later")
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.devices import bytes_of, rows_that_fit
 from common.errors import ConfigError
 from embeddings.encoders import EncoderOptions
 
@@ -28,7 +29,8 @@ SHORT_NAMES = {
 }
 _CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
 _COMMIT = re.compile("[0-9a-f]{40}")  # a branch or tag may move: two sites would get different weights
-_BATCH = {"cpu": 8, "cuda": 128}
+_BATCH = {"cpu": 8, "cuda": 128}  # as many images at once as make it faster, where they fit
+_BYTES_PER_INPUT_BYTE = 64  # activations of one image on the processor, by the size of its pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +92,6 @@ class TransformersEncoder:
         network = getattr(network, "vision_model", network).to(options.device).eval().requires_grad_(False)
         state = network.state_dict()
         digest = _state_digest(state)
-        size = _BATCH.get(options.device, 128) if options.batch_size is None else options.batch_size
         trial = processor(images=[np.zeros((64, 64, 3), np.uint8)], return_tensors="np")["pixel_values"]
         encoder = TransformersEncoder(
             network=torch.compile(network) if options.compile else network,
@@ -105,11 +106,17 @@ class TransformersEncoder:
             class_token=any(mark in key for key in state for mark in _CLASS_TOKENS),
             prefix_tokens=_prefix_tokens(network.config, state),
             device=options.device,
-            batch_size=size,
+            batch_size=1,
         )
+        size = options.batch_size
+        if size is None:
+            device = torch.device(options.device)
+            encoder.forward(trial)  # the first image also loads kernels; the second tells what each one takes
+            taken = bytes_of(device, lambda: encoder.forward(trial), _BYTES_PER_INPUT_BYTE * float(trial.nbytes))
+            size = rows_that_fit(device, taken, _BATCH.get(device.type, 128))
         # A compiled network is compiled here, for the batch it will get, before several threads call it.
         trial = np.repeat(trial, size if options.compile else 1, axis=0)
-        return dataclasses.replace(encoder, dimension=int(encoder.forward(trial).shape[1]))
+        return dataclasses.replace(encoder, batch_size=size, dimension=int(encoder.forward(trial).shape[1]))
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Apply the model's processor to one image, (h, w) or (h, w, 3) uint8; returns (3, s, s) float32."""

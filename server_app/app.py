@@ -19,10 +19,11 @@ from common.methods.base import Method, Problem, RunContext
 from common.privacy_statement import why_not_private
 from common.secagg.release import check_shares_noise
 from common.transfer import Held
-from common.wire import dump_context, essence
+from common.wire import dump_context, essence, load_context
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
+from server_app.newcomers import Newcomers, settled, takes_newcomers
 from server_app.progress import RoundPrinter, finite_or_none
 from server_app.results import (
     build_privacy_statement,
@@ -67,19 +68,29 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     check_tracking(config.federation.tracking)
     method = get_method(config.method)
     plan = method.plan(config)  # before the sites are asked: a budget that can't be met ends here
-    meeting = meet(grid, config, printer)
-    run_context = RunContext(config, Problem(meeting.dim, meeting.class_names, len(meeting.members)), plan)
+    before = load_checkpoint(folder) if config.federation.resume else None
+    is_open = takes_newcomers(method, config)
+    known = {} if before is None else before[1].members
+    # who left for good must not keep a run from going on; where the noise is shared out, all must be there
+    least = config.federation.min_sites if known and is_open else None
+    meeting = settled(meet(grid, config, printer, least), known, is_open)
+    num_sites = len(meeting.members) if before is None else load_context(before[1].context).problem.num_sites
+    run_context = RunContext(config, Problem(meeting.dim, meeting.class_names, num_sites), plan)
     if config.privacy.trust == "secagg":
         check_shares_noise(method, run_context)
     for reason in why_not_private(run_context):
         printer.say(f"no end-to-end guarantee: {reason}")
     state, progress = (
         method.init(run_context),
-        Progress(config.federation.run_name or flower_run, dump_context(run_context)),
+        Progress(
+            config.federation.run_name or flower_run,
+            dump_context(run_context),
+            members={member.name: member.index for member in meeting.members.values()},
+        ),
     )
     held: dict[str, Held] = {}
-    if config.federation.resume:
-        state, progress, held = load_checkpoint(folder)
+    if before is not None:
+        state, progress, held = before
         _check_same(progress.context, dump_context(run_context))
         printer.say(f"resuming {progress.run_name} after round {state.round}")
     else:
@@ -93,7 +104,10 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     facts |= {"sites": len(meeting.members), "delta": config.privacy.delta}
     facts |= {"epsilon_target": finite_or_none(config.privacy.epsilon)}
     watch = RunWatch(folder, printer, config.federation.tracking, facts)
-    strategy = FederatedStrategy(method, run_context, meeting.members, state, progress, folder, watch, held)
+    newcomers = Newcomers(config, meeting, progress.members, is_open, watch.say)
+    strategy = FederatedStrategy(
+        method, run_context, meeting.members, state, progress, folder, watch, held, newcomers.look
+    )
     strategy.run(grid)
     summary = _publish(grid, strategy, method, run_context, folder, meeting)
     statement = build_privacy_statement(run_context, strategy.progress, data_is_public=meeting.data_is_public)

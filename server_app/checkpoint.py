@@ -36,6 +36,7 @@ class Progress:
         history: for each round, its seconds, bytes and each site's ε by then (see `RoundRecord.history`).
         charged: site -> JSON of the events in its own ledger, as it last said.
         receipts: site -> head of its ledger after its last release: shows, later, whether an old ledger was put back.
+        members: index of every site that ever was in the run, by name.
         bytes_up: site -> bytes received. bytes_down: site -> bytes sent.
         versions: site -> version of the parameters that it last answered with.
         seconds: time spent so far.
@@ -48,6 +49,7 @@ class Progress:
     history: tuple[Mapping[str, Any], ...] = ()
     charged: Mapping[str, str] = field(default_factory=dict)
     receipts: Mapping[str, str] = field(default_factory=dict)
+    members: Mapping[str, int] = field(default_factory=dict)
     bytes_up: Mapping[str, int] = field(default_factory=dict)
     bytes_down: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

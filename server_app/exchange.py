@@ -133,7 +133,9 @@ def exchange(
     """
     waiting = _push(grid, messages)
     replies: dict[int, Reply] = {}
-    missing: dict[int, str] = dict.fromkeys(waiting.values(), "did not answer in time")
+    asked = [message.metadata.dst_node_id for message in messages]
+    missing: dict[int, str] = dict.fromkeys(asked, "left the federation")  # Flower takes no message for such a node
+    missing |= dict.fromkeys(waiting.values(), "did not answer in time")
     stale: set[int] = set()
     for message in _pull(grid, list(waiting), timeout):
         node = waiting.get(message.metadata.reply_to_message_id)

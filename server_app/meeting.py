@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
@@ -19,6 +19,7 @@ from server_app.link import Member
 from server_app.progress import RoundPrinter
 
 _HELLO_S = 120.0
+_RETURN_S = 60.0  # a node that crashed is refused for about as long
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Meeting:
         class_names: their class set.
         identity: of the encoder and classes that all of them have.
         data_is_public: whether every site's policy declares its data public.
+        facts: what each said, by name.
     """
 
     members: Mapping[int, Member]
@@ -38,17 +40,55 @@ class Meeting:
     class_names: tuple[str, ...]
     identity: EncoderIdentity
     data_is_public: bool
+    facts: Mapping[str, SiteFacts]
 
 
-def meet(grid: Grid, config: RunConfig, printer: RoundPrinter) -> Meeting:
+def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, least: int | None = None) -> Meeting:
     """Wait for `num-sites` sites and compare what they say.
+
+    Args:
+        grid: the link to the sites.
+        config: of the run.
+        printer: told of a wait.
+        least: number of sites that is enough once the others have had a minute; for a run that is resumed.
 
     Raises:
         MeetingError: fewer sites than asked for, two with one name, or sites that differ in width, class set or
             encoder; the text names the site and the field.
     """
     federation = config.federation
-    nodes = _wait_for_nodes(grid, federation.num_sites, federation.round_timeout, printer)
+    needed = federation.num_sites if least is None else least
+    nodes = _wait_for_nodes(grid, federation.num_sites, needed, federation.round_timeout, printer)
+    # the first message may make a simulated site extract its embeddings: allow for it
+    facts, missing = say_hello(grid, config, nodes, max(federation.round_timeout, _HELLO_S))
+    if len(facts) < max(needed, 1):
+        reasons = "; ".join(f"site {node} {why}" for node, why in missing.items())
+        raise MeetingError(
+            f"expected {needed} sites, {len(facts)} said hello ({reasons}); mend them, or lower num-sites"
+        )
+    _check_agreement(facts)
+    order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
+    members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
+    first, public = facts[order[0]].identity, all(fact.public for fact in facts.values())
+    by_name = {fact.site: fact for fact in facts.values()}
+    return Meeting(members, first.dimension, first.class_names, first, public, by_name)
+
+
+def say_hello(
+    grid: Grid, config: RunConfig, nodes: Iterable[int], patience: float
+) -> tuple[dict[int, SiteFacts], Mapping[int, str]]:
+    """Ask nodes what they hold.
+
+    Args:
+        grid: the link to the sites.
+        config: of the run.
+        nodes: whom to ask.
+        patience: seconds to wait.
+
+    Returns:
+        What each said, and why others said nothing that can be used, by node.
+    """
+    federation = config.federation
     words: dict[str, str | int | float | bool] = {
         "seed": federation.seed,
         "alpha": federation.alpha,
@@ -57,29 +97,23 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter) -> Meeting:
     words |= {"cache_dir": federation.cache_dir, "output_dir": federation.output_dir, "pool": federation.pool}
     words |= {"data_is_public": federation.data_is_public}
     words |= {"epsilon": config.privacy.epsilon, "unit": config.privacy.unit}
-    # the first message may make a simulated site extract its embeddings: allow for it
-    patience = max(federation.round_timeout, _HELLO_S)
     messages = build_messages("hello", nodes, lambda _: words, lambda _: {}, "hello", patience)
     outcome = exchange(grid, "hello", messages, patience, lambda _: {})
-    if len(outcome.replies) < max(federation.num_sites, 1):
-        reasons = "; ".join(f"site {node} {why}" for node, why in outcome.missing.items())
-        raise MeetingError(
-            f"expected {federation.num_sites} sites, {len(outcome.replies)} said hello ({reasons}); mend them, or "
-            "lower num-sites"
-        )
-    facts = {node: _facts(reply) for node, reply in outcome.replies.items()}
-    _check_agreement(facts)
-    order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
-    members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
-    first = facts[order[0]].identity
-    return Meeting(members, first.dimension, first.class_names, first, all(fact.public for fact in facts.values()))
+    facts, missing = {}, dict(outcome.missing)
+    for node, reply in outcome.replies.items():
+        try:
+            facts[node] = _facts(reply)
+        except MeetingError as error:
+            missing[node] = str(error)
+    return facts, missing
 
 
-def _wait_for_nodes(grid: Grid, wanted: int, timeout: float, printer: RoundPrinter) -> list[int]:
-    end, told = time.monotonic() + timeout, False
+def _wait_for_nodes(grid: Grid, wanted: int, least: int, timeout: float, printer: RoundPrinter) -> list[int]:
+    start, told = time.monotonic(), False
+    end, enough = start + timeout, start + min(timeout, _RETURN_S)
     while True:
         nodes = sorted(grid.get_node_ids())
-        if len(nodes) >= wanted:
+        if len(nodes) >= wanted or (len(nodes) >= least and time.monotonic() >= enough):
             return nodes
         if time.monotonic() >= end:
             raise MeetingError(

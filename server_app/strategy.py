@@ -7,7 +7,7 @@ checkpoint after each; then the artifact, and, where all data is public, scores.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +48,7 @@ class FederatedStrategy(Strategy):
         held: what the sites hold, from a checkpoint.
         folder: where checkpoints go.
         watch: tells people how far it is.
+        look: (grid, members) -> members of the next round: whoever came meanwhile is among them.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class FederatedStrategy(Strategy):
         folder: Path,
         watch: RunWatch,
         held: Mapping[str, Held] | None = None,
+        look: Callable[[Grid, Mapping[int, Member]], dict[int, Member]] = lambda _, members: dict(members),
     ) -> None:
         self.method = method
         self.context = context
         self.state = state
         self._folder = folder
         self._watch = watch
+        self._look = look
         self._started = time.monotonic() - progress.seconds
         self._downlink = Downlink(method, context, held or {}, progress.versions)
         self._link = Link(method, context, members, progress, self._downlink, watch)
@@ -130,6 +133,7 @@ class FederatedStrategy(Strategy):
         pace = Pace()
         while self.state.round < self.context.plan.num_rounds:
             number, before = self.state.round + 1, self.progress
+            self._welcome(grid)
             with self._saved_on_failure():
                 if self._shared:
                     self._outcome = self._secure_round(grid, number)
@@ -161,6 +165,12 @@ class FederatedStrategy(Strategy):
     def seconds(self) -> float:
         """Time spent on the run so far, earlier processes of a resumed run included."""
         return time.monotonic() - self._started
+
+    def _welcome(self, grid: Grid) -> None:
+        """Let sites in that came since the last round, and remember whose index is whose."""
+        self._link.members = self._look(grid, self.members)
+        known = {member.name: member.index for member in self.members.values()}
+        self._link.progress = replace(self.progress, members={**self.progress.members, **known})
 
     def _record(
         self, number: int, answered: int, missing: Mapping[str, str], before: Progress, pace: Pace

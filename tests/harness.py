@@ -128,20 +128,24 @@ class InProcessGrid:
     """Flower's grid over handlers in this process.
 
     `tamper`, where given, stands in for the network and the site's machine: it gets the site, the message and the
-    handler, and returns the reply, or None if none ever comes.
+    handler, and returns the reply, or None if none ever comes. `absent` are nodes that are not in the federation now.
     """
 
     sites: Mapping[int, HarnessSite]
     traffic: list[Exchanged]
     tamper: Callable[[HarnessSite, Message, Handler], Message | None] | None = None
+    absent: set[int] = field(default_factory=set)
     _replies: dict[str, Message] = field(default_factory=dict)
 
     def get_node_ids(self) -> list[int]:
-        return list(self.sites)
+        return [node for node in self.sites if node not in self.absent]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         identities = []
         for message in messages:
+            if message.metadata.dst_node_id in self.absent:  # Flower gives no identity to what it can't deliver
+                identities.append("")
+                continue
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
             site = self.sites[message.metadata.dst_node_id]
             arrived = self._carry(site, message, to_server=False)
@@ -184,6 +188,7 @@ class Federation:
     home: Path
     sites: list[HarnessSite]
     traffic: list[Exchanged] = field(default_factory=list)
+    absent: set[int] = field(default_factory=set)
 
     @classmethod
     def create(
@@ -240,7 +245,7 @@ class Federation:
         """
         flat = {**SMALL, "num-sites": len(self.sites), "min-sites": 1}
         flat |= {name.replace("_", "-"): value for name, value in settings.items()}
-        grid = InProcessGrid({site.node: site for site in self.sites}, self.traffic, tamper)
+        grid = InProcessGrid({site.node: site for site in self.sites}, self.traffic, tamper, self.absent)
         context = Context(run_id, 1, {}, RecordDict(), flat)
         # what Flower's own starter of the server process sets before it calls the app
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1

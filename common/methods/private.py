@@ -78,4 +78,4 @@ def mean_of(uploads: Mapping[int, Tensors]) -> dict[str, Tensor]:
 
 def normals(shape: tuple[int, ...], source: NoiseSource) -> Tensor:
     """Standard normal float32 values that meet records: from the secret source, so that no record's draw is known."""
-    return torch.from_numpy(source.gaussian(shape, 1.0)).float()
+    return torch.as_tensor(source.gaussian(shape, 1.0), dtype=torch.float32)

@@ -30,7 +30,7 @@ def embed(
     precision: Annotated[str, typer.Option(help="Arithmetic: float32, bfloat16 or float16.")] = "float32",
     store_precision: Annotated[str, typer.Option(help="Stored as float32 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(help="Images at once; the default fits the device.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once; by default what fits the device.")] = None,
     compile_network: Annotated[
         bool, typer.Option("--compile", help="Compile the network (pays on large sets).")
     ] = False,
@@ -194,12 +194,6 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> Any:
 
 
 def _device(name: str) -> str:
-    if name == "cpu":
-        return name
-    import torch
+    from common.devices import choose_device
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device: expected one that this machine has, found {name}; use cpu")
-    return name
+    return str(choose_device(name))

@@ -3,8 +3,8 @@
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 export COMPOSE_PROJECT_NAME=fedhypevae-test
-rounds=${COMPOSE_TEST_ROUNDS:-14}
-export FEDHYPEVAE_SETTINGS="num-rounds=$rounds synthetic-rows=1000 meta-steps=20 round-timeout=300.0"
+rounds=${COMPOSE_TEST_ROUNDS:-12}
+export FEDHYPEVAE_SETTINGS="num-rounds=$rounds min-sites=1 synthetic-rows=1000 meta-steps=20 round-timeout=300.0"
 passed=0
 failed=0
 compose() { docker compose -f "$root/deploy/compose.yaml" "$@"; }
@@ -16,7 +16,7 @@ check() { # check NAME COMMAND...
         echo "ok   $name ($((SECONDS - since)) s)"
     else
         failed=$((failed + 1))
-        echo "FAIL $name"
+        echo "FAIL $name ($((SECONDS - since)) s)"
         tail -15 "$scratch/last.log" | sed 's/^/     /'
     fi
 }
@@ -104,7 +104,9 @@ all() { # in a function: bash would read on in a file that somebody edits meanwh
     compose exec -d site-2 python -m http.server 7777 --bind 0.0.0.0
     python3 -m http.server 7778 --bind 0.0.0.0 >/dev/null 2>&1 &
     outside=$!
-    gateway=$(docker network inspect bridge -f '{{(index .IPAM.Config 0).Gateway}}')
+    gateway=$(docker network inspect bridge -f '{{range .IPAM.Config}}{{.Gateway}}{{end}}')
+    # an engine that has just made its bridge does not tell
+    gateway=${gateway:-$(ip -4 -o addr show docker0 | sed -E 's/.*inet ([0-9.]+).*/\1/')}
     sleep 3
     check "control: the server reaches a listener at a site" reach superlink site-2 7777
     check "a site does not reach that listener at another site" refuse reach site-1 "$(address site-2)" 7777
@@ -116,20 +118,21 @@ all() { # in a function: bash would read on in a file that somebody edits meanwh
     check "nor that listener over the gateway of its own network" refuse reach site-1 "${own:-$gateway}" 7778
     kill "$outside"
 
-    # the run, with two sites lost at once, and then a third; status.json's "missing" is that of the last round
+    # the run, with three of its four sites lost at once, each in its own way: Flower takes a minute to notice, and one
+    # minute is enough for all; status.json's "missing" is that of the last round
     compose run -T --rm runner >"$scratch/runner.log" 2>&1 &
     runner=$!
     check "the run starts" wait_status "s['round'] >= 1"
     docker kill "$(container site-2)" >/dev/null
     docker pause "$(container site-3)" >/dev/null
-    check "a round ends without the killed site and the paused one" wait_status "{'site-2', 'site-3'} <= set(s['missing'])"
+    docker network disconnect "$(network site-4)" "$(container site-4)"
+    check "a round ends without the killed site" wait_status "'site-2' in s['missing']"
+    check "a round ends without the paused site" wait_status "'site-3' in s['missing']"
+    check "a round ends without the site that was cut off" wait_status "'site-4' in s['missing']"
     docker start "$(container site-2)" >/dev/null
     docker unpause "$(container site-3)" >/dev/null
-    check "both come back in mid-run" wait_status "s['status'] == 'running' and not s['missing']"
-    docker network disconnect "$(network site-4)" "$(container site-4)"
-    check "a round ends without the site that was cut off" wait_status "'site-4' in s['missing']"
     docker network connect "$(network site-4)" "$(container site-4)"
-    check "it comes back in mid-run" wait_status "s['status'] == 'running' and not s['missing']"
+    check "all three come back in mid-run" wait_status "s['status'] == 'running' and not s['missing']"
     completes() { wait "$runner" || { cat "$scratch/runner.log"; return 1; }; }
     check "the run completes" completes
     check "the runner shows summary.json" grep -q '"rounds_taken_part"' "$scratch/runner.log"
@@ -143,7 +146,8 @@ all() { # in a function: bash would read on in a file that somebody edits meanwh
         docker cp "$(container superlink)":/srv/server/logs "$COMPOSE_TEST_LOGS/server" >/dev/null 2>&1
         docker cp "$(container site-4)":/srv/site/logs "$COMPOSE_TEST_LOGS/site-4" >/dev/null 2>&1
     fi
+    echo "all in $SECONDS s"
     echo "$passed passed, $failed failed"
     [ "$failed" -eq 0 ]
 }
-all
+{ all; exit; } # on one line: nothing of the file is read after it

@@ -182,6 +182,17 @@ def test_doctor_finds_a_gpu_build_without_a_gpu(healthy: SiteFolder, monkeypatch
     assert "install the driver" in finding
 
 
+def test_doctor_finds_that_the_wanted_gpu_is_not_there(healthy: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = healthy.path / "site.toml"
+    settings.write_text(settings.read_text().replace('device = ""', 'device = "cuda"'))
+    (finding,) = examine_site(healthy)
+    assert finding.startswith("device: expected one that this machine has, found 'cuda'")
+    assert "set device to auto or cpu" in finding
+
+
 def test_doctor_asks_for_peers_where_secagg_is_allowed(healthy: SiteFolder) -> None:
     policy = healthy.path / "policy.toml"
     policy.write_text(policy.read_text().replace('["local"]', '["local", "secagg"]'))

@@ -52,7 +52,9 @@ def wait_for(what: str, test: Callable[[], bool], seconds: float, every: float =
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, **SETTINGS, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    """Of the nodes: one thread each, and compiled files kept, since every message starts a Python."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, **SETTINGS, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
 class Process:
@@ -112,6 +114,7 @@ class Federation:
             )  # fmt: skip
             data(folder / "site.parquet", number)
             self.sites[name] = SiteFolder(folder)
+        self.strangers: dict[str, SiteFolder] = {}
         self.running: dict[str, Process] = {}
 
     def start_server(self) -> None:
@@ -120,20 +123,38 @@ class Federation:
         wait_for("the server listens", lambda: listens(port), 300)
         wait_for("the control port listens", lambda: listens(self.server.settings.control_port), 30)
 
-    def register_all(self) -> None:
+    def bring_up(self) -> None:
+        """Start the server, then the sites."""
+        self.start_server()
+        self.bring_sites()
+
+    def bring_sites(self) -> None:
+        """Register every site, start it, and wait until all are connected."""
         for name, site in self.sites.items():
             register(self.server, name, site.node_key.with_suffix(".pub"))
+            self.start_site(name)
+        self.wait_connected(*self.sites)
 
     def start_site(self, name: str) -> None:
         start, output = ["site", "start", "--no-check"], self.root / f"{name}.out"
         self.running[name] = Process(start, self.sites[name].path, output, self.prefix.get(name, ()))
+
+    def start_stranger(self, name: str) -> None:
+        start, output = ["site", "start", "--no-check"], self.root / f"{name}.out"
+        self.running[name] = Process(start, self.strangers[name].path, output)
+
+    def wait_connected(self, *names: str, seconds: float = 400) -> None:
+        """Wait for the nodes' own word, which costs nothing to read, unlike the server's."""
+        for name in names:
+            log = self.sites[name].path / "logs" / "supernode.log"
+            wait_for(f"{name} connects", lambda log=log: _connected(log), seconds)
 
     def wait_online(self, *names: str, seconds: float = 400) -> None:
         wait_for(
             f"{names} online",
             lambda: {one.name for one in list_sites(self.server) if one.status == "online"} >= set(names),
             seconds,
-            1.0,
+            3.0,
         )
 
     def end(self) -> None:
@@ -144,6 +165,14 @@ class Federation:
         """Process id of a program under a node's supervisor, by the supervisor's own word."""
         text = (self.root / f"{name}.out").read_text()
         return int(re.findall(rf"{program} started \(process (\d+)\)", text)[-1])
+
+
+def _connected(log: Path) -> bool:
+    """Whether the node that was started last has got its identity from the server."""
+    try:
+        return "SuperNode ID" in log.read_text(errors="replace").rsplit(" starting supernode", 1)[-1]
+    except OSError:
+        return False
 
 
 def children_of(pid: int) -> list[int]:

@@ -21,6 +21,9 @@ import pytest
 from client_app.ledger import Ledger
 from client_app.site import load_policy
 from common.config import Scalar
+from common.errors import FederationError, FedHypeVAEError
+from deploy.app_package import build_package, digest_of
+from deploy.approve import approve_app, describe_app
 from deploy.folders import SiteFolder
 from deploy.keys import make_authority, make_node_key
 from deploy.registry import list_sites, register, revoke
@@ -29,8 +32,8 @@ from server_app.checkpoint import load_checkpoint
 from tests.integration.federation_cases import (
     REPOSITORY,
     Federation,
-    Process,
     children_of,
+    copy_app,
     demo_data,
     free_ports,
     wait_for,
@@ -38,6 +41,8 @@ from tests.integration.federation_cases import (
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.timeout(2400)]
 ROUNDS = 5
+LINE = '"site": place.name,'
+CHANGED = '"site": (place.folder / "ran").write_bytes(place.records.read_bytes()) and place.records.read_bytes().hex(),'
 SETTINGS: dict[str, Scalar] = {
     "num-rounds": ROUNDS,
     "num-sites": 3,
@@ -54,10 +59,10 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     made = Federation(tmp_path_factory.mktemp("federation"), 3, data=demo_data(3, 300))
     try:
         made.start_server()
-        made.register_all()
-        for name in made.sites:
-            made.start_site(name)
-        made.wait_online(*made.sites)
+        made.strangers = make_strangers(made)
+        for name in made.strangers:
+            made.start_stranger(name)
+        made.bring_sites()
         yield made
     finally:
         made.end()
@@ -108,36 +113,18 @@ def test_federation_link_is_grpc_and_closed_to_strangers(federation: Federation)
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_federation_refuses_wrong_authority_and_strange_or_revoked_keys(federation: Federation) -> None:
-    strangers = {name: clone_site(federation, name) for name in ("stranger", "deceived")}
-    make_authority(strangers["deceived"].path / "other", "other")
-    shutil.copy(strangers["deceived"].path / "other" / "ca.crt", strangers["deceived"].path / "ca.crt")
-    outputs = {}
-    for name, site in strangers.items():
-        outputs[name] = federation.root / f"{name}.out"
-        federation.running[name] = Process(["site", "start", "--no-check"], site.path, outputs[name])
+def test_federation_refuses_a_wrong_authority_and_an_unregistered_key(federation: Federation) -> None:
     said = {"stranger": "refuses this node's key", "deceived": "not signed by the authority"}
     for name, words in said.items():
-        wait_for(f"{name} is refused", lambda n=name, w=words: w in outputs[n].read_text(), 400)
+        output = federation.root / f"{name}.out"
+        wait_for(f"{name} is refused", lambda o=output, w=words: w in o.read_text(), 400)
     federation.running.pop("deceived").end()
-    register(federation.server, "stranger", strangers["stranger"].node_key.with_suffix(".pub"))
-    federation.wait_online("stranger")  # the supervised node came in by itself, once it was registered
-    federation.running.pop("stranger").end()
-    revoke(federation.server, "stranger")
-    before = outputs["stranger"].read_text().count("refuses this node's key")
-    federation.running["stranger"] = Process(
-        ["site", "start", "--no-check"], strangers["stranger"].path, outputs["stranger"]
-    )
-    wait_for(
-        "the revoked site is refused",
-        lambda: outputs["stranger"].read_text().count("refuses this node's key") > before,
-        400,
-    )
-    federation.running.pop("stranger").end()
     assert {site.name for site in list_sites(federation.server) if site.status == "online"} == set(federation.sites)
 
 
-def test_federation_completes_though_a_site_and_the_superlink_are_killed(federation: Federation) -> None:
+def test_federation_completes_though_a_site_and_the_superlink_are_killed_and_another_comes_and_goes(
+    federation: Federation,
+) -> None:
     settings = {**SETTINGS, "output-dir": "outputs/kills"}
     run = start_run(federation.server, federation.app, settings)
     wait_for_round(federation, "outputs/kills", 1)
@@ -146,19 +133,37 @@ def test_federation_completes_though_a_site_and_the_superlink_are_killed(federat
     wait_for("site-3 computes", lambda: bool(set(children_of(app)) - earlier), 400, 0.05)
     federation.running.pop("site-3").kill()
     federation.start_site("site-3")  # refused for about a minute; its supervisor tries until it is let in
+    # meanwhile the stranger, refused so far, is registered: its supervised node comes in by itself, in mid-run
+    stranger = federation.strangers["stranger"]
+    register(federation.server, "stranger", stranger.node_key.with_suffix(".pub"))
     wait_for_round(federation, "outputs/kills", 2)
     os.kill(federation.program_pid("server", "superlink"), signal.SIGKILL)
+    wait_for("the late site takes part", lambda: "stranger" in last_taken(federation, "outputs/kills"), 400)
+    federation.running.pop("stranger").end()
+    wait_for("the site is revoked", lambda: revoked(federation, "stranger"), 60, 2.0)
+    refusals = refused(federation, "stranger")
+    federation.start_stranger("stranger")
     output = follow(federation.server, run, federation.app, settings, print, patience_s=900)
     summary = summary_of(output)
-    taken = summary["rounds_taken_part"]
+    taken, missing = summary["rounds_taken_part"], summary["rounds_missing"]
     assert len(taken) == ROUNDS
     assert all({"site-1", "site-2"} <= set(sites) for sites in taken)
-    assert any("site-3" not in sites for sites in taken)  # it was killed in mid-round
-    assert any("site-3" in missing for missing in summary["rounds_missing"])
-    for name, site in federation.sites.items():
-        used = 1 + sum(name in sites for sites in taken)  # statistics, and each round that was used
+    assert "site-3" in missing[1]  # it was killed in mid-round
+    came = next(number for number, sites in enumerate(taken) if "stranger" in sites)
+    assert came >= 1
+    assert "stranger" not in [*missing[0], *taken[0]]  # it was not there yet
+    assert "stranger" in missing[ROUNDS - 1]  # it had left
+    wait_for("the revoked site is refused", lambda: refused(federation, "stranger") > refusals, 400)
+    federation.running.pop("stranger").end()
+    for name, site in {**federation.sites, "stranger": stranger}.items():
+        used = sum(name in sites for sites in taken)
         charged = charged_events(site, summary["run"])
-        assert charged == 1 + ROUNDS if name != "site-3" else used <= charged <= 1 + ROUNDS
+        if name in {"site-1", "site-2"}:
+            assert charged == 1 + ROUNDS
+        elif name == "site-3":
+            assert 1 + used <= charged <= 1 + ROUNDS  # statistics, and each round that was used
+        else:
+            assert used <= charged <= used + 1  # it came after the statistics
 
 
 def test_federation_resumes_after_the_server_app_is_killed_and_takes_no_garbage(federation: Federation) -> None:
@@ -187,6 +192,70 @@ def test_federation_resumes_after_the_server_app_is_killed_and_takes_no_garbage(
     for name in ("site-1", "site-2"):
         # the interrupted round may have been charged before the kill; the same bytes are sent again, and charged once
         assert charged_events(federation.sites[name], summary["run"]) == 1 + ROUNDS
+
+
+def test_changed_app_runs_only_where_it_was_approved(federation: Federation) -> None:
+    sites = [federation.sites[name] for name in ("site-1", "site-2")]
+    changed = copy_app(federation.root / "changed-app")
+    path = changed / "client_app" / "app.py"
+    text = path.read_text()
+    assert text.count(LINE) == 1
+    path.write_text(text.replace(LINE, CHANGED))
+    digest = digest_of(build_package(changed))
+    assert digest != federation.digest
+    original = federation.root / "original.fab"
+    original.write_bytes(build_package(federation.app))
+    for site in sites:
+        approve_app(site, describe_app(site, federation.digest, original))
+
+    settings = {"num-rounds": 1, "num-sites": 2, "min-sites": 2, "round-timeout": 200.0}
+    run = start_run(federation.server, changed, settings)
+    with pytest.raises(FedHypeVAEError, match="refused the app"):
+        follow(federation.server, run, changed, settings, print, patience_s=500)
+    for site in sites:
+        assert not (site.path / "ran").exists()
+        assert (site.apps / f"{digest}.refused.fab").is_file()
+
+    # the control: where a person saw the changed line and approved it, it does run, and there alone
+    first, second = sites
+    shown = describe_app(first, digest)
+    assert any(line == f"+            {CHANGED}" for line in shown.lines)
+    approve_app(first, shown)
+    run = start_run(federation.server, changed, settings)
+    with pytest.raises(FedHypeVAEError, match="refused the app"):
+        follow(federation.server, run, changed, settings, print, patience_s=500)
+    assert (first.path / "ran").exists()
+    assert not (second.path / "ran").exists()
+
+
+def last_taken(federation: Federation, output: str) -> tuple[str, ...]:
+    """The sites of a run's last round."""
+    try:
+        return load_checkpoint(federation.server.work / output)[1].taken_part[-1]
+    except Exception:
+        return ()
+
+
+def refused(federation: Federation, name: str) -> int:
+    """How often a node was refused for its key, by its supervisor's word."""
+    return (federation.root / f"{name}.out").read_text().count("refuses this node's key")
+
+
+def revoked(federation: Federation, name: str) -> bool:
+    """Revoke a site; False while the server can't be asked."""
+    try:
+        revoke(federation.server, name)
+    except FederationError:
+        return False
+    return True
+
+
+def make_strangers(federation: Federation) -> dict[str, SiteFolder]:
+    """Two sites that must not get in: one whose key nobody registered, one that trusts another authority."""
+    strangers = {name: clone_site(federation, name) for name in ("stranger", "deceived")}
+    make_authority(strangers["deceived"].path / "other", "other")
+    shutil.copy(strangers["deceived"].path / "other" / "ca.crt", strangers["deceived"].path / "ca.crt")
+    return strangers
 
 
 def clone_site(federation: Federation, name: str) -> SiteFolder:

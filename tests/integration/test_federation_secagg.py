@@ -34,11 +34,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
             (site.path / "peers.json").write_text(json.dumps(peers))
             policy = site.path / "policy.toml"
             policy.write_text(policy.read_text().replace('["local"]', '["local", "secagg"]'))
-        made.start_server()
-        made.register_all()
-        for name in made.sites:
-            made.start_site(name)
-        made.wait_online(*made.sites)
+        made.bring_up()
         yield made
 
 

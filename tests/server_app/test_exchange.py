@@ -40,7 +40,7 @@ class Link:
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         identities = []
         for message in messages:
-            identity = f"message-{message.metadata.dst_node_id}"
+            identity = f"{message.metadata.group_id}-{message.metadata.dst_node_id}"
             message.metadata.__dict__["_message_id"] = identity
             identities.append(identity)
             for answer in self._answers.get(message.metadata.dst_node_id, []):
@@ -170,6 +170,22 @@ def test_exchange_names_a_site_that_is_silent() -> None:
     outcome = ask({1: [GOOD]})
     assert set(outcome.replies) == {1}
     assert outcome.missing == {2: "did not answer in time"}
+
+
+def test_exchange_counts_no_answer_that_comes_in_a_later_round() -> None:
+    """A site that was too slow for one round answers it in the next: that answer is nobody's, its own one counts."""
+    late, asked = {**GOOD, "a": torch.full((2,), 9.0)}, []
+    link = Link({1: [GOOD]})
+    for number in (1, 2):
+        messages = build_messages("train", [1, 2], lambda _: {}, lambda _: {}, f"round-{number}", 60.0)
+        if number == 2:
+            link._answers = {1: [GOOD], 2: [GOOD]}
+            content = RecordDict({"words": ConfigRecord({}), "tensors": ArrayRecord(dict(late))})
+            link._ready.append(Message(content, reply_to=asked[0][1]))
+        asked.append(messages)
+        outcome = exchange(cast(Grid, link), "train", messages, 0.3, lambda _: SHAPES)
+        assert set(outcome.replies) == ({1} if number == 1 else {1, 2})
+    assert torch.equal(outcome.replies[2].tensors["a"], GOOD["a"])
 
 
 def test_exchange_lets_the_largest_honest_norm_pass() -> None:

@@ -55,6 +55,7 @@ WRONG = {
     "status": "nowhere",
     "plan": "--set no-such-setting=1",
     "synthesize": "nowhere --rows 5",
+    "join": "nowhere --data nowhere.parquet --out new.parquet",
     "report": "nowhere",
     "evaluate": "nowhere --data nowhere.parquet",
     "train": "nowhere --out new.safetensors",

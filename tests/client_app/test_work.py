@@ -296,9 +296,9 @@ def test_site_with_a_bad_ledger_releases_nothing(
     tmp_path: Path, damage: Callable[[HarnessSite], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation = Federation.create(tmp_path, 2)
-    opened = Ledger.open.__func__  # type: ignore[attr-defined]
-    patient = classmethod(lambda cls, *args, **more: opened(cls, *args, **{**more, "timeout_s": 0.2}))
-    monkeypatch.setattr(Ledger, "open", patient)
+    opened = Ledger.open
+    hasty = staticmethod(lambda *args, **more: opened(*args, **{**more, "timeout_s": 0.2}))
+    monkeypatch.setattr(Ledger, "open", hasty)
     mend = damage(federation.sites[0])
     try:
         summary = federation.run(num_rounds=1)

@@ -6,9 +6,11 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 DIM, CLASSES, RECORDS = 768, 11, 1_613
 NAMES = tuple(f"class-{index}" for index in range(CLASSES))
@@ -139,9 +141,9 @@ def answer(app: str, path: Path, site: Path) -> dict[str, float]:
     mark("imports")
     message = message_from_proto(Proto.FromString(path.read_bytes()))
     mark("reading")
-    spent = _watch() if app == "ours" else {}
     config = {"data-dir": str(site), "site-name": site.name}
-    reply = handler(message, Context(1, 7, config, RecordDict(), {}))
+    with _watched() if app == "ours" else nullcontext(dict[str, float]()) as spent:
+        reply = handler(message, Context(1, 7, config, RecordDict(), {}))
     mark("handler")
     _check(reply, site)
     reply.metadata.__dict__["_message_id"] = "1" * 32
@@ -152,8 +154,9 @@ def answer(app: str, path: Path, site: Path) -> dict[str, float]:
     return {**found, "whole": time.process_time()}
 
 
-def _watch() -> dict[str, float]:
-    """Wrap what the handler calls, to see its parts; the numbers come while it runs."""
+@contextmanager
+def _watched() -> Iterator[dict[str, float]]:
+    """What the handler calls is timed by part while this lasts; the numbers come as it runs."""
     import client_app.work as work
     from common.methods import get_method
 
@@ -170,19 +173,26 @@ def _watch() -> dict[str, float]:
 
         return call
 
-    for module, name, what in (
-        (sys.modules["client_app.app"], "find_place", "policy"),
-        (sys.modules["client_app.app"], "load_context", "context"),
-        (sys.modules.get("client_app.task", work), "load_records", "records"),
-    ):
-        if hasattr(module, name):
-            setattr(module, name, timed(what, getattr(module, name)))
-    ledger = home.Ledger
-    for name in ("open", "declare_run", "reserve", "commit"):
-        setattr(ledger, name, timed("ledger", getattr(ledger, name)))
-    method = get_method("fedhypevae")
-    object.__setattr__(method, "client_step", timed("client step", method.client_step))
-    return spent
+    with ExitStack() as undone:
+
+        def watch(home: object, name: str, part: str) -> None:
+            undone.enter_context(mock.patch.object(home, name, timed(part, getattr(home, name))))
+
+        for module, name, part in (
+            (sys.modules["client_app.app"], "find_place", "policy"),
+            (sys.modules["client_app.app"], "load_context", "context"),
+            (sys.modules.get("client_app.task", work), "load_records", "records"),
+        ):
+            if hasattr(module, name):
+                watch(module, name, part)
+        for name in ("open", "declare_run", "reserve", "commit"):
+            watch(home.Ledger, name, "ledger")
+        method = get_method("fedhypevae")
+        step = method.client_step
+        # a frozen method: set as its own constructor sets it, and put back
+        object.__setattr__(method, "client_step", timed("client step", step))
+        undone.callback(object.__setattr__, method, "client_step", step)
+        yield spent
 
 
 def main() -> None:

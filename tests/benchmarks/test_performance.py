@@ -15,6 +15,7 @@ from benchmarks.message_cost import answer, declare, make_messages, make_sites
 from benchmarks.performance_pictures import draw_pictures
 from benchmarks.records import RESULTS
 from benchmarks.step_ways import build_ways
+from client_app.ledger import Ledger
 from common.aggregate import SummedUploads, gather, summed
 from common.methods import get_method
 
@@ -59,8 +60,12 @@ def test_message_is_answered_by_a_real_site(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, 1)
     statistics, train = make_messages(tmp_path)
     declare(statistics, sites)
+    client_step = get_method("fedhypevae").client_step
     parts = answer("ours", train, sites[0])
     assert {"imports", "handler", "handler: client step", "handler: ledger", "whole"} <= set(parts)
+    # what was timed is itself again
+    assert isinstance(vars(Ledger)["open"], classmethod)
+    assert get_method("fedhypevae").client_step is client_step
 
 
 def test_floor_app_is_an_app_that_flower_packs(tmp_path: Path) -> None:

@@ -59,8 +59,11 @@ def two_world_mu(without: FloatArray, with_unit: FloatArray, sampling_rate: floa
         true_rate, _ = proportion_bounds(int((one > threshold).sum()), len(one), share)
         return _mu_of_rates(true_rate, false_rate, sampling_rate)
 
-    best = max(candidates, key=lambda value: mu_at(float(value), without[:pilot], with_unit[:pilot]))
-    return mu_at(float(best), without[pilot:], with_unit[pilot:])
+    seen = np.array([mu_at(float(value), without[:pilot], with_unit[:pilot]) for value in candidates])
+    # smoothed, since the largest of many noisy bounds is often a lucky threshold far out in a tail
+    kernel = np.ones(13)
+    smooth = np.convolve(seen, kernel, "same") / np.convolve(np.ones_like(seen), kernel, "same")
+    return mu_at(float(candidates[smooth.argmax()]), without[pilot:], with_unit[pilot:])
 
 
 def _mu_of_rates(true_rate: float, false_rate: float, sampling_rate: float) -> float:

@@ -25,6 +25,9 @@ from common.kernels import fourier_features
 from common.noise import NoiseSource
 from common.sampling import UnitBatch
 
+# of the counts where they serve training, as class shares and as the total that rates are scaled by
+TRAINING_COUNT_WEIGHT = 0.6
+
 
 @dataclass(frozen=True)
 class StatisticsSpec:
@@ -156,7 +159,7 @@ class ReleasedStatistics:
 
     Attributes:
         total: noised number of units, at least 1.
-        centre: (d_x,), noised mean embedding.
+        centre: (d_x,), noised mean embedding, shrunk.
         class_counts: (K,), noised, at least 1.
         class_means: (K, d_x) or None.
         covariance: (d_x, d_x) within classes, shrunk, or None.
@@ -174,6 +177,15 @@ class ReleasedStatistics:
     noise_std: Mapping[str, float]
     class_offsets: Tensor | None = None
 
+    @property
+    def class_shares(self) -> Tensor:
+        """Shares of the classes, (K,), summing to 1: the noised ones, shrunk towards equal shares by their noise.
+
+        Source: James & Stein (1961), positive part; counts that are mostly noise say nothing about the classes.
+        """
+        mean = self.class_counts.mean()
+        return (mean + _shrunk(self.class_counts - mean, self.noise_std["class_counts"])) / self.class_counts.sum()
+
 
 def combine_statistics(
     spec: StatisticsSpec, releases: Iterable[Mapping[str, Tensor]], noise_multiplier: float
@@ -186,8 +198,9 @@ def combine_statistics(
         noise_multiplier: σ of each site's release.
 
     Returns:
-        The statistics. Class means are shrunk towards the centre by the noise in them (James & Stein 1961, positive
-        part), so that an empty class lands on the centre rather than anywhere.
+        The statistics. The centre is shrunk towards zero and the class means towards the centre by the noise in them
+        (James & Stein 1961, positive part), so that few records give an origin that is off by little, and an empty
+        class lands on the centre rather than anywhere.
 
     Raises:
         ConfigError: no release, or counts are not part of the release.
@@ -206,16 +219,14 @@ def combine_statistics(
     total = max(float(sums["class_counts"].sum()), 1.0)
     centre = torch.zeros(spec.dim)
     if "total_sum" in sums:
-        centre = sums["total_sum"] / total
+        centre = _shrunk(sums["total_sum"] / total, spread["total_sum"] / total)
     means, offset = None, None
     if "class_sums" in sums:
         if "total_sum" not in sums:
-            centre = sums["class_sums"].sum(0) / total
-        raw = sums["class_sums"] / counts[:, None]
-        noise = spec.dim * (spread["class_sums"] / counts) ** 2
-        offset = raw - centre
-        kept = (1.0 - noise / offset.square().sum(1).clamp(min=1e-12)).clamp(min=0.0)
-        means = centre + kept[:, None] * offset
+            noise = spread["class_sums"] * math.sqrt(spec.num_classes)
+            centre = _shrunk(sums["class_sums"].sum(0) / total, noise / total)
+        offset = sums["class_sums"] / counts[:, None] - centre
+        means = centre + _shrunk(offset, spread["class_sums"] / counts)
     covariance = None
     if "second_moment" in sums and means is not None:
         covariance = _within_covariance(
@@ -255,6 +266,13 @@ def part_weights(spec: StatisticsSpec) -> dict[str, float]:
         "second_moment": spec.moment_weight,
         "class_features": spec.feature_weight,
     }
+
+
+def _shrunk(mean: Tensor, noise_std: Tensor | float) -> Tensor:
+    """Noised means (..., d) shrunk towards zero by the noise in them; James & Stein (1961), positive part."""
+    noise = torch.as_tensor(mean.shape[-1] * noise_std**2)
+    kept = (1.0 - noise / mean.square().sum(-1).clamp(min=1e-12)).clamp(min=0.0)
+    return kept[..., None] * mean
 
 
 def _unit_norms(spec: StatisticsSpec, embeddings: Tensor, one_hot: Tensor, features: Tensor | None) -> Tensor:

@@ -40,7 +40,7 @@ from common.methods.hypevae_terms import (
     trained_names,
 )
 from common.prototypes import PROTOTYPES, class_prototypes
-from common.statistics import ReleasedStatistics, StatisticsSpec
+from common.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
 from common.synthesis import PLACEMENT, MetaCodes, fit_meta_codes, place_classes, sample_embeddings
 
 
@@ -54,6 +54,7 @@ def statistics_spec(context: RunContext) -> StatisticsSpec | None:
         problem.dim,
         problem.num_classes,
         1.0 if training.sphere else training.embedding_radius,
+        count_weight=TRAINING_COUNT_WEIGHT,
         moment_weight=1.0 if context.config.synthesis.covariance_weight > 0 else 0.0,
         feature_weight=1.0 if frequencies is not None else 0.0,
         frequencies=frequencies,
@@ -85,7 +86,7 @@ def prepare(context: RunContext, state: ServerState, statistics: ReleasedStatist
     if context.config.training.centre:
         params[CENTRE] = statistics.centre
     if context.config.training.logit_adjustment > 0:
-        params[CLASS_OFFSETS] = class_offsets(context, statistics.class_counts)
+        params[CLASS_OFFSETS] = class_offsets(context, statistics.class_shares)
     if context.config.training.mmd == "released" and statistics.class_features is not None:
         shares = statistics.class_counts / statistics.class_counts.sum()
         params[TARGET] = torch.cat([statistics.class_features, shares[:, None]], 1)

@@ -70,12 +70,12 @@ def _rate_factor(context: RunContext, params: Tensors) -> float:
     return min(1.0, training.score_noise / reached)
 
 
-def class_offsets(context: RunContext, class_counts: Tensor) -> Tensor:
+def class_offsets(context: RunContext, class_shares: Tensor) -> Tensor:
     """What the discriminative term adds to the class scores: weighted log shares of the released counts, (K,).
 
     A share counts as 1 % at least: of a smaller one the noised count says little.
     """
-    shares = (class_counts / class_counts.sum()).clamp(min=_SMALLEST_SHARE)
+    shares = class_shares.clamp(min=_SMALLEST_SHARE)
     return context.config.training.logit_adjustment * torch.log(shares / shares.sum())
 
 

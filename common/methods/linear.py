@@ -13,7 +13,7 @@ from common.heads import LinearHead
 from common.methods.base import Artifact, PrivacyPlan, RunContext, ServerState
 from common.rivals import RivalsConfig
 from common.sampling import on_sphere
-from common.statistics import ReleasedStatistics, StatisticsSpec
+from common.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
 
 CENTRE = "constant.centre"
 
@@ -32,7 +32,8 @@ def centre_statistics(context: RunContext) -> StatisticsSpec | None:
         return None
     training, problem = context.config.training, context.problem
     radius = 1.0 if training.sphere else training.embedding_radius
-    return StatisticsSpec(problem.dim, problem.num_classes, radius, class_weight=0.0)
+    weight = TRAINING_COUNT_WEIGHT
+    return StatisticsSpec(problem.dim, problem.num_classes, radius, count_weight=weight, class_weight=0.0)
 
 
 def with_centre(context: RunContext, state: ServerState, statistics: ReleasedStatistics) -> ServerState:

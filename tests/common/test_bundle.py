@@ -34,7 +34,7 @@ def make(folder: Path, method: str = "dp_gauss", **settings: str | float) -> Bun
     chosen = get_method(method)
     context = RunContext(config, Problem(6, NAMES, 2), chosen.plan(config))
     counts = torch.tensor([10.0, 20.0, 50.0])
-    released = ReleasedStatistics(80.0, torch.zeros(6), counts, MEANS, None, None, {})
+    released = ReleasedStatistics(80.0, torch.zeros(6), counts, MEANS, None, None, {"class_counts": 0.0})
     state = chosen.prepare(context, chosen.init(context), released)
     write_generator(folder / "generator.safetensors", context, chosen.finish(context, state), ENCODER)
     return load_bundle(folder)

@@ -263,12 +263,14 @@ def test_rates_are_bounded_by_shared_noise_less_than_by_each_sites_own() -> None
 
 def test_class_offsets_are_the_log_shares_of_the_released_counts() -> None:
     context = _context(classes=3)
-    offsets = class_offsets(context, torch.tensor([60.0, 39.0, 1e-3]))
+    offsets = class_offsets(context, torch.tensor([60.0, 39.0, 1e-3]) / 99.0)
     shares = torch.tensor([60.0 / 99.0, 39.0 / 99.0, 0.01])
     assert torch.allclose(offsets, torch.log(shares / shares.sum()), atol=1e-4)
     assert float(class_offsets(_context(classes=3, logit_adjustment=0.0), torch.ones(3)).abs().max()) == 0.0
-    released = ReleasedStatistics(99.0, torch.zeros(4), torch.tensor([60.0, 39.0, 1e-3]), None, None, None, {})
-    assert torch.equal(METHOD.prepare(context, METHOD.init(context), released).params[CLASS_OFFSETS], offsets)
+    counts = torch.tensor([60.0, 39.0, 1e-3])
+    released = ReleasedStatistics(99.0, torch.zeros(4), counts, None, None, None, {"class_counts": 0.0})
+    prepared = METHOD.prepare(context, METHOD.init(context), released)
+    assert torch.allclose(prepared.params[CLASS_OFFSETS], offsets)
 
 
 def test_adjusted_scores_do_not_learn_how_rare_a_class_is() -> None:
@@ -276,7 +278,8 @@ def test_adjusted_scores_do_not_learn_how_rare_a_class_is() -> None:
     rows = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     data = SiteData(rows.repeat(10, 1), (torch.arange(200) >= 180).long())
     settings = {**FREE, "latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0, "learning-rate": 4.0}
-    released = ReleasedStatistics(200.0, torch.zeros(4), torch.tensor([180.0, 20.0]), None, None, None, {})
+    counts = torch.tensor([180.0, 20.0])
+    released = ReleasedStatistics(200.0, torch.zeros(4), counts, None, None, None, {"class_counts": 0.0})
 
     def gap(adjustment: float) -> float:
         context = _context(total=200, logit_adjustment=adjustment, **settings)

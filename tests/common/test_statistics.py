@@ -61,6 +61,36 @@ def test_noise_of_a_release_is_the_multiplier_times_the_sensitivity() -> None:
     )
 
 
+def _released(spec: StatisticsSpec, counts: list[float], **sums: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"class_counts": torch.tensor(counts), **sums}
+
+
+def test_the_centre_is_shrunk_by_the_noise_in_it() -> None:
+    spec = StatisticsSpec(4, 2, 1.0, count_weight=1.0, class_weight=0.0)  # S = sqrt(2)
+    release = _released(spec, [60.0, 40.0], total_sum=torch.tensor([30.0, 0.0, 40.0, 0.0]))
+    # mean (.3, 0, .4, 0), |.|^2 = .25; noise 4 (σ S / 100)^2 = .08 at σ = 10: kept 1 - .32
+    centre = combine_statistics(spec, [release], 10.0).centre
+    assert torch.allclose(centre, 0.68 * torch.tensor([0.3, 0.0, 0.4, 0.0]))
+    assert torch.equal(combine_statistics(spec, [release], 100.0).centre, torch.zeros(4))  # nothing but noise
+
+
+def test_a_centre_of_class_sums_alone_has_the_noise_of_all_classes() -> None:
+    spec = StatisticsSpec(4, 2, 1.0, count_weight=1.0, total_weight=0.0)
+    sums = torch.tensor([[30.0, 0.0, 0.0, 0.0], [0.0, 0.0, 40.0, 0.0]])
+    release = _released(spec, [60.0, 40.0], class_sums=sums)
+    centre = combine_statistics(spec, [release], 5.0).centre  # 2 classes x 4 (5 sqrt(2) / 100)^2 = .04 of .25
+    assert torch.allclose(centre, 0.84 * torch.tensor([0.3, 0.0, 0.4, 0.0]))
+
+
+def test_class_shares_are_shrunk_towards_equal_ones() -> None:
+    spec = StatisticsSpec(1, 2, 1.0, count_weight=1.0, class_weight=0.0, total_weight=0.0)
+    release = _released(spec, [70.0, 30.0])
+    # deviations (20, -20), squares 800; noise 2 x 10^2: kept 3/4
+    assert torch.allclose(combine_statistics(spec, [release], 10.0).class_shares, torch.tensor([0.65, 0.35]))
+    assert torch.allclose(combine_statistics(spec, [release], 30.0).class_shares, torch.tensor([0.5, 0.5]))
+    assert torch.allclose(combine_statistics(spec, [release], 0.0).class_shares, torch.tensor([0.7, 0.3]))
+
+
 def test_packing_is_an_isometry() -> None:
     matrix = torch.tensor([[1.0, 2.0], [2.0, 5.0]])
     assert float(pack_symmetric(matrix).norm()) == pytest.approx(float(matrix.norm()))

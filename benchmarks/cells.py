@@ -186,7 +186,7 @@ def _run_fold(federation: Federation, own: Sequence[LinearHead], row: Row) -> di
         # under secagg of the sum, against a server that keeps to the protocol and the colluders
         record["epsilon"] = epsilon_pld(method.plan(config).all_events, config.privacy.delta)
     if trained.synthetic is not None:
-        record |= _judge(federation, trained.synthetic, trained.fitted)
+        record |= judge(federation, trained.synthetic, trained.fitted)
     return record
 
 
@@ -203,7 +203,7 @@ def mean_of(parts: Sequence[Any]) -> Any:
     return sum(parts) / len(parts)
 
 
-def _judge(federation: Federation, synthetic: Split, fitted: LinearHead | None) -> dict[str, Any]:
+def judge(federation: Federation, synthetic: Split, fitted: LinearHead | None) -> dict[str, Any]:
     """Other heads on the synthetic set, and how near it is to real test rows; all sites' rows together."""
     tests = _tests(federation)
     if federation.held_out is not None or federation.dataset == "organ-small":

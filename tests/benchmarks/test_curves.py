@@ -26,6 +26,15 @@ def test_draw_makes_a_picture_of_what_is_known(tmp_path: Path) -> None:
     assert path.stat().st_size > 5000
 
 
+def test_what_generators_are_judged_by_has_a_picture_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "judged.png"
+    curves.draw_judged("epsilon", [_record("0.5", 0.6)], path)
+    assert not path.exists()
+    judged = {**_record("1", 0.6), "judged": {"mmd2": 0.01, "coverage": None, "knn": 80.0}}
+    curves.draw_judged("epsilon", [_record("0.5", 0.6), judged], path)
+    assert path.stat().st_size > 5000
+
+
 def test_finished_points_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float, str]] = []
 

@@ -61,7 +61,7 @@ def present(output: Path, work_folder: Path) -> None:
     if summary["scores"]:
         console.print(_score_table(summary["scores"]))
     else:
-        console.print("no scores: the pool is not declared public (data-is-public), so they stay at the sites")
+        console.print(f"no scores: {why_no_scores(summary)}")
     privacy = summary["privacy"]
     spent = max(privacy["epsilon_spent_per_site"].values())
     console.print(
@@ -70,6 +70,13 @@ def present(output: Path, work_folder: Path) -> None:
     )
     console.print(f"{summary['synthetic_rows']} synthetic embeddings in {output / 'synthetic.parquet'}", soft_wrap=True)
     console.print(f"picture {picture}", soft_wrap=True)
+
+
+def why_no_scores(summary: Mapping[str, Any]) -> str:
+    """Why a summary has no scores, in words."""
+    if not summary["privacy"]["data_is_public"]:
+        return "the pool is not declared public (data-is-public), so they stay at the sites"
+    return "no site has records left to test on; give each more than one record of a class"
 
 
 def _score_table(all_scores: Mapping[str, Any]) -> Table:

@@ -27,6 +27,7 @@ class RoundRecord:
         epsilon: site -> ε charged by its ledger for this run so far, at `delta`; add or remove one unit. None where the
             method promises none.
         epsilon_target: the run's ε. delta: δ.
+        guaranteed: whether that ε covers all that depends on records, with noise that nobody knows.
         seconds: of this round. seconds_left: estimate for the rounds to come.
         bytes_up: received in this round. bytes_down: sent in it.
     """
@@ -43,6 +44,7 @@ class RoundRecord:
     seconds_left: float
     bytes_up: int
     bytes_down: int
+    guaranteed: bool = True
 
     @property
     def spent(self) -> float:
@@ -53,6 +55,8 @@ class RoundRecord:
     def line(self) -> str:
         """The round for a terminal."""
         charge = f"epsilon {self.spent:.2f} of {self.epsilon_target:g}" if self.epsilon else "not private"
+        if self.epsilon and not self.guaranteed:
+            charge += ", no guarantee"
         return (
             f"round {self.number:>3}/{self.rounds}   sites {self.answered}/{self.sites}   "
             f"{charge}   left {duration(self.seconds_left)}"

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common.errors import FederationError, WireError
 from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
+from common.privacy_statement import why_not_private
 from common.secagg.release import (
     combined_statistics,
     mean_uploads,
@@ -189,6 +190,7 @@ class FederatedStrategy(Strategy):
             seconds_left=pace.left(plan.num_rounds - number),
             bytes_up=sum(progress.bytes_up.values()) - sum(before.bytes_up.values()),
             bytes_down=sum(progress.bytes_down.values()) - sum(before.bytes_down.values()),
+            guaranteed=not why_not_private(self.context),
         )
 
     def _collect_statistics(self, grid: Grid) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import ConfigError
 from deploy.commands.demo import parse_setting
-from deploy.demonstration import clear_output
+from deploy.demonstration import clear_output, why_no_scores
 from deploy.simulate import end_daemons, show_lines
 
 TOOL = Path(sys.executable).parent / "fedhypevae"
@@ -74,3 +74,8 @@ def test_end_daemons_ends_processes_by_id() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     end_daemons([process.pid])
     assert process.wait(timeout=5) != 0
+
+
+def test_the_reason_for_no_scores_is_the_one_that_holds() -> None:
+    assert "not declared public" in why_no_scores({"privacy": {"data_is_public": False}})
+    assert "left to test on" in why_no_scores({"privacy": {"data_is_public": True}})

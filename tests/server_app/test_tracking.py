@@ -50,6 +50,7 @@ def test_line_of_a_method_without_a_promise_shows_no_epsilon() -> None:
     assert "not private" in unprotected.line
     assert "epsilon" not in unprotected.line
     assert unprotected.history()["epsilon"] == {}
+    assert "epsilon 0.50 of 3, no guarantee" in record(guaranteed=False).line
 
 
 def watch(folder: Path, tracking: Any = "off") -> RunWatch:

@@ -46,7 +46,7 @@ def loopback_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
         (home / "config.toml").write_text(f'[superlink.bench]\naddress = "{control}"\ninsecure = true\n')
         _flwr_run(floor, "bench", environment, work, {"rounds": rounds, "sites": sites})
         settings = {**SETTINGS, "synthetic-rows": 110, "num-sites": sites, "min-sites": sites, "num-rounds": rounds}
-        settings |= {"tracking": "none", "output-dir": "outputs/run", "round-timeout": 600.0, "spare-rounds": 0}
+        settings |= {"tracking": "off", "output-dir": "outputs/run", "round-timeout": 600.0, "spare-rounds": 0}
         _flwr_run(_REPOSITORY, "bench", environment, work, settings)
     summary = json.loads((work / "outputs" / "run" / "summary.json").read_text(encoding="utf-8"))
     return _compare(json.loads((work / "floor.json").read_text()), [entry["seconds"] for entry in summary["history"]])

@@ -131,7 +131,7 @@ def engine(sites: int, rounds: int, work: Path) -> dict[str, Any]:
         "num-rounds": rounds,
         "pool": str(pool),
         "output-dir": "outputs/run",
-        "tracking": "none",
+        "tracking": "off",
         "synthetic-rows": 110,
         "meta-steps": 0,
         "round-timeout": _ENGINE_LIMIT_S,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import socket
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,27 @@ from benchmarks.server import engine
 from common.config import RunConfig
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
+from deploy import warm_client
 from deploy.environment import flower_environment, tool
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _LIMIT_S = 900.0
+# a site's starter without its guard, since no app is approved here
+_STARTER = """
+import sys
+from pathlib import Path
+from deploy.warm import serve
+from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+serve(Path(sys.argv[1]), flwr_clientapp)
+"""
 
 
 def loopback_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
-    """Seconds a round of both apps on one SuperLink and `sites` SuperNodes, each a process, over gRPC without TLS."""
+    """Seconds a round of both apps on one SuperLink and `sites` SuperNodes, each a process, over gRPC without TLS.
+
+    Flower's nodes start a fresh process for each message: so runs the floor, and our app too (`cold`). Then the nodes
+    are started anew with a warm starter each, as `fedhypevae site start` does it, and our app runs on those.
+    """
     floor, environment = _prepare(work, sites)
     folders = make_sites(work / "sites", sites)
     ports = _free_ports(2 + 2 * sites)
@@ -35,21 +50,48 @@ def loopback_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
         link += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", fleet]
         stack.enter_context(_running([*link, "--disable-runtime-dependency-installation"], work / "link", environment))
         _wait_for_port(ports[0])
-        for number, folder in enumerate(folders):
-            own = [str(port) for port in ports[2 + 2 * number : 4 + 2 * number]]
-            node = [tool("flower-supernode"), "--insecure", "--grpc-rere", "--superlink", fleet, "--port", own[0]]
-            node += ["--health-server-address", f"127.0.0.1:{own[1]}"]
-            node += ["--node-config", f'data-dir="{folder}" site-name="{folder.name}"']
-            stack.enter_context(_running(node, work / folder.name, environment))
         home = Path(environment["FLWR_HOME"])
         home.mkdir(parents=True, exist_ok=True)
         (home / "config.toml").write_text(f'[superlink.bench]\naddress = "{control}"\ninsecure = true\n')
-        _flwr_run(floor, "bench", environment, work, {"rounds": rounds, "sites": sites})
         settings = {**SETTINGS, "synthetic-rows": 110, "num-sites": sites, "min-sites": sites, "num-rounds": rounds}
-        settings |= {"tracking": "off", "output-dir": "outputs/run", "round-timeout": 600.0, "spare-rounds": 0}
-        _flwr_run(_REPOSITORY, "bench", environment, work, settings)
-    summary = json.loads((work / "outputs" / "run" / "summary.json").read_text(encoding="utf-8"))
-    return _compare(json.loads((work / "floor.json").read_text()), [entry["seconds"] for entry in summary["history"]])
+        settings |= {"tracking": "off", "round-timeout": 600.0, "spare-rounds": 0}
+        seconds = {}
+        for kind in ("cold", "warm"):
+            with _nodes(work / kind, folders, fleet, ports[2:], environment, warm=kind == "warm"):
+                if kind == "cold":
+                    _flwr_run(floor, "bench", environment, work, {"rounds": rounds, "sites": sites})
+                told = {**settings, "run-name": kind, "output-dir": f"outputs/{kind}"}
+                _flwr_run(_REPOSITORY, "bench", environment, work, told)
+            summary = json.loads((work / "outputs" / kind / "summary.json").read_text(encoding="utf-8"))
+            seconds[kind] = [entry["seconds"] for entry in summary["history"]]
+    base = json.loads((work / "floor.json").read_text())
+    return {**_compare(base, seconds["warm"]), "cold": _compare(base, seconds["cold"])}
+
+
+@contextlib.contextmanager
+def _nodes(
+    work: Path, folders: Sequence[Path], fleet: str, ports: Sequence[int], environment: Mapping[str, str], *, warm: bool
+) -> Iterator[None]:
+    """One SuperNode a site; with `warm`, each with a starter whose forks run its messages."""
+    with contextlib.ExitStack() as stack:
+        for number, folder in enumerate(folders):
+            own, logs = [str(port) for port in ports[2 * number : 2 * number + 2]], work / folder.name
+            node = [tool("flower-supernode"), "--insecure", "--grpc-rere", "--superlink", fleet, "--port", own[0]]
+            node += ["--health-server-address", f"127.0.0.1:{own[1]}"]
+            node += ["--node-config", f'data-dir="{folder}" site-name="{folder.name}"']
+            surroundings = {**environment, "FLWR_HOME": str(logs / ".flwr")}
+            if warm:
+                socket_folder, commands = logs / "run", logs / "bin"
+                commands.mkdir(parents=True)
+                client = [sys.executable, "-I", "-S", str(Path(warm_client.__file__)), str(socket_folder)]
+                (commands / "flwr-clientapp").write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
+                (commands / "flwr-clientapp").chmod(0o755)
+                surroundings["PATH"] = f"{commands}:{surroundings['PATH']}"
+                starter = [sys.executable, "-P", "-c", _STARTER, str(socket_folder)]
+                stack.enter_context(_running(starter, logs / "starter", surroundings))
+                _wait_until(lambda at=socket_folder: (at / warm_client.SOCKET).exists(), "the warm starter")
+            stack.enter_context(_running(node, logs, surroundings))
+        yield
 
 
 def simulated_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
@@ -126,8 +168,7 @@ def _running(words: list[str], log: Path, environment: Mapping[str, str]) -> Ite
     """A process in a folder of its own, ended by its process id afterwards."""
     log.mkdir(parents=True, exist_ok=True)
     with (log / "output").open("w") as output:
-        own = {**environment, "FLWR_HOME": str(log / ".flwr")}
-        process = subprocess.Popen(words, env=own, cwd=log, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(words, env=dict(environment), cwd=log, stdout=output, stderr=subprocess.STDOUT)
         try:
             yield
         finally:
@@ -139,14 +180,20 @@ def _running(words: list[str], log: Path, environment: Mapping[str, str]) -> Ite
                 process.wait()
 
 
-def _wait_for_port(port: int, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def _wait_for_port(port: int) -> None:
+    def listens() -> bool:
         with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) == 0:
-                return
+            return one.connect_ex(("127.0.0.1", port)) == 0
+
+    _wait_until(listens, f"a listener on port {port}")
+
+
+def _wait_until(test: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not test():
+        if time.monotonic() > end:
+            raise RuntimeError(f"no sign of {what} after {seconds:g} s")
         time.sleep(0.3)
-    raise RuntimeError(f"nothing listens on port {port} after {seconds:g} s")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy.supervise import end_with_parent
-from deploy.warm_child import receive
+from deploy.warm_child import receive, run_and_end
 from deploy.warm_client import SOCKET
 
-# What a message imports. Not opendp: it starts threads.
+# What messages import. Not opendp: it draws noise, and whether its generator may be forked is not ours to say.
 MODULES = (
     "flwr.supernode.cli.flwr_clientapp",
     "flwr.app",
@@ -42,6 +42,12 @@ MODULES = (
     "pyarrow.parquet",
     "safetensors.torch",
     "sqlite3",
+    "scipy.special",
+    "scipy.stats",
+    "scipy.optimize",
+    "pandas",
+    "sklearn.linear_model",
+    "dp_accounting.pld.privacy_loss_distribution",
     "cryptography.hazmat.primitives.asymmetric.ec",
     "cryptography.hazmat.primitives.serialization",
 )
@@ -75,7 +81,7 @@ def serve(folder: Path, run: Callable[[], None], modules: Sequence[str] = MODULE
     gc.collect()
     gc.freeze()  # what is here already is not walked, and so not copied, in every child
     if _Starter(folder, listener, environment).work():
-        run()
+        run_and_end(run)
 
 
 class _Starter:

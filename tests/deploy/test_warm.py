@@ -39,7 +39,14 @@ def test_message_gets_arguments_environment_folder_and_outputs(place: Place) -> 
 
 
 @pytest.mark.parametrize(
-    ("body", "code"), [("pass", 0), ("raise ValueError('no')", 1), ("os.kill(os.getpid(), signal.SIGKILL)", 137)]
+    ("body", "code"),
+    [
+        ("pass", 0),
+        ("raise ValueError('no')", 1),
+        ("sys.exit('no')", 1),
+        ("sys.exit(256 + 4)", 4),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+    ],
 )
 def test_message_ends_as_its_process_ended(place: Place, body: str, code: int) -> None:
     with place.starter(body):
@@ -48,8 +55,16 @@ def test_message_ends_as_its_process_ended(place: Place, body: str, code: int) -
     assert place.marks() == ["warm"] * 2
 
 
+def test_message_ends_when_its_threads_have_and_its_exit_functions_ran(place: Place) -> None:
+    body = "import atexit, concurrent.futures\natexit.register(print, 'last')\n"
+    body += "pool = concurrent.futures.ThreadPoolExecutor()\npool.submit(lambda: (time.sleep(0.3), print('thread')))\n"
+    body += "sys.exit(6)"
+    with place.starter(body):
+        assert place.message() == (6, "thread\nlast\n", "")
+
+
 def test_messages_run_side_by_side(place: Place) -> None:
-    with place.starter("sys.exit(int(input()) if False else int(sys.argv[1]))"):
+    with place.starter("sys.exit(int(sys.argv[1]))"):
         clients = [place.client(str(number)) for number in range(8)]
         assert [client.wait(30) for client in clients] == list(range(8))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy.warm_client import SOCKET
-from tests.deploy.warm_cases import COLD, ROOT, Place, end, lives, wait
+from tests.deploy.warm_cases import COLD, GUARDED, ROOT, Place, end, lives, wait
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the starter needs Linux")
 SLEEP = "print(os.getpid(), flush=True); time.sleep(600)"
@@ -254,25 +254,6 @@ def test_no_generator_is_shared_by_two_messages(place: Place, broken: str, share
         first, second = (json.loads(place.message()[1]) for _ in range(2))
     assert place.marks() == ["warm", "warm"]
     assert {name for name in first if first[name] == second[name]} == shared
-
-
-GUARDED = """
-import io, types, zipfile
-from flwr.supercore.fab import Fab
-from flwr.supernode.runtime import run_clientapp
-content = io.BytesIO()
-with zipfile.ZipFile(content, "w") as archive:
-    archive.writestr("pyproject.toml", "")
-fab = types.SimpleNamespace(content=content.getvalue(), hash_str="0" * 64)
-run_clientapp.pull_task_input = lambda client: (None, None, types.SimpleNamespace(run_id=1), fab)
-run_clientapp.HeartbeatSender = lambda _: types.SimpleNamespace(start=lambda: None, is_running=False)
-run_clientapp.push_task_output = lambda **told: print(told["details"], flush=True)
-run_clientapp.install_from_fab = lambda *_, **__: print("INSTALLED", flush=True)
-import importlib.util
-found = importlib.util.spec_from_file_location("real_guard", {path!r})
-guard = importlib.util.module_from_spec(found)
-found.loader.exec_module(guard)
-"""
 
 
 @pytest.mark.parametrize("guarded", [True, False])

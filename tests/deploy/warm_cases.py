@@ -35,6 +35,25 @@ with open(os.environ["RAN"], "a") as file:
 sys.exit({COLD})
 """
 
+# The site's own check, with Flower's part of a message that brings a package which nobody approved.
+GUARDED = """
+import io, types, zipfile
+from flwr.supercore.fab import Fab
+from flwr.supernode.runtime import run_clientapp
+content = io.BytesIO()
+with zipfile.ZipFile(content, "w") as archive:
+    archive.writestr("pyproject.toml", "")
+fab = types.SimpleNamespace(content=content.getvalue(), hash_str="0" * 64)
+run_clientapp.pull_task_input = lambda client: (None, None, types.SimpleNamespace(run_id=1), fab)
+run_clientapp.HeartbeatSender = lambda _: types.SimpleNamespace(start=lambda: None, is_running=False)
+run_clientapp.push_task_output = lambda **told: print(told["details"], flush=True)
+run_clientapp.install_from_fab = lambda *_, **__: print("INSTALLED", flush=True)
+import importlib.util
+found = importlib.util.spec_from_file_location("real_guard", {path!r})
+guard = importlib.util.module_from_spec(found)
+found.loader.exec_module(guard)
+"""
+
 
 class Place:
     """A site's folder with its commands, and an environment in which the cold way only leaves a mark."""

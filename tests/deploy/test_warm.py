@@ -154,6 +154,14 @@ def test_message_of_a_starter_that_hangs_runs_once(place: Place) -> None:
     assert place.marks() == ["cold", "warm"]
 
 
+def test_nothing_runs_before_the_client_said_go(place: Place) -> None:
+    silent = "import sys, deploy.warm_client as client; client._hand_over(sys.argv[1], [])"
+    with place.starter("pass"):
+        subprocess.run([sys.executable, "-c", silent, str(place.run)], env=place.environment, check=True, timeout=30)
+        assert place.message()[0] == 0
+    assert place.marks() == ["warm"]
+
+
 @pytest.mark.parametrize(
     ("answers", "cold"), [(b"", True), (b"x1\n", True), (b"r", True), (b"r1\n", False), (b"r1\nx", False)]
 )

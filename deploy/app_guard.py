@@ -4,10 +4,10 @@ Under process isolation a SuperNode starts no app itself: the site's own SuperEx
 which pulls the package and imports it. `guard_folder` puts a command of that name first on the path; it is this module,
 which checks the package between the pull and the import. Three things are checked, since Flower finds the code by a
 name and a shortened digest that the server states: the digest of the bytes, that the server states the same, and that
-the code is loaded from where these bytes were unpacked, a fresh folder each time.
+the code is loaded from where these bytes were unpacked, a fresh folder each time, and from nowhere else.
 
 The module imports nothing of the project's at its top: the app brings modules of the same names, and those that are
-loaded already would run instead of what was approved.
+loaded already would run instead of what was approved. It refuses such an app.
 """
 
 from __future__ import annotations
@@ -24,21 +24,27 @@ from typing import Any
 _TASKS = ("flwr-serverapp", "flwr-agentapp", "flwr-connector", "flwr-model", "flwr-simulation")
 _REFUSED_SUFFIX = ".refused.fab"
 _KEPT_REFUSED = 5
+_COLD = "-P -m deploy.app_guard"
 
 
 class AppRefused(Exception):
     """The package is not one that the site approved. Its text goes to the server: digests only."""
 
 
-def guard_folder(site: Path) -> Path:
+def guard_folder(site: Path, warm: Path | None = None) -> Path:
     """Write the commands by which Flower starts apps at a site, and return their folder.
 
     `flwr-clientapp` checks before it runs; the commands for other kinds of tasks refuse, since a site runs none.
+
+    Args:
+        site: the site's folder.
+        warm: the folder with a warm starter's socket (`deploy.warm`), if apps are to start that way.
     """
     folder = site.resolve() / "bin"
     folder.mkdir(parents=True, exist_ok=True)
     python = shlex.quote(sys.executable)
-    _write_command(folder / "flwr-clientapp", f'exec {python} -P -m deploy.app_guard "$@"')
+    client = f"-I -S {_quoted(Path(__file__).with_name('warm_client.py'))} {_quoted(warm)}" if warm else _COLD
+    _write_command(folder / "flwr-clientapp", f'exec {python} {client} "$@"')
     for name in _TASKS:
         _write_command(folder / name, f"echo '{name}: a site runs client apps only' >&2; exit 1")
     return folder
@@ -114,6 +120,9 @@ def _install_check(site: Path) -> None:
         installed = Path(install(content, **options))
         if installed.resolve() != get_project_dir(run.fab_id, run.fab_version, package.hash_str).resolve():
             raise AppRefused("the app would be loaded from another place than its package was unpacked to")
+        loaded = sorted({path.name.split(".")[0] for path in installed.iterdir()} & sys.modules.keys())
+        if loaded:
+            raise AppRefused(f"the app brings {loaded[0]}, which is loaded here already and would run in its place")
         return installed
 
     run_clientapp.pull_task_input = pull_and_note
@@ -131,6 +140,10 @@ def _keep(folder: Path, digest: str, content: bytes) -> None:
     refused = sorted(folder.glob(f"*{_REFUSED_SUFFIX}"), key=lambda kept: kept.stat().st_mtime)
     for old in refused[:-_KEPT_REFUSED]:
         old.unlink(missing_ok=True)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path.resolve()))
 
 
 def _write_command(path: Path, line: str) -> None:

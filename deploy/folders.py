@@ -6,6 +6,7 @@ Only this module knows the command lines of the pinned Flower release.
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ class ServerSettings(_Settings):
 class SiteSettings(_Settings):
     """site.toml. `server` is host:port of the server's gRPC link; the other ports stay on loopback.
 
-    `device` is where this site computes, whatever a run says; empty leaves it to the run.
+    `device` is where this site computes, whatever a run says; empty leaves it to the run. `warm_start` keeps a process
+    with the libraries loaded, from which each message's starts (450 MB of memory, for some seconds a message).
     """
 
     name: SiteName
@@ -72,6 +74,7 @@ class SiteSettings(_Settings):
     health_port: Port = 9095
     data_file: str = "site.parquet"
     device: Annotated[str, StringConstraints(pattern=r"^(|auto|cpu|cuda(:[0-9]{1,3})?)$")] = ""
+    warm_start: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,16 +163,21 @@ class SiteFolder:
         """The site's embeddings."""
         return self.path / self.settings.data_file
 
+    @property
+    def warm(self) -> Path | None:
+        """Where the socket of the warm starter lies, if there is to be one: it needs Linux."""
+        return self.path.resolve() / "run" if self.settings.warm_start and sys.platform == "linux" else None
+
     def environment(self) -> dict[str, str]:
         """Of the site's programs: the commands that would run an app are ours, first on the path."""
         from deploy.app_guard import guard_folder
 
         environment = _environment(self.path, self.path)
-        guarded = guard_folder(self.path)
+        guarded = guard_folder(self.path, self.warm)
         return {**environment, "PATH": f"{guarded}:{environment['PATH']}", "FEDHYPEVAE_SITE": str(self.path.resolve())}
 
     def programs(self) -> tuple[Program, ...]:
-        """The SuperNode, and the process that starts the app: apart, so that we choose what starts it."""
+        """The SuperNode, and the process that starts the app: apart, so that we choose what starts it, and how fast."""
         settings = self.settings
         secret = str(self.path / "keys" / "superexec.secret")
         node_config = " ".join(
@@ -196,10 +204,14 @@ class SiteFolder:
             *("--insecure", "--runtime-api-address", f"127.0.0.1:{settings.runtime_port}"),
             *("--superexec-auth-secret-file", secret),
         ]
-        return (
+        programs = (
             Program("supernode", tuple(supernode), self.path / "logs" / "supernode.log"),
             Program("app", tuple(superexec), self.path / "logs" / "app.log"),
         )
+        if self.warm is None:
+            return programs
+        starter = (sys.executable, "-P", "-m", "deploy.warm", str(self.warm))
+        return (*programs, Program("starter", starter, self.path / "logs" / "starter.log"))
 
 
 def _environment(folder: Path, work: Path) -> dict[str, str]:

@@ -157,7 +157,7 @@ def _start(program: Program, environment: Mapping[str, str], folder: Path) -> su
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
 
 
@@ -170,7 +170,7 @@ def _open_log(path: Path) -> IO[bytes]:
     return os.fdopen(descriptor, "ab")
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask the kernel to end this process when its parent dies, however it dies (Linux)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

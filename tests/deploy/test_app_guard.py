@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -144,7 +145,7 @@ def test_guard_folder_refuses_every_other_kind_of_task(tmp_path: Path) -> None:
 
 
 def test_app_guard_loads_no_module_that_an_app_brings() -> None:
-    code = "import sys, deploy.app_guard; print([m for m in sys.modules if m.split('.')[0] in "
+    code = "import sys, deploy.app_guard, deploy.warm; print([m for m in sys.modules if m.split('.')[0] in "
     code += "('common', 'client_app', 'embeddings', 'server_app')])"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -154,3 +155,35 @@ def test_app_guard_loads_no_module_that_an_app_brings() -> None:
         cwd=Path(app_guard.__file__).parents[1],
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("brought", ["client_app", "numpy"])
+def test_app_that_brings_a_loaded_module_is_refused(
+    site: SiteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brought: str
+) -> None:
+    """What is loaded already would run in place of the app's own; an app of other names is installed."""
+    from flwr.common.config import get_project_dir
+    from flwr.supernode.runtime import run_clientapp
+
+    content = package(**{f"{brought}__app": "x = 1\n"})
+    (site.path / "policy.toml").write_text(policy_template("trial", approved_app_digests=(digest(content),)))
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
+    folder = get_project_dir("a/b", "1.0", digest(content))
+
+    def install(content: bytes) -> Path:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(folder)
+        return folder
+
+    arrived = (None, None, SimpleNamespace(fab_id="a/b", fab_version="1.0"),
+               SimpleNamespace(content=content, hash_str=digest(content)))  # fmt: skip
+    monkeypatch.setattr(run_clientapp, "pull_task_input", lambda _: arrived)
+    monkeypatch.setattr(run_clientapp, "install_from_fab", install)
+    monkeypatch.setattr(sys, "modules", {name: sys.modules[name] for name in sys.modules if name != "client_app"})
+    app_guard._install_check(site.path)
+    run_clientapp.pull_task_input(None)
+    if brought == "client_app":
+        assert run_clientapp.install_from_fab(content) == folder
+    else:
+        with pytest.raises(AppRefused, match="numpy, which is loaded here already"):
+            run_clientapp.install_from_fab(content)

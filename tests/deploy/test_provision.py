@@ -64,11 +64,25 @@ def test_site_starts_apps_through_its_own_command(tmp_path: Path) -> None:
     enrol(folder)
     environment = SiteFolder(folder).environment()
     assert environment["PATH"].split(":")[0] == str(folder.resolve() / "bin")
-    supernode, superexec = (" ".join(program.command) for program in SiteFolder(folder).programs())
+    supernode, superexec, starter = (" ".join(program.command) for program in SiteFolder(folder).programs())
     assert "--superlink fl.example.org:9092" in supernode
     assert "--insecure" not in supernode
     assert "--isolation process" in supernode
     assert "--runtime-api-address 127.0.0.1:9094" in superexec
+    assert starter.endswith(f"-m deploy.warm {folder.resolve() / 'run'}")
+
+
+def test_site_may_start_apps_cold(tmp_path: Path) -> None:
+    folder = made(tmp_path) / "sites" / "st-anna"
+    enrol(folder)
+    command = folder / "bin" / "flwr-clientapp"
+    SiteFolder(folder).environment()
+    assert "warm_client.py" in command.read_text()
+    settings = folder / "site.toml"
+    settings.write_text(settings.read_text().replace("warm_start = true", "warm_start = false"))
+    assert [program.name for program in SiteFolder(folder).programs()] == ["supernode", "app"]
+    SiteFolder(folder).environment()
+    assert command.read_text().endswith('-P -m deploy.app_guard "$@"\n')
 
 
 def test_init_site_makes_key_policy_and_ledger_once(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def clone_site(federation: Federation, name: str) -> SiteFolder:
     """A site's folder with a key that the server does not know."""
     folder = federation.root / name
     shutil.copytree(
-        federation.sites["site-1"].path, folder, ignore=shutil.ignore_patterns("keys", "logs", ".flwr", "bin")
+        federation.sites["site-1"].path, folder, ignore=shutil.ignore_patterns("keys", "logs", ".flwr", "bin", "run")
     )
     make_node_key(folder / "keys" / "node")
     shutil.copy(federation.sites["site-1"].path / "keys" / "superexec.secret", folder / "keys")

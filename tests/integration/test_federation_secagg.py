@@ -41,7 +41,10 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 def masked_of(federation: Federation, name: str, round_key: str) -> bool:
     """Whether a site has just sent its masked vector of a round and waits to be asked for shares."""
     for path in (federation.sites[name].path / "state").glob("*/secagg.json"):
-        values = json.loads(path.read_text())
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError):  # it is being erased
+            continue
         if values["round_key"] == round_key and values["payload_digest"]:
             return True
     return False

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _LIMIT_S = 900.0
 # a site's starter without its guard, since no app is approved here
 _STARTER = """
 import sys
+from functools import partial
 from pathlib import Path
 from deploy.warm import serve
 from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
@@ -89,7 +91,7 @@ def _nodes(
                 surroundings["PATH"] = f"{commands}:{surroundings['PATH']}"
                 starter = [sys.executable, "-P", "-c", _STARTER, str(socket_folder)]
                 stack.enter_context(_running(starter, logs / "starter", surroundings))
-                _wait_until(lambda at=socket_folder: (at / warm_client.SOCKET).exists(), "the warm starter")
+                _wait_until(partial(Path.exists, socket_folder / warm_client.SOCKET), "the warm starter")
             stack.enter_context(_running(node, logs, surroundings))
         yield
 

@@ -40,7 +40,7 @@ test-simulation: $(STAMP)  ## flwr run in simulation
 
 # most of it is waiting (a dead node is noticed after a minute): the federations run side by side, each in its worker
 test-federation: $(STAMP)  ## real processes with TLS and node keys on this machine
-	$(PYTEST) tests/integration -m federation -n 3 --dist loadfile --durations=0
+	$(PYTEST) tests/integration -m federation -n 5 --dist loadfile --durations=0
 
 test-compose:  ## the compose demo on a real container engine (root and namespaces)
 	PYTHON="$(PYTHON)" bash tests/compose/run.sh

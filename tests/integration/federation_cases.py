@@ -14,19 +14,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from common.config import RunConfig
+from client_app.ledger import Ledger
+from client_app.site import load_policy
+from common.config import RunConfig, Scalar
 from deploy.app_package import build_package, digest_of
 from deploy.environment import SETTINGS
 from deploy.folders import ServerFolder, SiteFolder
 from deploy.provision import FederationPlan, init_site, provision
 from deploy.registry import list_sites, register
+from server_app.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTS = ("common", "server_app", "client_app", "embeddings")
 RUN_EPSILON = 3.0
+ROUNDS = 5
+RUN_SETTINGS: dict[str, Scalar] = {
+    "num-rounds": ROUNDS,
+    "num-sites": 3,
+    "min-sites": 2,
+    "round-timeout": 400.0,
+    "epsilon": 2.0,
+    "synthetic-rows": 500,
+    "meta-steps": 20,
+}
 
 
 def free_ports(count: int) -> list[int]:
@@ -69,19 +83,25 @@ class Process:
         )  # fmt: skip
 
     def kill(self) -> None:
-        """SIGKILL to the node and everything it started."""
+        """SIGKILL to the node and everything it started, in whatever group: as when the machine dies."""
+        below = descendants_of(self.process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        kill_all(below)
         self.process.wait()
         self._log.close()
 
     def end(self) -> None:
-        """SIGTERM, as systemd would."""
+        """End as systemd would."""
+        self.ask_to_end()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        self.kill()
+
+    def ask_to_end(self) -> None:
+        """SIGTERM."""
         if self.process.poll() is None:
             self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
-        self.kill()
 
 
 class Federation:
@@ -128,12 +148,13 @@ class Federation:
         self.start_server()
         self.bring_sites()
 
-    def bring_sites(self) -> None:
-        """Register every site, start it, and wait until all are connected."""
+    def bring_sites(self, *names: str) -> None:
+        """Register every site; start those that are named, or all, and wait until they are connected."""
         for name, site in self.sites.items():
             register(self.server, name, site.node_key.with_suffix(".pub"))
+        for name in names or self.sites:
             self.start_site(name)
-        self.wait_connected(*self.sites)
+        self.wait_connected(*(names or self.sites))
 
     def start_site(self, name: str) -> None:
         start, output = ["site", "start", "--no-check"], self.root / f"{name}.out"
@@ -158,7 +179,9 @@ class Federation:
         )
 
     def end(self) -> None:
-        for process in reversed(list(self.running.values())):
+        for process in self.running.values():
+            process.ask_to_end()
+        for process in self.running.values():
             process.end()
 
     def program_pid(self, name: str, program: str) -> int:
@@ -182,6 +205,19 @@ def children_of(pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(word) for word in (task / "children").read_text().split()]
     return [child for child in found if _lives(child)]
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Children of a process, their children, and so on."""
+    children = children_of(pid)
+    return [*children, *(below for child in children for below in descendants_of(child))]
+
+
+def kill_all(pids: Sequence[int]) -> None:
+    """SIGKILL to those that are left."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _lives(pid: int) -> bool:
@@ -240,3 +276,28 @@ def running(federation: Federation) -> Iterator[Federation]:
         yield federation
     finally:
         federation.end()
+
+
+def rounds_done(federation: Federation, output: str) -> int:
+    try:
+        return load_checkpoint(federation.server.work / output)[0].round
+    except Exception:
+        return -1
+
+
+def wait_for_round(federation: Federation, output: str, number: int) -> None:
+    wait_for(f"{number} rounds of {output}", lambda: rounds_done(federation, output) >= number, 600)
+
+
+def summary_of(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "summary.json").read_text())
+    return found
+
+
+def charged_events(site: SiteFolder, run: str) -> int:
+    """How many events a site's ledger holds against a run; opening it checks its whole chain."""
+    policy = load_policy(site.path / "policy.toml")
+    with Ledger.open(policy.ledger_path(site.path), policy.cohort_id, read_only=True) as ledger:
+        spent = ledger.spent(policy.lifetime_delta)
+        assert spent.epsilon <= policy.lifetime_epsilon
+        return sum(event.count for event in ledger.runs[run].charged)

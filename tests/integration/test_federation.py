@@ -1,57 +1,40 @@
-"""A real server and three real sites, with TLS and node keys, killed in every way in turn.
+"""A real server and three real sites, with TLS and node keys: strangers, kills, sites that come and go.
 
-One federation serves all steps, since starting one takes most of the time; each step has its own run.
+One federation serves all steps, since starting one takes most of the time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
-from client_app.ledger import Ledger
-from client_app.site import load_policy
-from common.config import Scalar
-from common.errors import FederationError, FedHypeVAEError
-from deploy.app_package import build_package, digest_of
-from deploy.approve import approve_app, describe_app
+from common.errors import FederationError
 from deploy.folders import SiteFolder
 from deploy.keys import make_authority, make_node_key
 from deploy.registry import list_sites, register, revoke
 from deploy.remote import follow, start_run
 from server_app.checkpoint import load_checkpoint
 from tests.integration.federation_cases import (
-    REPOSITORY,
+    ROUNDS,
+    RUN_SETTINGS,
     Federation,
+    charged_events,
     children_of,
-    copy_app,
     demo_data,
     free_ports,
+    summary_of,
     wait_for,
+    wait_for_round,
 )
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.timeout(2400)]
-ROUNDS = 5
-LINE = '"site": place.name,'
-CHANGED = '"site": (place.folder / "ran").write_bytes(place.records.read_bytes()) and place.records.read_bytes().hex(),'
-SETTINGS: dict[str, Scalar] = {
-    "num-rounds": ROUNDS,
-    "num-sites": 3,
-    "min-sites": 2,
-    "round-timeout": 400.0,
-    "epsilon": 2.0,
-    "synthetic-rows": 500,
-    "meta-steps": 20,
-}
 
 
 @pytest.fixture(scope="module")
@@ -66,33 +49,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         yield made
     finally:
         made.end()
-
-
-def rounds_done(federation: Federation, output: str) -> int:
-    try:
-        return load_checkpoint(federation.server.work / output)[0].round
-    except Exception:
-        return -1
-
-
-def wait_for_round(federation: Federation, output: str, number: int) -> None:
-    wait_for(f"{number} rounds of {output}", lambda: rounds_done(federation, output) >= number, 600)
-
-
-def summary_of(output: Path) -> dict[str, Any]:
-    import json
-
-    found: dict[str, Any] = json.loads((output / "summary.json").read_text())
-    return found
-
-
-def charged_events(site: SiteFolder, run: str) -> int:
-    """How many events a site's ledger holds against a run; opening it checks its whole chain."""
-    policy = load_policy(site.path / "policy.toml")
-    with Ledger.open(policy.ledger_path(site.path), policy.cohort_id, read_only=True) as ledger:
-        spent = ledger.spent(policy.lifetime_delta)
-        assert spent.epsilon <= policy.lifetime_epsilon
-        return sum(event.count for event in ledger.runs[run].charged)
 
 
 def test_federation_link_is_grpc_and_closed_to_strangers(federation: Federation) -> None:
@@ -125,7 +81,7 @@ def test_federation_refuses_a_wrong_authority_and_an_unregistered_key(federation
 def test_federation_completes_though_a_site_and_the_superlink_are_killed_and_another_comes_and_goes(
     federation: Federation,
 ) -> None:
-    settings = {**SETTINGS, "output-dir": "outputs/kills"}
+    settings = {**RUN_SETTINGS, "output-dir": "outputs/kills"}
     run = start_run(federation.server, federation.app, settings)
     wait_for_round(federation, "outputs/kills", 1)
     app = federation.program_pid("site-3", "app")
@@ -164,69 +120,6 @@ def test_federation_completes_though_a_site_and_the_superlink_are_killed_and_ano
             assert 1 + used <= charged <= 1 + ROUNDS  # statistics, and each round that was used
         else:
             assert used <= charged <= used + 1  # it came after the statistics
-
-
-def test_federation_resumes_after_the_server_app_is_killed_and_takes_no_garbage(federation: Federation) -> None:
-    federation.running.pop("site-3").end()
-    # unpacked, so that each kind of garbage is seen for what it is; packed garbage is tested at the exchange
-    settings = {**SETTINGS, "wire-bits": 32, "output-dir": "outputs/resumed"}
-    with rogue(federation, "site-3"):
-        run = start_run(federation.server, federation.app, settings)
-        wait_for_round(federation, "outputs/resumed", 2)
-        executor = federation.program_pid("server", "server-app")
-        (server_app,) = children_of(executor)
-        os.kill(server_app, signal.SIGKILL)
-        with pytest.raises(Exception, match="--resume"):
-            follow(federation.server, run, federation.app, settings, print, patience_s=300)
-        done = rounds_done(federation, "outputs/resumed")
-        again = {**settings, "resume": True}
-        run = start_run(federation.server, federation.app, again)
-        output = follow(federation.server, run, federation.app, again, print, patience_s=900)
-    summary = summary_of(output)
-    assert 2 <= done < ROUNDS
-    assert summary["rounds_taken_part"] == [["site-1", "site-2"]] * ROUNDS  # none of the rogue's replies was used
-    reasons = [missing["site-3"] for missing in summary["rounds_missing"]]
-    for reason, words in zip(
-        reasons, ("not finite", "must be float32 of shape", "allow-list", "float64", "norm"), strict=True
-    ):
-        assert words in reason
-    for name in ("site-1", "site-2"):
-        # the interrupted round may have been charged before the kill; the same bytes are sent again, and charged once
-        assert charged_events(federation.sites[name], summary["run"]) == 1 + ROUNDS
-
-
-def test_changed_app_runs_only_where_it_was_approved(federation: Federation) -> None:
-    sites = [federation.sites[name] for name in ("site-1", "site-2")]
-    changed = copy_app(federation.root / "changed-app")
-    path = changed / "client_app" / "app.py"
-    text = path.read_text()
-    assert text.count(LINE) == 1
-    path.write_text(text.replace(LINE, CHANGED))
-    digest = digest_of(build_package(changed))
-    assert digest != federation.digest
-    original = federation.root / "original.fab"
-    original.write_bytes(build_package(federation.app))
-    for site in sites:
-        approve_app(site, describe_app(site, federation.digest, original))
-
-    settings = {"num-rounds": 1, "num-sites": 2, "min-sites": 2, "round-timeout": 200.0}
-    run = start_run(federation.server, changed, settings)
-    with pytest.raises(FedHypeVAEError, match="refused the app"):
-        follow(federation.server, run, changed, settings, print, patience_s=500)
-    for site in sites:
-        assert not (site.path / "ran").exists()
-        assert (site.apps / f"{digest}.refused.fab").is_file()
-
-    # the control: where a person saw the changed line and approved it, it does run, and there alone
-    first, second = sites
-    shown = describe_app(first, digest)
-    assert any(line == f"+            {CHANGED}" for line in shown.lines)
-    approve_app(first, shown)
-    run = start_run(federation.server, changed, settings)
-    with pytest.raises(FedHypeVAEError, match="refused the app"):
-        follow(federation.server, run, changed, settings, print, patience_s=500)
-    assert (first.path / "ran").exists()
-    assert not (second.path / "ran").exists()
 
 
 def last_taken(federation: Federation, output: str) -> tuple[str, ...]:
@@ -275,31 +168,3 @@ def clone_site(federation: Federation, name: str) -> SiteFolder:
         "\n".join([*kept, *(f"{key} = {value}" for key, value in changed.items())]) + "\n"
     )
     return SiteFolder(folder)
-
-
-@contextlib.contextmanager
-def rogue(federation: Federation, name: str) -> Iterator[None]:
-    """A site under whose key a program sends garbage."""
-    import subprocess
-    import sys
-
-    from deploy.supervise import end_processes
-
-    site = federation.sites[name]
-    commands = federation.root / "rogue-bin"
-    commands.mkdir()
-    (commands / "flwr-clientapp").write_text(
-        f'#!/bin/sh\nexec {sys.executable} {REPOSITORY}/tests/integration/rogue_app.py "$@"\n'
-    )
-    (commands / "flwr-clientapp").chmod(0o755)
-    environment = {**site.environment(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    environment["PATH"] = f"{commands}:{environment['PATH']}"
-    processes = []
-    try:
-        for program in site.programs():
-            log = (site.path / "logs" / f"rogue-{program.name}.log").open("ab")
-            processes.append(subprocess.Popen(program.command, env=environment, cwd=site.path, stdout=log, stderr=log))
-        federation.wait_online(name)
-        yield
-    finally:
-        end_processes(processes)

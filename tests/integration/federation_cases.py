@@ -77,6 +77,7 @@ class Process:
     def __init__(self, verb: list[str], folder: Path, output: Path, prefix: Sequence[str] = ()) -> None:
         self._log = output.open("ab")
         self.output = output
+        self._below: list[int] = []
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "deploy.cli", *verb, str(folder)],
             cwd=folder, env=environment(), stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -84,7 +85,7 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to the node and everything it started, in whatever group: as when the machine dies."""
-        below = descendants_of(self.process.pid)
+        below = [*self._below, *descendants_of(self.process.pid)]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         kill_all(below)
@@ -101,6 +102,7 @@ class Process:
     def ask_to_end(self) -> None:
         """SIGTERM."""
         if self.process.poll() is None:
+            self._below = descendants_of(self.process.pid)  # Flower's apps outlive the program that started them
             self.process.terminate()
 
 

@@ -95,3 +95,17 @@ def test_rendering_takes_means_over_sites_then_seeds() -> None:
 
     text = mixed_widths.render([record(1, 0.5), record(2, 0.7)])
     assert "| mh_pfedhn | linear | 90.0/70.0 (14.1) | 80.0/50.0 (0.0) | 80.0/60.0 (0.0) | +20.0 | 2 |" in text
+
+
+def test_kept_results_show_that_sites_of_mixed_widths_gain_from_each_other() -> None:
+    path = mixed_widths.RESULTS / "mixed_widths.json"
+    if not path.is_file():
+        pytest.skip("no results/mixed_widths.json: run make bench-widths")
+    records = [one for one in json.loads(path.read_text(encoding="utf-8")) if one["method"] == "mh_pfedhn"]
+    assert len({one["seed"] for one in records}) >= 3
+    sites = [site for one in records for site in one["sites"]]
+    assert {site["width"] for site in sites} == set(mixed_widths.ENCODERS.values())
+    for name in {site["architecture"] for site in sites}:
+        mine = [site for site in sites if site["architecture"] == name]
+        shared, alone = (sum(site[column][1] for site in mine) for column in ("personal", "local_same"))
+        assert shared > alone, name

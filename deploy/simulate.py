@@ -23,6 +23,8 @@ from deploy.environment import flower_environment, tool
 
 _DAEMON_PORT = os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091")  # Flower's own name and default
 _SETTLE_S = 60.0
+# Flower gives its daemon 15 seconds to start, which a busy machine or a cold disk takes for its imports alone
+_SLOW_START, _STARTS = "Failed to start local SuperLink within", 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(
     r"^(INFO|WARNING|DEBUG) *:|^\d\d/\d\d/\d{4} |FutureWarning|^warnings.warn|pid=\d+|SuperLink"
@@ -70,14 +72,26 @@ def simulate(
     try:
         with staged_app(app_folder) as staged:
             command = [tool("flwr"), "run", str(staged), *options]
-            process = subprocess.Popen(
-                command, env=environment, cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            tail = show_lines(process.stdout or (), verbose)
-            code = process.wait()
+            for tries_left in range(_STARTS, 0, -1):
+                code, tail = _watched(command, environment, work_folder, verbose)
+                if not any(_SLOW_START in line for line in tail) or tries_left == 1:
+                    break
+                print("this machine is busy: Flower's SuperLink did not start within 15 s; trying again", flush=True)
+                end_daemons(local_superlinks() - before)
         return _outcome(output, code, tail, environment, work_folder)
     finally:
         end_daemons(local_superlinks() - before)
+
+
+def _watched(
+    command: list[str], environment: Mapping[str, str], work_folder: Path, verbose: bool
+) -> tuple[int, list[str]]:
+    """Exit code of a command whose own lines are shown as they come, and its last lines."""
+    process = subprocess.Popen(
+        command, env=dict(environment), cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    tail = show_lines(process.stdout or (), verbose)
+    return process.wait(), tail
 
 
 def end_daemons(pids: Iterable[int]) -> None:

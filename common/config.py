@@ -214,7 +214,7 @@ class FederationConfig(Concern):
     pool: str = ""
     resume: bool = False
     run_name: str = ""
-    wire_bits: Literal[32, 16, 8, 6] = 8
+    wire_bits: Literal[32, 16, 8, 6] = 6
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
     tracking: Literal["tensorboard", "mlflow", "off"] = "tensorboard"
 

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -157,9 +158,9 @@ def sampling_records(speed: Mapping[str, Any]) -> Records:
 # name -> (result's file, command, most seconds, reader)
 PARTS: dict[str, tuple[str, list[str], float, Callable[[Mapping[str, Any]], Records]]] = {
     "step": ("step_cost", ["benchmarks.step_cost", "--seconds", "3"], 420, step_records),
-    "round": ("round", ["benchmarks.round", "--rounds", "4"], 480, round_records),
+    "round": ("round", ["benchmarks.round", "--rounds", "4"], 600, round_records),
     "bytes": ("compression", [], 0, bytes_records),
-    "server": ("server", ["benchmarks.server"], 300, server_records),
+    "server": ("server", ["benchmarks.server"], 420, server_records),
     "whole": ("whole", ["benchmarks.whole", "--rounds", "1", "--turns", "3"], 240, whole_records),
     "sampling": ("synthesize_speed", ["benchmarks.synthesize_speed"], 150, sampling_records),
 }
@@ -174,7 +175,18 @@ def measure(part: str, left: float) -> str:
     if limit < 30:
         return "no time was left of the twenty minutes"
     words = [sys.executable, "-m", *command]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
+    with tempfile.TemporaryFile() as errors:  # torch's profiler writes hundreds of lines there
+        trouble = _finish(
+            subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True), limit
+        )
+        if trouble:
+            errors.seek(0)
+            print(errors.read()[-3000:].decode(errors="replace"), file=sys.stderr)
+    return trouble
+
+
+def _finish(process: subprocess.Popen[bytes], limit: float) -> str:
+    """Wait for a script, end it if it takes too long; returns what went wrong, or nothing."""
     try:
         code = process.wait(limit)
     except subprocess.TimeoutExpired:

@@ -40,7 +40,7 @@ def _step(result: dict[str, Any], plt: Any) -> Any:
 
 
 def _message(result: dict[str, Any], plt: Any) -> Any:
-    figure, panel = plt.subplots(figsize=(8, 3))
+    figure, (panel, rounds) = plt.subplots(1, 2, figsize=(13, 3), width_ratios=(3, 2))
     message = result["message"]
     parts = message["our_parts_cpu_seconds"]
     inner = {name.split(": ", 1)[1]: value for name, value in parts.items() if name.startswith("handler: ")}
@@ -53,15 +53,29 @@ def _message(result: dict[str, Any], plt: Any) -> Any:
             left += value
     panel.barh("floor", message["floor_cpu_seconds"], color="lightgrey")
     panel.set(xlabel="processor seconds of a fresh process for one training message")
-    panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    panel.legend(fontsize=7, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    _rounds(result, rounds)
     return figure
+
+
+def _rounds(result: dict[str, Any], panel: Any) -> None:
+    """Seconds of the rounds over real processes: one point a round."""
+    if "loopback" not in result:
+        panel.set_axis_off()
+        return
+    warm = result["loopback"]
+    kinds = {"warm sites": warm["ours_seconds"], "fresh processes": warm["cold"]["ours_seconds"]}
+    for name, seconds in {**kinds, "floor": warm["floor_seconds"]}.items():
+        panel.plot(seconds, [name] * len(seconds), "o", color="lightgrey" if name == "floor" else "#e07b39")
+    panel.set(xlabel=f"seconds of a round of {result['sites']} sites, over real processes", xlim=(0, None))
+    panel.margins(y=0.3)
 
 
 def _server(result: dict[str, Any], plt: Any) -> Any:
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.4))
     rows = result["loop"]
     panels[0].semilogx([row["sites"] for row in rows], [row["milliseconds_per_site_round"] for row in rows], "o-")
-    panels[0].set(title="plain loop", xlabel="sites", ylabel="ms a site and round", ylim=(0, None))
+    panels[0].set(title="plain loop", xlabel="sites", ylabel="ms a site and round", ylim=(0, 7))
     alone = result["server_alone"]
     panels[1].semilogx([row["sites"] for row in alone], [row["peak_memory_mib"] for row in alone], "o-")
     panels[1].set(title="the server alone", xlabel="sites", ylabel="peak memory, MiB", ylim=(0, None))

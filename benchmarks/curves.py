@@ -5,8 +5,8 @@
 
 Each curve is a picture and its data as JSON in `benchmarks/results/curves/`. Against ε there is a second picture: what
 other heads make of the synthetic set, and how near it is to real rows. Points that are there are not run again: after a
-change of settings start with `--fresh`. One seed and 5,000 synthetic rows (20,000 against ε, for heads that compare
-distances), so that all of it takes minutes: the table has the spreads over seeds.
+change of settings start with `--fresh`. One seed and 5,000 synthetic rows, so that all of it takes minutes: the table
+has the spreads over seeds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CURVES: dict[str, tuple[float, ...]] = {
 # method and trust; generators that cost many times the others stand in the first curve and in the table alone
 _LINES = ("dp_gauss/local", "dp_fedsgd/local", "fedhypevae_tied/local", "fedhypevae_tied/secagg")
 _MORE_LINES = {"epsilon": ("dp_cgan/local", "dp_cvae/local", "fedhypevae/local")}
-_ROWS = {"epsilon": 20_000, "sites": 5_000, "alpha": 5_000}
+SYNTHETIC_ROWS = 5_000
 _SCORES = ("synthetic_only", "mixed", "own_lambda", "local_only")
 _JUDGED = {"mmd2": "MMD² to real rows", "coverage": "coverage", "knn": "balanced accuracy of a kNN head, %"}
 _LABELS = {"epsilon": "ε (δ = 1e-4)", "sites": "sites, 25,211 records in all", "alpha": "Dirichlet α (last: IID)"}
@@ -58,7 +58,7 @@ def point(curve: str, value: float, row: Row, seed: int) -> dict[str, Any]:
     if curve not in CURVES:
         raise ConfigError(f"unknown curve {curve!r}, expected one of {', '.join(CURVES)}")
     torch.set_num_threads(1)
-    changes: dict[str, Scalar] = {"synthetic-rows": _ROWS[curve]}
+    changes: dict[str, Scalar] = {"synthetic-rows": SYNTHETIC_ROWS}
     num_sites, alpha = ORGAN_SITES, 0.0
     if curve == "epsilon":
         changes["epsilon"] = value

@@ -65,7 +65,7 @@ class SiteSettings(_Settings):
     """site.toml. `server` is host:port of the server's gRPC link; the other ports stay on loopback.
 
     `device` is where this site computes, whatever a run says; empty leaves it to the run. `warm_start` keeps a process
-    with the libraries loaded, from which each message's starts (450 MB of memory, for some seconds a message).
+    with the libraries loaded, from which each message's starts (475 MB of memory, for some seconds a message).
     """
 
     name: SiteName

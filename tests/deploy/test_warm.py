@@ -254,10 +254,15 @@ LIBRARIES = ("numpy.random", "torch", "randomgen")
 
 
 @pytest.mark.parametrize(
-    ("broken", "shared"), [("", set()), ("deploy.warm_child._seed = lambda: None", {"numpy", "torch"})]
+    ("broken", "shared"),
+    [
+        ("", set()),
+        ("deploy.warm_child._seed = lambda: None", {"numpy", "torch"}),
+        ("import secrets; secrets.randbits = random.Random(0).getrandbits", {"noise"}),
+    ],
 )
 def test_no_generator_is_shared_by_two_messages(place: Place, broken: str, shared: set[str]) -> None:
-    """The broken version shows that a fork shares what is not seeded anew."""
+    """The broken versions show that a fork shares what is not seeded anew, noise without fresh entropy included."""
     with place.starter(DRAW, before=broken, modules=LIBRARIES):
         first, second = (json.loads(place.message()[1]) for _ in range(2))
     assert place.marks() == ["warm", "warm"]

@@ -29,7 +29,7 @@ def proportion_bounds(successes: int, trials: int, confidence: float) -> tuple[f
 def two_world_mu(without: FloatArray, with_unit: FloatArray, sampling_rate: float, confidence: float) -> float:
     """Lower bound of μ = 1 / σ of one sampled Gaussian step, from scores of draws in two worlds.
 
-    The first fifth of the draws chooses the threshold, the rest is judged by it.
+    The first fifth of the draws chooses the threshold, by bounds smoothed over neighbours; the rest is judged by it.
 
     Args:
         without: (n,) scores of the release in the world without the unit.

@@ -65,7 +65,7 @@ def init_site(context: RunContext, site_index: int) -> SiteState:
 
 
 def prepare(context: RunContext, state: ServerState, released: ReleasedStatistics) -> ServerState:
-    """The Gaussians: noised class means, counts, and the covariance if it was released."""
+    """The Gaussians: noised class means, counts shrunk towards equal ones, and the covariance if it was released."""
     params = dict(state.params) | {"class_counts": released.total * released.class_shares}
     if released.class_means is not None:
         params["class_means"] = released.class_means

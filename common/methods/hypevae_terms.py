@@ -71,9 +71,9 @@ def _rate_factor(context: RunContext, params: Tensors) -> float:
 
 
 def class_offsets(context: RunContext, class_shares: Tensor) -> Tensor:
-    """What the discriminative term adds to the class scores: weighted log shares of the released counts, (K,).
+    """What the discriminative term adds to the class scores: weighted logs of the released class shares, (K,).
 
-    A share counts as 1 % at least: of a smaller one the noised count says little.
+    Shares sum to 1, (K,). One counts as 1 % at least: of a smaller one the noised count says little.
     """
     shares = class_shares.clamp(min=_SMALLEST_SHARE)
     return context.config.training.logit_adjustment * torch.log(shares / shares.sum())

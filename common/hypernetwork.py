@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.config import ModelConfig, TrainingConfig
+from common.generator_config import ModelConfig, TrainingConfig
 from common.tape import Tape, Tensors, class_score_layer, row_scaled_layer
 
 LOG_SCALE_BOUND = 2.0

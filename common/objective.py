@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.config import TrainingConfig
 from common.cvae import (
     LinearLayers,
     PlainLayers,
@@ -28,6 +27,7 @@ from common.cvae import (
     gaussian_log_likelihood,
     sample_given_labels,
 )
+from common.generator_config import TrainingConfig
 from common.hypernetwork import (
     GeneratorShape,
     class_prior_on_tape,
@@ -40,8 +40,8 @@ from common.noise import NoiseSource
 from common.sampling import UnitBatch
 from common.tape import GradientFactors, Tape, Tensors
 
-# Numbers in one layer's output over a tile of units: 1 MiB, which stays in a core's cache between two operations.
-_TILE = 2**18
+# Numbers in one layer's output over a tile of units: 2 MiB, which stays in a core's cache between two operations.
+_TILE = 2**19
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,14 @@ class GradientFactors:
         """Add outer products to a matrix parameter's gradient."""
         self.outer.setdefault(name, []).append((left, right))
 
-    def add_shared(self, name: str, left: Tensor, right: Tensor) -> None:
-        """Add an outer product with the one right side of that parameter: lefts of several calls are added."""
+    def add_shared(self, name: str, left: Tensor, right: Tensor, *, owned: bool = False) -> None:
+        """Add an outer product with the one right side of that parameter: lefts of several calls are added.
+
+        With `owned` nothing else reads any left of this name, and the sum is written into the first: no copy more.
+        """
         if name in self.shared:
-            left = left + self.shared[name][0]
+            earlier = self.shared[name][0]
+            left = earlier.add_(left) if owned else earlier + left
         self.shared[name] = (left, right)
 
     def add_vector(self, name: str, value: Tensor) -> None:
@@ -192,7 +196,8 @@ class Tape:
         result.add_vector(f"{layer.name}.base_bias", total)
         if layer.row_scale is not None and self.features is not None:
             # in place: the graph is gone, and nothing else reads what the scale acted on
-            result.add_shared(f"{layer.name}.row_scale", _over_rows(layer.scaled.mul_(grad)), self.features)
+            scale_grad = _over_rows(layer.scaled.mul_(grad))
+            result.add_shared(f"{layer.name}.row_scale", scale_grad, self.features, owned=True)
             result.add_shared(f"{layer.name}.bias_shift", total, self.features)
 
     def _add_class_logits(self, result: GradientFactors, scores: _ClassLogits, grad: Tensor) -> None:
@@ -202,7 +207,8 @@ class Tape:
         result.add_vector("class_bias.weight", bias_grad)
         if scores.row_scale is not None and self.features is not None:
             pulled = grad @ self._params[f"{scores.name}.class_weight"].T
-            result.add_shared(f"{scores.name}.row_scale", _over_rows(pulled.mul_(scores.inputs)), self.features)
+            scale_grad = _over_rows(pulled.mul_(scores.inputs))
+            result.add_shared(f"{scores.name}.row_scale", scale_grad, self.features, owned=True)
             result.add_shared("class_shift.weight", bias_grad, self.features)
 
     def _trunk_factors(self, features_grad: Tensor | None, result: GradientFactors) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.generator_rows import relabelled
 from common.heads import LinearHead, gaussian_head
 from common.methods.base import (
     Artifact,
@@ -29,7 +30,6 @@ from common.methods.base import (
     seeded,
 )
 from common.statistics import ReleasedStatistics, StatisticsSpec, class_means_spec
-from common.synthesis import relabelled
 
 
 def plan(config: RunConfig) -> PrivacyPlan:

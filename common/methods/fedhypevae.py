@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.aggregate import summed
 from common.cvae import init_encoder_params
+from common.generator_rows import sample_embeddings
 from common.hypernetwork import init_code, init_hypernet_params, project_spectral_norms
 from common.methods.base import (
     Artifact,
@@ -41,7 +42,7 @@ from common.methods.hypevae_terms import (
 )
 from common.prototypes import PROTOTYPES, class_prototypes
 from common.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
-from common.synthesis import PLACEMENT, MetaCodes, fit_meta_codes, place_classes, sample_embeddings
+from common.synthesis import PLACEMENT, MetaCodes, fit_meta_codes, place_classes
 
 
 def statistics_spec(context: RunContext) -> StatisticsSpec | None:
@@ -177,6 +178,7 @@ def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -
         centre=artifact.tensors[CENTRE] if synthesis.unit_rows and context.config.training.sphere else None,
         prototypes=artifact.tensors.get(PROTOTYPES),
         prototype_share=synthesis.prototype_share,
+        prototype_spread=synthesis.prototype_spread,
     )
     return embeddings + artifact.tensors[CENTRE], drawn
 

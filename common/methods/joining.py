@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from common.adam import adam_step
 from common.errors import ConfigError, DataError
+from common.generator_rows import sample_embeddings
 from common.hypernetwork import class_scores, code_features, generate, project_code
 from common.methods.base import Artifact, RunContext, seeded
 from common.methods.hypevae_terms import generator_shape, normalised
 from common.methods.linear import CENTRE
 from common.sampling import SiteData
-from common.synthesis import PLACEMENT, MetaCodes, generated_moments, sample_embeddings
+from common.synthesis import PLACEMENT, MetaCodes, generated_moments
 
 _MOMENT_DRAWS = 64
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.clipping import ClippedSum, clipped_gradient_sum
-from common.config import RunConfig, TrainingConfig
+from common.config import RunConfig
 from common.cvae import PlainLayers, init_encoder_params
+from common.generator_config import TrainingConfig
 from common.hypernetwork import GeneratorShape, init_hypernet_params
 from common.objective import record_losses
 from common.tape import GradientFactors, Tape

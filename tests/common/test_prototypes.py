@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from common.config import RunConfig
+from common.generator_rows import sample_embeddings
 from common.hypernetwork import GeneratorShape, init_hypernet_params
 from common.prototypes import class_prototypes
 from common.statistics import ReleasedStatistics
-from common.synthesis import MetaCodes, sample_embeddings
+from common.synthesis import MetaCodes
 
 COLUMNS = torch.tensor([[1.0, -1.0], [0.0, 0.0]])  # (d_x, K)
 NOTHING = MetaCodes(torch.zeros(1, 0), torch.ones(1))
@@ -77,6 +78,30 @@ def test_sample_embeddings_draws_the_share_of_prototypes_bare() -> None:
     assert torch.equal(drawn[bare], labels[bare])  # labelled by the posterior, which knows them
     plain, _ = sample_embeddings(shape, params, NOTHING, labels, torch.Generator().manual_seed(0))
     assert torch.equal(rows[~bare], plain[~bare])
+
+
+def test_sample_embeddings_spreads_a_share_of_the_prototypes_as_the_latent_does() -> None:
+    config = RunConfig().replace(latent_dim=1, code_dim=0, residual_energy=0.2)
+    shape = GeneratorShape.of(2, 2, config.model, config.training)
+    params = init_hypernet_params(shape, torch.Generator().manual_seed(0))
+    params |= {"decoder.0.class_weight": COLUMNS, "decoder.0.base_weight": torch.tensor([[0.0], [0.7]])}
+    params |= {"prior.head.weight": torch.zeros_like(params["prior.head.weight"])}
+    params |= {"prior.head.bias": torch.tensor([0.3, 0.0])}  # z ~ N(0.3, 1) for both classes
+    prototypes = torch.tensor([[3.0, 0.5], [-3.0, 0.5]])
+    labels = torch.arange(20_000) % 2
+
+    def rows(spread: float) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        settings = {"prototype_share": 1.0, "prototype_spread": spread}
+        return sample_embeddings(shape, params, NOTHING, labels, generator, prototypes=prototypes, **settings)[0]
+
+    around = rows(0.25) - prototypes[labels]
+    moved = around.abs().sum(1) > 0
+    assert abs(float(moved.float().mean()) - 0.25) < 0.02
+    assert torch.all(around[:, 0].abs() < 1e-6)  # the latent acts on the second coordinate alone
+    assert abs(float(around[moved, 1].mean())) < 0.03  # around the prototype, the prior's mean taken off
+    assert abs(float(around[moved, 1].std()) - 0.7) < 0.02
+    assert torch.equal(rows(0.0), prototypes[labels])
 
 
 def test_sample_embeddings_fills_rows_up_to_unit_length_around_the_centre() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from common.generator_rows import sample_embeddings
 from common.hypernetwork import generate
 from common.statistics import ReleasedStatistics
 from common.synthesis import (
@@ -12,7 +13,6 @@ from common.synthesis import (
     generated_moments,
     moment_loss,
     place_classes,
-    sample_embeddings,
 )
 from tests.common.clipping_cases import make_case
 

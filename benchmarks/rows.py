@@ -25,7 +25,7 @@ _COMMON: dict[str, Scalar] = {
     "synthetic-rows": SYNTHETIC_ROWS,
     "unit-rows": True,
     "prototype-share": 0.02,
-    "prototype-spread": 0.1,
+    "prototype-spread": 0.07,
     "max-records-per-patient": 2,
     # the table compares methods; what fewer bits cost is measured beside it (`benchmarks.compression`)
     "wire-bits": 32,

@@ -12,7 +12,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_HOME ?= $(CURDIR)/.flwr
 export FEDHYPEVAE_HOME ?= $(CURDIR)
 
-.PHONY: help install demo test test-units test-simulation test-federation test-compose check format bench bench-curves bench-ablations bench-widths bench-performance clean
+.PHONY: help install demo test test-units test-simulation test-federation test-compose check format bench bench-curves bench-ablations bench-widths bench-performance bench-engine clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench-widths: $(STAMP)  ## MH-pFedHN over sites with different encoders (minutes
 
 bench-performance: $(STAMP)  ## the performance measurements beside their goals (twenty minutes on two cores)
 	$(BIN)/python -m benchmarks.performance
+
+bench-engine: $(STAMP)  ## a thousand sites in Flower's simulation engine (a quarter of an hour)
+	$(BIN)/python -m benchmarks.server --sites --engine 1000 --out benchmarks/results/engine.json
 
 clean:  ## remove results and caches, keep the virtual environment
 	rm -rf outputs .flwr .pytest_cache .mypy_cache .ruff_cache .hypothesis

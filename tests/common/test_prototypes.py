@@ -6,10 +6,10 @@ import torch
 
 from common.config import RunConfig
 from common.generator_rows import sample_embeddings
-from common.hypernetwork import GeneratorShape, init_hypernet_params
+from common.hypernetwork import GeneratorShape, class_scores, code_features, init_hypernet_params
 from common.prototypes import class_prototypes
 from common.statistics import ReleasedStatistics
-from common.synthesis import MetaCodes
+from common.synthesis import MetaCodes, mixture_means
 
 COLUMNS = torch.tensor([[1.0, -1.0], [0.0, 0.0]])  # (d_x, K)
 NOTHING = MetaCodes(torch.zeros(1, 0), torch.ones(1))
@@ -57,6 +57,27 @@ def test_class_prototypes_stay_where_the_decoder_puts_them_when_noise_is_large_a
     assert turned is not None
     assert torch.allclose(turned, torch.tensor([[0.0, 0.5], [0.0, 0.5]]), atol=1e-5)
     assert class_prototypes(shape, params, NOTHING, None) is None
+
+
+def test_the_nearest_prototype_is_that_of_the_likeliest_class() -> None:
+    config = RunConfig().replace(latent_dim=2, code_dim=2, residual_energy=0.5)
+    shape = GeneratorShape.of(6, 4, config.model, config.training)
+    generator = torch.Generator().manual_seed(3)
+    params = init_hypernet_params(shape, generator)
+    params = {name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in params.items()}
+    params["class_bias.weight"] = torch.tensor([3.0, -2.0, 0.0, 5.0])
+    meta = MetaCodes(torch.tensor([[0.4, -0.7]]), torch.ones(1))
+    offsets = mixture_means(shape, params, meta) + 0.3 * params["decoder.0.class_weight"].T
+    counts = torch.full((4,), 50.0)
+    released = ReleasedStatistics(
+        200.0, torch.zeros(6), counts, offsets, None, None, {"class_sums": 1.0}, class_offsets=offsets
+    )
+    prototypes = class_prototypes(shape, params, meta, released)
+    assert prototypes is not None
+    rows = torch.randn(3000, 6, generator=generator)
+    likeliest = class_scores(shape, params, code_features(params, meta.codes[0]), rows).argmax(1)
+    assert set(likeliest.tolist()) == {0, 1, 2, 3}
+    assert float((torch.cdist(rows, prototypes).argmin(1) == likeliest).float().mean()) > 0.999
 
 
 def test_sample_embeddings_draws_the_share_of_prototypes_bare() -> None:

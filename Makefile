@@ -54,7 +54,7 @@ format: $(STAMP)  ## bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the comparison table (up to an hour on two cores)
+bench: $(STAMP)  ## the comparison table (half an hour on two cores)
 	$(BIN)/python -m benchmarks.table
 
 bench-curves: $(STAMP)  ## scores against ε, number of sites and skew (minutes)

@@ -148,8 +148,21 @@ def _stored(path: Path, modified: int) -> EmbeddingSet:
 @lru_cache(maxsize=8)
 def _simulated(source: Simulated, cache_dir: Path) -> EmbeddingSet:
     from embeddings.simulated import load_pool, load_site
-    from embeddings.store import read_store
 
     alpha = source.alpha if source.alpha > 0 else None
-    pool = load_pool(cache_dir) if source.pool is None else read_store(source.pool)
+    if source.pool is None:
+        pool = load_pool(cache_dir)
+    elif source.pool.is_file():
+        pool = _pool(source.pool, source.pool.stat().st_mtime_ns)
+    else:
+        raise DataError(f"no embeddings at {source.pool}: make them with `fedhypevae embed`")
     return load_site(pool, source.index, source.num_sites, alpha, source.seed)
+
+
+@lru_cache(maxsize=1)
+def _pool(path: Path, modified: int) -> EmbeddingSet:
+    """Read once a process: in a simulation that is many sites, and a pool read for each would cost their square."""
+    del modified  # part of the key: a changed file is read again
+    from embeddings.store import read_store
+
+    return read_store(path)

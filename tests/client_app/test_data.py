@@ -1,0 +1,40 @@
+"""A simulated site's records: its share of a pool that a process reads once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client_app import data
+from common.errors import DataError
+from common.identity import EncoderIdentity
+from embeddings import store
+from embeddings.sets import EmbeddingSet, SetMetadata
+
+
+def _write_pool(path: Path, rows: int) -> Path:
+    identity = EncoderIdentity("made-up", "1", 4, "none", "0" * 64, "float32", ("a", "b"))
+    values = np.random.default_rng(0).standard_normal((rows, 4)).astype(np.float32)
+    labels = (np.arange(rows) % 2).astype(np.int64)
+    store.write_store(path, EmbeddingSet(values, labels, SetMetadata(identity)))
+    return path
+
+
+def test_simulated_sites_of_a_process_read_their_pool_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = _write_pool(tmp_path / "pool.parquet", 60)
+    read: list[Path] = []
+    original = store.read_store
+    monkeypatch.setattr(store, "read_store", lambda path: read.append(path) or original(path))
+    first = data.Simulated(0, 3, 0.0, 7, pool)
+    parts = [data.load_records(dataclasses.replace(first, index=index), tmp_path) for index in range(3)]
+    assert read == [pool]
+    rows = np.concatenate([part.embeddings for part in parts])
+    assert len(np.unique(rows, axis=0)) == 60  # each row at one site
+
+
+def test_a_simulation_without_its_pool_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="fedhypevae embed"):
+        data.load_records(data.Simulated(0, 3, 0.0, 7, tmp_path / "missing.parquet"), tmp_path)

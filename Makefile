@@ -69,7 +69,7 @@ bench-widths: $(STAMP)  ## MH-pFedHN over sites with different encoders (minutes
 bench-performance: $(STAMP)  ## the performance measurements beside their goals (twenty minutes on two cores)
 	$(BIN)/python -m benchmarks.performance
 
-bench-engine: $(STAMP)  ## a thousand sites in Flower's simulation engine (more than a quarter of an hour)
+bench-engine: $(STAMP)  ## a thousand sites in Flower's simulation engine (five minutes)
 	$(BIN)/python -m benchmarks.server --sites --engine 1000 --out benchmarks/results/engine.json
 
 clean:  ## remove results and caches, keep the virtual environment

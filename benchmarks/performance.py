@@ -166,7 +166,7 @@ PARTS: dict[str, tuple[str, list[str], float, Callable[[Mapping[str, Any]], Reco
     "round": ("round", ["benchmarks.round", "--rounds", "4"], 600, round_records),
     "bytes": ("compression", [], 0, bytes_records),
     "server": ("server", ["benchmarks.server"], 420, server_records),
-    # takes longer than all others, and is run by itself: `make bench-engine`
+    # five minutes more than the twenty have, so it is run by itself: `make bench-engine`
     "engine": ("engine", [], 0, engine_records),
     "whole": ("whole", ["benchmarks.whole", "--rounds", "1", "--turns", "3"], 240, whole_records),
     "sampling": ("synthesize_speed", ["benchmarks.synthesize_speed"], 150, sampling_records),

@@ -59,9 +59,7 @@ def load_records(source: Path | Simulated, cache_dir: Path) -> EmbeddingSet:
     """
     if isinstance(source, Simulated):
         return _simulated(source, cache_dir)
-    if not source.is_file():
-        raise DataError(f"no embeddings at {source}: make them with `fedhypevae embed`")
-    return _stored(source, source.stat().st_mtime_ns)
+    return _stored(source, _modified(source))
 
 
 def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
@@ -138,7 +136,7 @@ def check_identity(dimension: int, class_names: tuple[str, ...], context: RunCon
 
 @lru_cache(maxsize=4)
 def _stored(path: Path, modified: int) -> EmbeddingSet:
-    del modified  # part of the key: a changed file is read again
+    del modified
     from embeddings.store import read_store
 
     records = read_store(path)
@@ -150,19 +148,21 @@ def _simulated(source: Simulated, cache_dir: Path) -> EmbeddingSet:
     from embeddings.simulated import load_pool, load_site
 
     alpha = source.alpha if source.alpha > 0 else None
-    if source.pool is None:
-        pool = load_pool(cache_dir)
-    elif source.pool.is_file():
-        pool = _pool(source.pool, source.pool.stat().st_mtime_ns)
-    else:
-        raise DataError(f"no embeddings at {source.pool}: make them with `fedhypevae embed`")
+    pool = load_pool(cache_dir) if source.pool is None else _pool(source.pool, _modified(source.pool))
     return load_site(pool, source.index, source.num_sites, alpha, source.seed)
 
 
 @lru_cache(maxsize=1)
 def _pool(path: Path, modified: int) -> EmbeddingSet:
     """Read once a process: in a simulation that is many sites, and a pool read for each would cost their square."""
-    del modified  # part of the key: a changed file is read again
+    del modified
     from embeddings.store import read_store
 
     return read_store(path)
+
+
+def _modified(path: Path) -> int:
+    """When a file was written: part of a cache's key, so that a changed one is read again."""
+    if not path.is_file():
+        raise DataError(f"no embeddings at {path}: make them with `fedhypevae embed`")
+    return path.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""A simulated site's records: its share of a pool that a process reads once."""
+"""A site's records: how they are divided, and the share of a pool that a simulated site has."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from client_app import data
+from client_app.data import split_by_unit
 from common.errors import DataError
 from common.identity import EncoderIdentity
 from embeddings import store
 from embeddings.sets import EmbeddingSet, SetMetadata
+from tests.harness import make_set
 
 
 def _write_pool(path: Path, rows: int) -> Path:
@@ -38,3 +40,22 @@ def test_simulated_sites_of_a_process_read_their_pool_once(tmp_path: Path, monke
 def test_a_simulation_without_its_pool_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fedhypevae embed"):
         data.load_records(data.Simulated(0, 3, 0.0, 7, tmp_path / "missing.parquet"), tmp_path)
+
+
+@pytest.mark.parametrize("patients", [False, True])
+def test_split_by_unit_moves_nobody_else_when_one_joins_or_leaves(patients: bool) -> None:
+    """Neighbouring data sets have neighbouring training rows: else the promise would be about the split alone."""
+    records = make_set(300, patients=patients)
+    whole = split_by_unit(records)
+    for row in range(0, 300, 3):
+        kept = np.arange(300) // 3 != row // 3 if patients else np.arange(300) != row
+        assert np.array_equal(split_by_unit(records.take(kept)), whole[kept])
+    share = np.mean(whole == "train")
+    assert 0.5 < share < 0.78
+
+
+def test_split_by_unit_keeps_patients_together() -> None:
+    records = make_set(300, patients=True)
+    parts = split_by_unit(records)
+    assert records.groups is not None
+    assert all(len(set(parts[records.groups == patient])) == 1 for patient in np.unique(records.groups))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,6 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from client_app import work
-from client_app.data import split_by_unit
-from client_app.ledger import Ledger
-from common.durable import write_atomically
 from common.events import PrivacyEvent
 from common.methods.base import StepInput
 from tests.harness import Federation, Handler, HarnessSite, Killed, changed, deliver, make_set, words_of
@@ -263,115 +258,6 @@ def test_name_of_a_run_used_again_with_the_same_settings_gets_the_same_releases(
     assert only_run(federation.sites[0]).charged == charged
 
 
-def locked(site: HarnessSite) -> Callable[[], None]:
-    connection = sqlite3.connect(site.folder / "ledger.db", isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
-    return connection.close
-
-
-def truncated(site: HarnessSite) -> Callable[[], None]:
-    path = site.folder / "ledger.db"
-    os.truncate(path, path.stat().st_size // 2)
-    return lambda: None
-
-
-def emptied(site: HarnessSite) -> Callable[[], None]:
-    os.truncate(site.folder / "ledger.db", 0)
-    return lambda: None
-
-
-def removed(site: HarnessSite) -> Callable[[], None]:
-    (site.folder / "ledger.db").unlink()
-    return lambda: None
-
-
-def of_another_cohort(site: HarnessSite) -> Callable[[], None]:
-    (site.folder / "ledger.db").unlink()
-    Ledger.create(site.folder / "ledger.db", "somebody else").close()
-    return lambda: None
-
-
-@pytest.mark.parametrize("damage", [locked, truncated, emptied, removed, of_another_cohort])
-def test_site_with_a_bad_ledger_releases_nothing(
-    tmp_path: Path, damage: Callable[[HarnessSite], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    federation = Federation.create(tmp_path, 2)
-    opened = Ledger.open
-    hasty = staticmethod(lambda *args, **more: opened(*args, **{**more, "timeout_s": 0.2}))
-    monkeypatch.setattr(Ledger, "open", hasty)
-    mend = damage(federation.sites[0])
-    try:
-        summary = federation.run(num_rounds=1)
-    finally:
-        mend()
-    assert summary["rounds_taken_part"] == [["site-2"]]
-    assert "refused: ledger" in summary["rounds_missing"][0]["site-1"]
-    assert not any(seen.message.content.array_records for seen in federation.sent("site-1"))
-    assert "LedgerError: " in federation.sites[0].log()
-    assert federation.sites[0].releases() == ()
-
-
-def test_site_with_a_rolled_back_ledger_releases_nothing(tmp_path: Path) -> None:
-    federation = Federation.create(tmp_path, 2, witness="witness.json")
-    path = federation.sites[0].folder / "ledger.db"
-    old = path.read_bytes()
-    federation.run(num_rounds=1)
-    sent = len(federation.sites[0].releases())
-    for leftover in path.parent.glob("ledger.db-*"):
-        leftover.unlink()
-    path.write_bytes(old)
-    federation.run(num_rounds=1, run_id=2)
-    assert "rolled back" in federation.sites[0].log()
-    assert len(federation.sites[0].releases()) == sent
-
-
-@pytest.mark.parametrize("target", ["client_app.private_state.write_atomically", "client_app.release_log.os.pwrite"])
-def test_full_disk_releases_nothing_and_loses_nothing(
-    tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The round is charged, nothing leaves; once the disk is freed, the same round is answered."""
-
-    def full(path: object, *rest: Any) -> None:
-        if isinstance(path, Path) and path.name == "settings.sha256":  # there was room for so little
-            write_atomically(path, *rest)
-            return
-        raise OSError(28, "No space left on device")
-
-    federation = Federation.create(tmp_path, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(target, full)
-        with pytest.raises(SystemExit):
-            federation.run(num_rounds=1)
-    site = federation.sites[0]
-    assert not any(seen.message.content.array_records for seen in federation.sent())
-    assert "free the disk" in site.log()
-    assert counts(only_run(site).charged) == {"statistics": 1}
-    assert "receipt" in words_of(deliver(site, federation.asked("query.statistics", "site-1")))
-
-
-def test_disk_too_full_to_note_the_settings_charges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    federation = Federation.create(tmp_path, 1)
-    monkeypatch.setattr("client_app.private_state.write_atomically", full)
-    with pytest.raises(SystemExit):
-        federation.run(num_rounds=1)
-    assert "free the disk" in federation.sites[0].log()
-    assert federation.sites[0].runs() == {}
-    assert not any(seen.message.content.array_records for seen in federation.sent())
-
-
-def test_broken_release_log_stops_the_site(tmp_path: Path) -> None:
-    federation = Federation.create(tmp_path, 2)
-    federation.run(num_rounds=1)
-    path = federation.sites[0].folder / "releases.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"statistics", b"Statistics", 1))
-    summary = federation.run(num_rounds=1, run_id=2)
-    assert summary["rounds_taken_part"] == [["site-2"]]
-    assert "altered at line 1" in federation.sites[0].log()
-
-
 def test_one_record_site_takes_part_unnoticed(tmp_path: Path) -> None:
     """A site with one record answers like any other: same names, same sizes, same charge."""
     federation = Federation.create(tmp_path, 2, sets={0: make_set(1)})
@@ -430,25 +316,6 @@ def test_run_without_noise_at_a_public_site_keeps_its_state(tmp_path: Path, stat
     assert not same(states[2][0], states[1][0])
     assert not same(states[3][0], states[2][0])
     assert federation.sites[0].entries() == 1
-
-
-@pytest.mark.parametrize("patients", [False, True])
-def test_split_by_unit_moves_nobody_else_when_one_joins_or_leaves(patients: bool) -> None:
-    """Neighbouring data sets have neighbouring training rows: else the promise would be about the split alone."""
-    records = make_set(300, patients=patients)
-    whole = split_by_unit(records)
-    for row in range(0, 300, 3):
-        kept = np.arange(300) // 3 != row // 3 if patients else np.arange(300) != row
-        assert np.array_equal(split_by_unit(records.take(kept)), whole[kept])
-    share = np.mean(whole == "train")
-    assert 0.5 < share < 0.78
-
-
-def test_split_by_unit_keeps_patients_together() -> None:
-    records = make_set(300, patients=True)
-    parts = split_by_unit(records)
-    assert records.groups is not None
-    assert all(len(set(parts[records.groups == patient])) == 1 for patient in np.unique(records.groups))
 
 
 def test_changed_message_of_the_same_round_gets_the_committed_bytes(tmp_path: Path) -> None:

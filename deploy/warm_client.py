@@ -16,6 +16,7 @@ then on it is never run again.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -34,11 +35,14 @@ def main() -> None:
         link, process = _hand_over(folder, arguments)
     except (OSError, ValueError):
         os.execv(sys.executable, [sys.executable, "-P", "-m", "deploy.app_guard", *arguments])
+    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for number in _PASSED_ON:
         signal.signal(number, lambda sent, _: _pass_on(process, sent))
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     try:
         link.settimeout(None)
         link.sendall(GO)
+        _wait(link, woken)
         code = _number(_line(link), b"x")
     except (OSError, ValueError):
         sys.exit("flwr-clientapp: the site's starter ended while the app ran; the message is lost, and not run again")
@@ -77,6 +81,19 @@ def _hand_over(folder: str, arguments: list[str]) -> tuple[socket.socket, int]:
     os.close(here)
     link.sendall(request)
     return link, _number(_line(link), b"r")
+
+
+def _wait(link: socket.socket, woken: int) -> None:
+    """Until the starter has something to say.
+
+    A call that merely blocks may be entered with a signal already taken and not yet passed on, and would sleep over it:
+    `woken` is written to as a signal comes.
+    """
+    news = select.poll()
+    for descriptor in (link.fileno(), woken):
+        news.register(descriptor, select.POLLIN)
+    while link.fileno() not in dict(news.poll()):
+        os.read(woken, 4096)
 
 
 def _line(link: socket.socket) -> bytes:

@@ -19,7 +19,24 @@ from deploy.warm_client import SOCKET
 from tests.deploy.warm_cases import COLD, GUARDED, ROOT, Place, end, lives, wait
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the starter needs Linux")
-SLEEP = "print(os.getpid(), flush=True); time.sleep(600)"
+# A signal that comes after Python has looked for one and before it blocks: the two calls of a map are made by C alone.
+LATE_SIGNAL = """
+import ctypes, functools, operator, os, select, signal, sys, types
+import deploy.warm_client as client
+
+class Poll:
+    def __init__(self):
+        self.inner = poll()
+        self.register, self.before = self.inner.register, [functools.partial(kill, os.getpid(), signal.SIGTERM)]
+
+    def poll(self):
+        calls, self.before = [*self.before, self.inner.poll], []
+        return [*map(operator.call, calls)][-1]
+
+poll, kill = select.poll, ctypes.CDLL(None).kill
+client.select = types.SimpleNamespace(poll=Poll, POLLIN=select.POLLIN)
+client.main()
+"""
 
 
 @pytest.fixture
@@ -122,7 +139,8 @@ def test_stopped_starter_ends_its_messages_and_leaves_no_socket(place: Place, sl
 
 
 def test_signals_to_the_client_reach_the_app(place: Place) -> None:
-    body = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9)); print('up', flush=True); time.sleep(600)"
+    body = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9)); print('up', flush=True)\n"
+    body += "while True: time.sleep(0.05)"  # one long sleep may begin with the signal taken and unseen
     with place.starter(body):
         client = place.client()
         assert client.stdout is not None
@@ -130,6 +148,13 @@ def test_signals_to_the_client_reach_the_app(place: Place) -> None:
         client.terminate()
         assert client.wait(20) == 9
         client.communicate()
+
+
+def test_signal_that_comes_as_the_client_begins_to_wait_reaches_the_app(place: Place) -> None:
+    with place.starter("time.sleep(600)"):
+        command = [sys.executable, "-c", LATE_SIGNAL, str(place.run)]
+        ended = subprocess.run(command, env=place.environment, check=False, timeout=30)
+    assert ended.returncode == 128 + signal.SIGTERM
 
 
 def test_message_starts_cold_where_there_is_no_starter(place: Place) -> None:

@@ -145,20 +145,24 @@ def _stored(path: Path, modified: int) -> EmbeddingSet:
 
 @lru_cache(maxsize=8)
 def _simulated(source: Simulated, cache_dir: Path) -> EmbeddingSet:
-    from embeddings.simulated import load_pool, load_site
+    from embeddings.simulated import ensure_pool, take_site
 
-    alpha = source.alpha if source.alpha > 0 else None
-    pool = load_pool(cache_dir) if source.pool is None else _pool(source.pool, _modified(source.pool))
-    return load_site(pool, source.index, source.num_sites, alpha, source.seed)
+    path = ensure_pool(cache_dir) if source.pool is None else source.pool
+    pool, owners = _dealt(path, _modified(path), source.num_sites, source.alpha, source.seed)
+    return take_site(pool, owners, source.index, source.seed)
 
 
 @lru_cache(maxsize=1)
-def _pool(path: Path, modified: int) -> EmbeddingSet:
-    """Read once a process: in a simulation that is many sites, and a pool read for each would cost their square."""
+def _dealt(
+    path: Path, modified: int, num_sites: int, alpha: float, seed: int
+) -> tuple[EmbeddingSet, NDArray[np.int64]]:
+    """A pool, read and divided once a process: it is many sites, and for each anew that would cost their square."""
     del modified
+    from embeddings.simulated import deal
     from embeddings.store import read_store
 
-    return read_store(path)
+    pool = read_store(path)
+    return pool, deal(pool, num_sites, alpha if alpha > 0 else None, seed)
 
 
 def _modified(path: Path) -> int:

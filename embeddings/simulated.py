@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from common.config import FederationConfig
 from common.errors import ConfigError, DataError
@@ -51,18 +52,14 @@ def pool_path(cache_dir: Path) -> Path:
     return cache_dir / f"{name[:32]}.parquet"
 
 
-def load_pool(cache_dir: Path) -> EmbeddingSet:
-    """Return the demonstration's embeddings, extracting them on first use.
+def ensure_pool(cache_dir: Path) -> Path:
+    """Return where the demonstration's embeddings are, extracting them on first use.
 
     Args:
         cache_dir: folder of the cache; made when missing.
 
-    Returns:
-        6,000 rows, 1280-d, 11 classes, no splits, no patients.
-
     Raises:
-        ConfigError: the offline encoder's packages are missing. DataError: the cached file is damaged, or the
-            disk is full.
+        ConfigError: the offline encoder's packages are missing. DataError: the disk is full.
     """
     path = pool_path(cache_dir)
     if not path.is_file():
@@ -70,7 +67,16 @@ def load_pool(cache_dir: Path) -> EmbeddingSet:
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
                 _extract(path)
-    return read_store(path)
+    return path
+
+
+def load_pool(cache_dir: Path) -> EmbeddingSet:
+    """Return the demonstration's embeddings: 6,000 rows, 1280-d, 11 classes, no splits, no patients.
+
+    Raises:
+        as `ensure_pool`; DataError also where the cached file is damaged.
+    """
+    return read_store(ensure_pool(cache_dir))
 
 
 def open_pool(home: Path, federation: FederationConfig) -> EmbeddingSet:
@@ -86,24 +92,21 @@ def open_pool(home: Path, federation: FederationConfig) -> EmbeddingSet:
     return read_store(home / federation.pool) if federation.pool else load_pool(home / federation.cache_dir)
 
 
-def load_site(pool: EmbeddingSet, site_index: int, num_sites: int, alpha: float | None, seed: int) -> EmbeddingSet:
-    """Return one simulated site of a pool, divided into training, validation and test rows.
+def deal(pool: EmbeddingSet, num_sites: int, alpha: float | None, seed: int) -> NDArray[np.int64]:
+    """Return which simulated site each row of a pool goes to; a patient's rows go to the same one.
 
     Args:
-        pool: the set to divide; each row goes to exactly one site, and a patient's rows to the same one.
-        site_index: 0..num_sites-1.
+        pool: the set to divide.
         num_sites: number of sites, >= 1.
         alpha: Dirichlet concentration over the classes, > 0; None deals the rows out evenly (IID).
-        seed: of the partition and the split, >= 0; the same at all sites.
+        seed: of the partition, >= 0.
 
     Returns:
-        The site's rows with `splits` filled in (64/16/20).
+        (n,) in 0..num_sites-1.
 
     Raises:
-        ConfigError: a number is out of range. DataError: the pool has fewer rows than sites.
+        ConfigError: a number is out of range. DataError: the pool has fewer patients, or rows, than sites.
     """
-    if not 0 <= site_index < num_sites:
-        raise ConfigError(f"site index: expected 0..{num_sites - 1}, found {site_index}")
     if seed < 0:
         raise ConfigError(f"partition seed: expected 0 or more, found {seed}")
     rng = np.random.default_rng([seed, 0])
@@ -115,9 +118,38 @@ def load_site(pool: EmbeddingSet, site_index: int, num_sites: int, alpha: float 
         parts = partition_iid(unit_labels, num_sites, rng)
     else:
         parts = partition_dirichlet(unit_labels, num_sites, alpha, rng)
-    site = pool.take(np.flatnonzero(np.isin(member, parts[site_index])))
+    owners = np.empty(unit_labels.size, dtype=np.int64)
+    for site_index, part in enumerate(parts):
+        owners[part] = site_index
+    return owners[member]
+
+
+def take_site(pool: EmbeddingSet, owners: NDArray[np.int64], site_index: int, seed: int) -> EmbeddingSet:
+    """Return one simulated site of a pool, divided into training, validation and test rows.
+
+    Args:
+        pool: the set that is divided.
+        owners: (n,) from `deal`.
+        site_index: which site, >= 0.
+        seed: of the split, >= 0; the same at all sites.
+
+    Returns:
+        The site's rows with `splits` filled in (64/16/20).
+    """
+    site = pool.take(np.flatnonzero(owners == site_index))
     splits = split_site(site.labels, np.random.default_rng([seed, 1, site_index]), site.groups)
     return dataclasses.replace(site, splits=splits)
+
+
+def load_site(pool: EmbeddingSet, site_index: int, num_sites: int, alpha: float | None, seed: int) -> EmbeddingSet:
+    """Return one simulated site of a pool: `deal` and `take_site` in one.
+
+    Raises:
+        as `deal`; ConfigError also where there is no such site.
+    """
+    if not 0 <= site_index < num_sites:
+        raise ConfigError(f"site index: expected 0..{num_sites - 1}, found {site_index}")
+    return take_site(pool, deal(pool, num_sites, alpha, seed), site_index, seed)
 
 
 def _find_images() -> Path:

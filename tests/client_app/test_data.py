@@ -12,7 +12,7 @@ from client_app import data
 from client_app.data import split_by_unit
 from common.errors import DataError
 from common.identity import EncoderIdentity
-from embeddings import store
+from embeddings import simulated, store
 from embeddings.sets import EmbeddingSet, SetMetadata
 from tests.harness import make_set
 
@@ -25,14 +25,17 @@ def _write_pool(path: Path, rows: int) -> Path:
     return path
 
 
-def test_simulated_sites_of_a_process_read_their_pool_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulated_sites_of_a_process_read_and_deal_their_pool_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = _write_pool(tmp_path / "pool.parquet", 60)
-    read: list[Path] = []
-    original = store.read_store
-    monkeypatch.setattr(store, "read_store", lambda path: read.append(path) or original(path))
+    done: list[str] = []
+    read, deal = store.read_store, simulated.deal
+    monkeypatch.setattr(store, "read_store", lambda path: done.append("read") or read(path))
+    monkeypatch.setattr(simulated, "deal", lambda *dealt: done.append("deal") or deal(*dealt))
     first = data.Simulated(0, 3, 0.0, 7, pool)
     parts = [data.load_records(dataclasses.replace(first, index=index), tmp_path) for index in range(3)]
-    assert read == [pool]
+    assert done == ["read", "deal"]
     rows = np.concatenate([part.embeddings for part in parts])
     assert len(np.unique(rows, axis=0)) == 60  # each row at one site
 

@@ -52,11 +52,13 @@ class FeatureTarget:
         frequencies: (D / 2, d_x), public.
         class_means: (K, D), noised mean features a class.
         class_weights: (K,), noised shares of the classes; they sum to 1.
+        centre: (d_x,), which the generator's rows lie around, and the features' embeddings do not.
     """
 
     frequencies: Tensor
     class_means: Tensor
     class_weights: Tensor
+    centre: Tensor
 
 
 def record_factors(
@@ -230,7 +232,7 @@ def data_free_loss(
         one_hot = functional.one_hot(labels, shape.num_classes).float()
         _, synthetic = sample_given_labels(shape, params, generate(shape, params, code), one_hot, generator)
         if training.mmd == "released" and target is not None:
-            features = fourier_features(synthetic, target.frequencies)
+            features = fourier_features(synthetic + target.centre, target.frequencies)
             means = features.view(shape.num_classes, samples_per_class, -1).mean(1)
             gaps = (means - target.class_means).square().sum(1)
             loss = loss + training.mmd_weight * (target.class_weights * gaps).sum()

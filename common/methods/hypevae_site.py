@@ -180,6 +180,16 @@ def _raw_gradients(
     return {name: grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}
 
 
+def released_target(context: RunContext, params: Tensors) -> FeatureTarget | None:
+    """What the released MMD compares with, from what the server sent; None where it sent none."""
+    if TARGET not in params:
+        return None
+    packed = params[TARGET]
+    shares = packed[:, -1].clamp(min=0.0)
+    weights = shares / shares.sum().clamp(min=1e-12)
+    return FeatureTarget(public_frequencies(context), packed[:, :-1], weights, params[CENTRE])
+
+
 def _data_free_gradients(
     context: RunContext, params: Tensors, code: Tensor | None, draws: torch.Generator
 ) -> dict[str, Tensor]:
@@ -188,11 +198,7 @@ def _data_free_gradients(
     leaves = {name: params[name].detach().clone().requires_grad_() for name in trained_names(context, params)}
     if code is not None:
         leaves["code"] = code.clone().requires_grad_()
-    target = None
-    if TARGET in params:
-        packed = params[TARGET]
-        shares = packed[:, -1].clamp(min=0.0)
-        target = FeatureTarget(public_frequencies(context), packed[:, :-1], shares / shares.sum().clamp(min=1e-12))
+    target = released_target(context, params)
     loss = data_free_loss(shape, training, {**params, **leaves}, leaves.get("code"), target, draws)
     if not loss.requires_grad:
         return {}

@@ -44,8 +44,8 @@ def test_released_mmd_is_the_weighted_gap_between_mean_features() -> None:
     case = make_case(mmd="released", mmd_weight=0.7, **OFF, **WIDTHS)
     frequencies = fourier_frequencies(6, 8, [0.5, 1.0, 2.0], 0)
     means = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
-    weights = torch.tensor([0.5, 0.3, 0.2])
-    expected, rows = 0.0, synthetic_rows(case).view(3, 5, 6)
+    weights, centre = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.3, -0.2, 0.0, 0.5, 0.1, -0.4])
+    expected, rows = 0.0, synthetic_rows(case).view(3, 5, 6) + centre
     for k in range(3):
         features = [torch.zeros(8, dtype=torch.float64)]
         for row in rows[k]:
@@ -54,18 +54,18 @@ def test_released_mmd_is_the_weighted_gap_between_mean_features() -> None:
             features.append(torch.tensor(values, dtype=torch.float64) / 2.0)  # 4 frequencies: over their root
         gap = sum(features) / 5 - means[k]
         expected += 0.7 * float(weights[k]) * float(gap @ gap)
-    assert found(case, FeatureTarget(frequencies, means, weights)) == pytest.approx(expected, rel=1e-5)
+    assert found(case, FeatureTarget(frequencies, means, weights, centre)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_released_mmd_is_mmd2_of_the_kernel_that_the_features_estimate() -> None:
     """One class, and the exact mean features of known rows as the release: Eq. 6 up to the features' error."""
     case = make_case(mmd="released", mmd_weight=1.0, **OFF, **WIDTHS)
     frequencies = fourier_frequencies(6, 60_000, [0.5, 1.0, 2.0], 0)
-    real = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)) / 6**0.5
+    real, centre = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)) / 6**0.5, torch.full((6,), 0.2)
     angles = real @ frequencies.T
     mean = torch.cat([angles.cos(), angles.sin()], 1).mean(0) / math.sqrt(30_000)
-    target = FeatureTarget(frequencies, mean.expand(3, -1), torch.tensor([1.0, 0.0, 0.0]))
-    rows = synthetic_rows(case)[:5]
+    target = FeatureTarget(frequencies, mean.expand(3, -1), torch.tensor([1.0, 0.0, 0.0]), centre)
+    rows = synthetic_rows(case)[:5] + centre
     assert found(case, target) == pytest.approx(float(mmd2(rows, real, [0.5, 1.0, 2.0])), abs=0.02)
 
 

@@ -104,7 +104,7 @@ def _child(sites: int) -> None:
     state, shapes = method.init(context), method.upload_shapes(context)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
-    uploads = gather(method)
+    uploads = gather(method, context, state)
     for site in range(sites):
         uploads[site] = {name: torch.full(shape, 1e-3) for name, shape in shapes.items()}
     method.server_step(context, state, uploads)

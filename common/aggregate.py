@@ -10,16 +10,21 @@ from collections.abc import Iterator, Mapping, MutableMapping
 import torch
 from torch import Tensor
 
-from common.methods.base import Method, Tensors
+from common.methods.base import Method, RunContext, ServerState, Tensors
 
 
 class SummedUploads(MutableMapping[int, Tensors]):
     """Uploads by site index, added up as they come: each site is then read as an equal part of the sum.
 
     The sum is kept in float64. A site's upload is taken once, and can't be taken back.
+
+    Args:
+        weights: by what uploads are multiplied: tensors (num_sites, ...) by name. A name that is not there, and a site
+            beyond them, which joined later, has weight 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        self._weights = weights or {}
         self._total: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._sites: set[int] = set()
@@ -30,10 +35,12 @@ class SummedUploads(MutableMapping[int, Tensors]):
             raise ValueError(f"expected one upload of each site, found a second one of site {site}")
         for name, value in tensors.items():
             self._dtypes[name] = value.dtype
+            weights = self._weights.get(name)
+            weighed = value if weights is None or site >= len(weights) else value * weights[site].to(torch.float64)
             if name in self._total:
-                self._total[name] += value
+                self._total[name] += weighed
             else:
-                self._total[name] = value.to(torch.float64, copy=True)
+                self._total[name] = weighed.to(torch.float64, copy=True)
         self._sites.add(site)
 
     def __getitem__(self, site: int) -> Tensors:
@@ -56,9 +63,11 @@ class SummedUploads(MutableMapping[int, Tensors]):
         return self._total[name].to(self._dtypes[name])
 
 
-def gather(method: Method) -> MutableMapping[int, Tensors]:
+def gather(method: Method, context: RunContext, state: ServerState) -> MutableMapping[int, Tensors]:
     """An empty round's uploads, as the method needs them: their sum where only that matters, else each by itself."""
-    return SummedUploads() if method.shares_noise and method.uploads_sums else {}
+    if not (method.shares_noise and method.uploads_sums):
+        return {}
+    return SummedUploads(None if method.upload_weights is None else method.upload_weights(context, state))
 
 
 def summed(uploads: Mapping[int, Tensors], name: str) -> Tensor:

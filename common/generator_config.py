@@ -56,6 +56,8 @@ class TrainingConfig(Concern):
     record of norm `feature_norm` by the last round, from public and released numbers; 0 leaves the rates as they are.
     `logit_adjustment` is the weight of the released class shares' logarithm in the discriminative term: with 1 the
     classes' scores hold for classes of equal size, as the synthetic set has them, however rare a class is at the sites.
+    `class_presence` lets a site's sums count, class by class, as much as the site is likely to have the class at all,
+    by its released counts (`common.presence`): free, and less noise where classes are spread unevenly.
     """
 
     num_rounds: int = Field(25, ge=0, le=100_000)
@@ -71,6 +73,7 @@ class TrainingConfig(Concern):
     feature_norm: float = Field(0.7, gt=0.0)
     class_bias_scale: float = Field(0.117, gt=0.0)
     score_noise: float = Field(1.8, ge=0.0)
+    class_presence: bool = True
     discriminative_weight: float = Field(1.0, ge=0.0)
     logit_adjustment: float = Field(1.0, ge=0.0, le=2.0)
     elbo_weight: float = Field(0.05, ge=0.0)

@@ -98,7 +98,7 @@ def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData
         _carried(context, site_statistics(context, spec, noise, data, source), {}, index, -1)[0]
         for index, (data, source) in enumerate(zip(sites, sources, strict=True))
     )
-    return combine_statistics(spec, releases, noise)
+    return combine_statistics(spec, releases, noise, range(len(sites)))
 
 
 def site_statistics(
@@ -146,7 +146,7 @@ def run_loop(
         up += len(sites) * _statistics_bytes(context, method)
     held: dict[str, Held] = {}
     for round_index in range(context.plan.num_rounds):
-        uploads: MutableMapping[int, Tensors] = gather(method)
+        uploads: MutableMapping[int, Tensors] = gather(method, context, state)
         vectors = []
         for index, data in enumerate(sites):
             source = noise_source(config, index, round_index)

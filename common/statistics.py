@@ -12,7 +12,7 @@ vector (the sum over the records) is clipped to the same S. The weights are publ
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -166,6 +166,9 @@ class ReleasedStatistics:
         class_features: (K, D) noised mean Fourier features, or None.
         noise_std: standard deviation of the noise in one coordinate of a sum, by part.
         class_offsets: (K, d_x), noised class means less the centre, not shrunk; or None.
+        site_counts: (m, K), each site's noised counts, in the order of its index; equal rows where only their sum is
+            known; None where they were not kept.
+        site_indices: (m,), the sites' indices in the run; None where they were not told.
     """
 
     total: float
@@ -176,6 +179,8 @@ class ReleasedStatistics:
     class_features: Tensor | None
     noise_std: Mapping[str, float]
     class_offsets: Tensor | None = None
+    site_counts: Tensor | None = None
+    site_indices: Tensor | None = None
 
     @property
     def class_shares(self) -> Tensor:
@@ -188,7 +193,10 @@ class ReleasedStatistics:
 
 
 def combine_statistics(
-    spec: StatisticsSpec, releases: Iterable[Mapping[str, Tensor]], noise_multiplier: float
+    spec: StatisticsSpec,
+    releases: Iterable[Mapping[str, Tensor]],
+    noise_multiplier: float,
+    sites: Sequence[int] | None = None,
 ) -> ReleasedStatistics:
     """Add the sites' releases and turn sums into means; post-processing.
 
@@ -196,6 +204,7 @@ def combine_statistics(
         spec: what was released.
         releases: one mapping a site.
         noise_multiplier: σ of each site's release.
+        sites: their indices in the run, where it matters who sent what.
 
     Returns:
         The statistics. The centre is shrunk towards zero and the class means towards the centre by the noise in them
@@ -205,16 +214,17 @@ def combine_statistics(
     Raises:
         ConfigError: no release, or counts are not part of the release.
     """
-    count, sums = 0, {name: torch.zeros(shape, dtype=torch.float64) for name, shape in spec.shapes.items()}
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in spec.shapes.items()}
+    each: list[Tensor] = []
     for site in releases:  # one at a time: memory does not grow with the sites
-        count += 1
         for name, so_far in sums.items():
             so_far += site[name]
-    if count == 0 or "class_counts" not in spec.shapes:
+        each.append(site["class_counts"].float() if "class_counts" in sums else torch.zeros(0))
+    if not each or "class_counts" not in spec.shapes:
         raise ConfigError("statistics need at least one site and the class counts, found none")
     sums = {name: value.float() for name, value in sums.items()}
     weights = part_weights(spec)
-    spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(count) for name in spec.shapes}
+    spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(len(each)) for name in spec.shapes}
     counts = sums["class_counts"].clamp(min=1.0)
     total = max(float(sums["class_counts"].sum()), 1.0)
     centre = torch.zeros(spec.dim)
@@ -238,7 +248,10 @@ def combine_statistics(
     features = None
     if "class_features" in sums:
         features = sums["class_features"] / counts[:, None]
-    return ReleasedStatistics(total, centre, counts, means, covariance, features, spread, offset)
+    indices = None if sites is None else torch.tensor(list(sites))
+    return ReleasedStatistics(
+        total, centre, counts, means, covariance, features, spread, offset, torch.stack(each), indices
+    )
 
 
 def pack_symmetric(matrix: Tensor) -> Tensor:

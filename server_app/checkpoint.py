@@ -21,7 +21,16 @@ from common.transfer import Held
 
 _FILE = "checkpoint.safetensors"
 _PARTS = ("params", "memory")
-_STATISTICS = ("centre", "class_counts", "class_means", "covariance", "class_features", "class_offsets")
+_STATISTICS = (
+    "centre",
+    "class_counts",
+    "class_means",
+    "covariance",
+    "class_features",
+    "class_offsets",
+    "site_counts",
+    "site_indices",
+)
 
 
 @dataclass(frozen=True)

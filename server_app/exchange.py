@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -20,6 +20,9 @@ from common.compression import OFF
 from common.errors import StaleError, WireError
 from common.transfer import from_wire, wire_shapes
 from common.wire import ERROR_WORDS, Kind, check_scores, check_tensors, check_words, read_charged
+
+Take = Callable[[int, Mapping[str, Tensor]], None]
+"""Takes in what a node sent."""
 
 _KINDS: dict[Kind, str] = {
     "hello": "query.hello",
@@ -45,7 +48,7 @@ class Reply:
 
     Attributes:
         words: strings and numbers, by name.
-        tensors: float32 tensors, by name.
+        tensors: float32 tensors, by name; none where they were taken in at once.
         scores: numbers of an evaluation, by name.
         num_bytes: size of its arrays.
     """
@@ -114,6 +117,7 @@ def exchange(
     largest_norm: float = math.inf,
     bits: int = OFF,
     reference: Callable[[int], Mapping[str, Tensor]] = lambda _: {},
+    take: Take | None = None,
 ) -> Outcome:
     """Send messages and collect the replies that pass the allow-list.
 
@@ -126,6 +130,7 @@ def exchange(
         largest_norm: L2 norm that no honest reply's tensors, taken together, exceed.
         bits: of a number in a reply.
         reference: what a node's reply in few bits is told as a difference from.
+        take: is given each node's checked tensors as they come, which are then not kept.
 
     Returns:
         Answers and absences. Replies are matched by the message they answer: an error's own source is not to be
@@ -144,6 +149,9 @@ def exchange(
         try:
             reply = _read(kind, message, shapes(node), bits, reference(node))
             check_norm(reply.tensors, largest_norm)
+            if take is not None:
+                take(node, reply.tensors)
+                reply = replace(reply, tensors={})
             replies[node] = reply
             missing.pop(node, None)
         except WireError as error:

@@ -20,7 +20,7 @@ from common.transfer import upload_reference
 from common.wire import Kind, dump_context
 from server_app.checkpoint import Progress
 from server_app.downlink import Downlink, Parcel
-from server_app.exchange import Outcome, build_messages, exchange
+from server_app.exchange import Outcome, Take, build_messages, exchange
 from server_app.secagg import SecureSum, secure_sum, sender
 from server_app.tracking import RunWatch
 
@@ -86,8 +86,8 @@ class Link:
 
         return self.messages("train", nodes, parcel, f"round-{number}", {"round": number - 1})
 
-    def train(self, grid: Grid, messages: list[Message], number: int, largest_norm: float) -> Outcome:
-        """A round's sums; sites that need the whole parameters get them.
+    def train(self, grid: Grid, messages: list[Message], number: int, largest_norm: float, take: Take) -> Outcome:
+        """A round's sums, each taken in as it comes; sites that need the whole parameters get them.
 
         Raises:
             FederationError: fewer than `min-sites` answered.
@@ -100,7 +100,7 @@ class Link:
             return upload_reference(self._method, self.downlink.tensors(self.members[node].index))
 
         def send(some: list[Message]) -> Outcome:
-            return self._exchange(grid, "train", some, shapes, largest_norm, reference)
+            return self._exchange(grid, "train", some, shapes, largest_norm, reference, take)
 
         outcome = send(messages)
         if outcome.stale:
@@ -109,14 +109,19 @@ class Link:
             self.downlink.took(self.members[node])
         return self._checked(outcome, f"round {number}")
 
-    def ask(self, grid: Grid, kind: Kind, tensors: Tensors, shapes: Shapes, words: Words | None = None) -> Outcome:
-        """One exchange outside the rounds.
+    def ask(
+        self, grid: Grid, kind: Kind, tensors: Callable[[int], Tensors], shapes: Shapes, words: Words | None = None
+    ) -> Outcome:
+        """One exchange outside the rounds; `tensors` are for the site with an index.
 
         Raises:
             FederationError: fewer than `min-sites` answered.
         """
-        parcel = Parcel({}, tensors)
-        messages = self.messages(kind, self.members, lambda _: parcel, kind, words or {})
+
+        def parcel(node: int) -> Parcel:
+            return Parcel({}, tensors(self.members[node].index))
+
+        messages = self.messages(kind, self.members, parcel, kind, words or {})
         outcome = self._exchange(grid, kind, messages, lambda _: shapes, math.inf, lambda _: {})
         return self._checked(outcome, kind)
 
@@ -165,9 +170,11 @@ class Link:
         shapes: Callable[[int], Shapes],
         largest_norm: float,
         reference: Callable[[int], Tensors],
+        take: Take | None = None,
     ) -> Outcome:
         bits = self._federation.wire_bits if kind in _IN_FEW_BITS else OFF
-        return exchange(grid, kind, messages, self._federation.round_timeout, shapes, largest_norm, bits, reference)
+        timeout = self._federation.round_timeout
+        return exchange(grid, kind, messages, timeout, shapes, largest_norm, bits, reference, take)
 
     def _checked(self, outcome: Outcome, what: str) -> Outcome:
         """Count an exchange, say who is missing, and see that enough answered."""

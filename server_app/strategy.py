@@ -7,7 +7,7 @@ checkpoint after each; then the artifact, and, where all data is public, scores.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from common.aggregate import gather
 from common.errors import FederationError, WireError
 from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
 from common.privacy_statement import why_not_private
@@ -74,6 +75,7 @@ class FederatedStrategy(Strategy):
         self._downlink = Downlink(method, context, held or {}, progress.versions)
         self._link = Link(method, context, members, progress, self._downlink, watch)
         self._outcome = Outcome({}, {}, {})
+        self._uploads: MutableMapping[int, Tensors] = {}
 
     @property
     def members(self) -> Mapping[int, Member]:
@@ -102,10 +104,9 @@ class FederatedStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Step the server with the answers of the last exchange; the state itself is `self.state`."""
+        """Step the server with what the last exchange took in; the state itself is `self.state`."""
         del replies
-        uploads = {self.members[node].index: reply.tensors for node, reply in self._outcome.replies.items()}
-        self.state = self.method.server_step(self.context, self.state, uploads)
+        self.state = self.method.server_step(self.context, self.state, self._uploads)
         return ArrayRecord(dict(self.state.params)), None
 
     def configure_evaluate(
@@ -140,7 +141,8 @@ class FederatedStrategy(Strategy):
                     self._outcome = self._secure_round(grid, number)
                 else:
                     messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
-                    self._outcome = self._link.train(grid, messages, number, self._largest_norm())
+                    self._uploads = gather(self.method, self.context, self.state)
+                    self._outcome = self._link.train(grid, messages, number, self._largest_norm(), self._take)
             self.aggregate_train(number, [])
             check_tensors("train", self.state.params, {n: tuple(v.shape) for n, v in self.state.params.items()})
             taken = tuple(sorted(self.members[node].name for node in self._outcome.replies))
@@ -158,10 +160,16 @@ class FederatedStrategy(Strategy):
         tensors: Tensors,
         shapes: Shapes,
         words: Mapping[str, str | int | float] | None = None,
+        *,
+        personal: bool = False,
     ) -> Outcome:
-        """One exchange outside the rounds: a baseline or an evaluation."""
+        """One exchange outside the rounds: a baseline or an evaluation; with `personal` each site's own model too."""
+
+        def own(index: int) -> Tensors:
+            return {**tensors, **self.method.params_for(self.context, self.state, index)}
+
         with self._saved_on_failure():
-            return self._link.ask(grid, kind, tensors, shapes, words)
+            return self._link.ask(grid, kind, own if personal else lambda _: tensors, shapes, words)
 
     def seconds(self) -> float:
         """Time spent on the run so far, earlier processes of a resumed run included."""
@@ -201,9 +209,10 @@ class FederatedStrategy(Strategy):
             summed = self._link.secure_sum(grid, "statistics", statistics_arguments(self.context, spec), {})
             statistics = combined_statistics(self.context, spec, summed.total, len(summed.nodes))
         else:
-            outcome = self._link.ask(grid, "statistics", {}, spec.shapes)
+            outcome = self._link.ask(grid, "statistics", lambda _: {}, spec.shapes)
             by_index = {self.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
-            statistics = combine_statistics(spec, [by_index[index] for index in sorted(by_index)], noise)
+            sites = sorted(by_index)
+            statistics = combine_statistics(spec, [by_index[index] for index in sites], noise, sites)
         self.state = self.method.prepare(self.context, self.state, statistics)
 
     @property
@@ -218,12 +227,16 @@ class FederatedStrategy(Strategy):
         summed = self._link.secure_sum(grid, f"round-{number}", arguments, {"round": self.state.round})
         indices = {self.members[node].index: node for node in summed.nodes}
         uploads = mean_uploads(arguments, summed.total, indices)
-        replies = {indices[index]: Reply({}, tensors, {}, 0) for index, tensors in uploads.items()}
+        self._uploads = dict(uploads)
+        replies = {node: Reply({}, {}, {}, 0) for node in indices.values()}
         try:
             check_norm(uploads[min(uploads)], self._largest_norm())
         except WireError as error:
             raise FederationError(f"round {number}: a site {error}: nobody knows which; the sum is not used") from None
         return Outcome(replies, {n: why for n, why in summed.missing.items() if n not in replies}, {})
+
+    def _take(self, node: int, tensors: Tensors) -> None:
+        self._uploads[self.members[node].index] = tensors
 
     def _advance(self) -> None:
         self._downlink.advance(self.state, [member.index for member in self.members.values()])

@@ -180,7 +180,11 @@ class Method:
         sample: (context, artifact, labels (n,), seed) -> (embeddings (n, d_x), labels (n,)); None for heads.
         broadcast: (context, state, site_index) -> what that site receives; None: every site receives `state.params`.
         site_upload_shapes: (context, site_index) -> as `upload_shapes`, where sites send different shapes; else None.
+        personal_scores: (context, what the site received, embeddings (n, d), site_index) -> class scores (n, K) of the
+            site's own model; None for methods without.
         uploads_sums: whether what a site sends is a sum of clipped gradients, and not parameters or their change.
+        upload_weights: (context, state) -> by what each site's upload is multiplied before it is added up: tensors of
+            (num_sites, ...) by name, each site's part broadcast over the upload; for methods that upload sums. None: 1.
         shares_noise: whether sites may share the noise under secure aggregation: only their sum matters, and nothing at
             a site depends on what it sends.
     """
@@ -199,7 +203,9 @@ class Method:
     sample: Callable[[RunContext, Artifact, Tensor, int], tuple[Tensor, Tensor]] | None
     broadcast: Callable[[RunContext, ServerState, int], Tensors] | None = None
     site_upload_shapes: Callable[[RunContext, int], Shapes] | None = None
+    personal_scores: Callable[[RunContext, Tensors, Tensor, int], Tensor] | None = None
     uploads_sums: bool = True
+    upload_weights: Callable[[RunContext, ServerState], Mapping[str, Tensor]] | None = None
     shares_noise: bool = False
 
     def params_for(self, context: RunContext, state: ServerState, site_index: int) -> Tensors:

@@ -79,5 +79,6 @@ METHOD = Method(
     server_step=_on_head(fedhypevae.server_step),
     finish=finish,
     sample=None,
+    upload_weights=_on_head(fedhypevae.upload_weights),
     shares_noise=True,
 )

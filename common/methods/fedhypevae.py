@@ -31,6 +31,7 @@ from common.methods.hypevae_site import client_step
 from common.methods.hypevae_terms import (
     CENTRE,
     CLASS_OFFSETS,
+    PRESENCE,
     TARGET,
     TOTAL,
     class_offsets,
@@ -39,7 +40,9 @@ from common.methods.hypevae_terms import (
     rate_of,
     step_scale,
     trained_names,
+    weighs_presence,
 )
+from common.presence import presence_weights
 from common.prototypes import PROTOTYPES, class_prototypes
 from common.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
 from common.synthesis import PLACEMENT, MetaCodes, fit_meta_codes, place_classes
@@ -91,7 +94,25 @@ def prepare(context: RunContext, state: ServerState, statistics: ReleasedStatist
     if context.config.training.mmd == "released" and statistics.class_features is not None:
         shares = statistics.class_counts / statistics.class_counts.sum()
         params[TARGET] = torch.cat([statistics.class_features, shares[:, None]], 1)
-    return replace(state, params=params, statistics=statistics)
+    memory = dict(state.memory)
+    if weighs_presence(context) and statistics.site_counts is not None and statistics.site_indices is not None:
+        noise = statistics.noise_std["class_counts"] / len(statistics.site_counts) ** 0.5
+        weights = torch.ones(context.problem.num_sites, context.problem.num_classes)
+        weights[statistics.site_indices] = presence_weights(statistics.site_counts, noise)
+        memory[PRESENCE] = weights
+    return replace(state, params=params, memory=memory, statistics=statistics)
+
+
+def upload_weights(context: RunContext, state: ServerState) -> dict[str, Tensor]:
+    """Weights of the sites' sums for what belongs to single classes; nothing where sites count alike."""
+    if PRESENCE not in state.memory:
+        return {}
+    weights, output = state.memory[PRESENCE], generator_shape(context).output_layer
+    return {
+        f"{output}.class_weight": weights[:, None],
+        "class_bias.weight": weights,
+        "class_shift.weight": weights[:, :, None],
+    }
 
 
 def upload_shapes(context: RunContext) -> Shapes:
@@ -196,5 +217,6 @@ METHOD = Method(
     server_step=server_step,
     finish=finish,
     sample=sample,
+    upload_weights=upload_weights,
     shares_noise=True,
 )

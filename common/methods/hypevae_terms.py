@@ -16,6 +16,8 @@ from common.statistics import clip_to_ball
 
 CENTRE, TARGET, TOTAL = "constant.centre", "constant.target", "constant.total"
 CLASS_OFFSETS = "constant.class_offsets"
+PRESENCE = "presence"
+"""Among what the server remembers: weights of the sites' sums, class by class."""
 _SMALLEST_SHARE = 0.01
 
 
@@ -77,6 +79,11 @@ def class_offsets(context: RunContext, class_shares: Tensor) -> Tensor:
     """
     shares = class_shares.clamp(min=_SMALLEST_SHARE)
     return context.config.training.logit_adjustment * torch.log(shares / shares.sum())
+
+
+def weighs_presence(context: RunContext) -> bool:
+    """Whether a site's sums count by what classes it has: where the server sees each site's, and only then."""
+    return context.config.training.class_presence and context.config.privacy.trust == "local"
 
 
 def step_scale(context: RunContext, params: Tensors) -> float:

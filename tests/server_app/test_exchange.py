@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import pytest
@@ -191,3 +191,18 @@ def test_exchange_counts_no_answer_that_comes_in_a_later_round() -> None:
 def test_exchange_lets_the_largest_honest_norm_pass() -> None:
     assert set(ask({1: [GOOD], 2: [GOOD]}, largest=2.0**0.5 + 1e-9).replies) == {1, 2}
     assert not ask({1: [GOOD], 2: [GOOD]}, largest=2.0**0.5 - 1e-6).replies
+
+
+def test_tensors_that_are_taken_in_at_once_are_not_kept() -> None:
+    taken: dict[int, dict[str, Tensor]] = {}
+    messages = build_messages("train", [1, 2, 3], lambda _: {}, lambda _: {}, "round-1", 60.0)
+    link = cast(Grid, Link({1: [GOOD, GOOD], 2: [{**GOOD, "a": torch.ones(3)}], 3: [GOOD]}))
+
+    def take(node: int, tensors: Mapping[str, Tensor]) -> None:
+        assert node not in taken
+        taken[node] = dict(tensors)
+
+    outcome = exchange(link, "train", messages, 0.5, lambda _: SHAPES, take=take)
+    assert set(taken) == set(outcome.replies) == {1, 3}  # nothing refused is taken in, and nothing twice
+    assert all(torch.equal(taken[3][name], value) for name, value in GOOD.items())
+    assert all(reply.tensors == {} and reply.num_bytes > 0 for reply in outcome.replies.values())

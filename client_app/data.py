@@ -121,15 +121,16 @@ def split_by_unit(records: EmbeddingSet) -> NDArray[np.str_]:
     return np.asarray(("train", "validation", "test"))[parts]
 
 
-def check_matches(records: EmbeddingSet, context: RunContext) -> None:
+def check_matches(records: EmbeddingSet, context: RunContext, site_index: int) -> None:
     """Refuse records that are not what the run is about (DataError): another width or class set."""
-    check_identity(records.dimension, records.metadata.class_names, context)
+    check_identity(records.dimension, records.metadata.class_names, context, site_index)
 
 
-def check_identity(dimension: int, class_names: tuple[str, ...], context: RunContext) -> None:
+def check_identity(dimension: int, class_names: tuple[str, ...], context: RunContext, site_index: int) -> None:
     """As `check_matches`, from a file's metadata alone."""
-    if dimension != context.problem.dim:
-        raise DataError(f"the run has embeddings of width {context.problem.dim}, this site's have {dimension}")
+    expected = context.problem.dim_of(site_index)
+    if dimension != expected:
+        raise DataError(f"the run has embeddings of width {expected} here, this site's have {dimension}")
     if class_names != context.problem.class_names:
         raise DataError("the run has another class set than this site's file: embed with the federation's class list")
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from client_app.data import Simulated
 from client_app.site import SitePolicy, load_policy
@@ -69,10 +70,31 @@ def find_place(node_config: Mapping[str, Scalar], federation: FederationConfig, 
     home = Path(os.environ.get("FEDHYPEVAE_HOME", "")).resolve()
     sites = home / (federation.sites_dir or f"{federation.output_dir}/sites")
     name = f"site-{index + 1}"
-    pool = home / federation.pool if federation.pool else None
+    pools = federation.pools
+    pool = home / pools[index % len(pools)] if pools else None
     simulated = Simulated(index, count, federation.alpha, federation.seed, pool)
     policy = simulated_policy(name, privacy, public=pool is None or federation.data_is_public)
     return Place(name, index, sites / name, policy, simulated, home / federation.cache_dir, new_ledger=True)
+
+
+def open_policy(*, public: bool) -> dict[str, Any]:
+    """Lines of a policy, beside its budget, that refuses no setting which makes sense: for simulations and demos.
+
+    Args:
+        public: whether the data is: only then scores may leave, and runs without a guarantee are allowed.
+    """
+    from common.methods import method_names
+
+    return {
+        "max_clip_norm": 1e6,
+        "min_noise_multiplier": 1e-3,
+        "allowed_methods": method_names(),
+        "allowed_encoder_training": ("sleep", "joint", "unprotected") if public else ("sleep", "joint"),
+        "allowed_trust": ("local", "secagg"),
+        "data_is_public": public,
+        "metrics_may_leave": public,
+        "allow_test_noise": public,
+    }
 
 
 def simulated_policy(name: str, privacy: PrivacyConfig, *, public: bool = True) -> SitePolicy:
@@ -81,8 +103,6 @@ def simulated_policy(name: str, privacy: PrivacyConfig, *, public: bool = True) 
     Where it is not, scores stay at the site and runs without a guarantee are refused, as at a real one. The budget
     holds either way: `run_epsilon` is the run's own ε, and the ledger is real.
     """
-    from common.methods import method_names
-
     epsilon = min(privacy.epsilon, 100.0)
     return SitePolicy(
         cohort_id=f"demo/{name}",
@@ -91,12 +111,5 @@ def simulated_policy(name: str, privacy: PrivacyConfig, *, public: bool = True) 
         run_epsilon=epsilon,
         unit=privacy.unit,
         max_records_per_patient=privacy.max_records_per_patient,
-        max_clip_norm=1e6,
-        min_noise_multiplier=1e-3,
-        allowed_methods=method_names(),
-        allowed_encoder_training=("sleep", "joint", "unprotected") if public else ("sleep", "joint"),
-        allowed_trust=("local", "secagg"),
-        data_is_public=public,
-        metrics_may_leave=public,
-        allow_test_noise=public,
+        **open_policy(public=public),
     )

@@ -35,7 +35,7 @@ def with_held(place: Place, work: Work) -> Work:
         DataError: the run is about other records.
     """
     place.policy.check(request_of(work.context), recompute_epsilon=False)
-    fingerprint_of(place, work.context)  # a message about other records than this site's claims no run's name here
+    fingerprint_of(place, work)  # a message about other records than this site's claims no run's name here
     private = PrivateState(place.folder / "state", work.run_id)
     with private.locked():
         private.claim(settings_digest(work.context))

@@ -65,7 +65,7 @@ def release(
             private.drop_payloads(round_key)
         return Answer(load_tensors(payload), {"receipt": "", "charged": "[]"})
     place.policy.check(request, recompute_epsilon=False)  # the cheap rules, before anything is opened
-    limits, fingerprint = place.policy.limits, fingerprint_of(place, work.context)
+    limits, fingerprint = place.policy.limits, fingerprint_of(place, work)
     with ExitStack() as stack:
         ledger = stack.enter_context(
             Ledger.open(

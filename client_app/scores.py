@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from client_app.work import training_data
 from common.classifier import LinearHead, fit_linear_head, score, score_site
 from common.errors import PolicyRefusal
 from common.loop import noise_source, site_statistics
+from common.methods import get_method
 from common.methods.base import RunContext
 from common.sampling import on_sphere
 from common.statistics import class_means_spec
@@ -42,7 +44,7 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     """Scores on the site's own test split: only where the policy declares the data public and lets metrics leave."""
     _check_public(place, work)
     records = load_records(place.records, place.cache_dir)
-    check_matches(records, work.context)
+    check_matches(records, work.context, work.index)
     train, validation, test = (_scored_split(records, name, work.context) for name in SPLIT_NAMES)
     heads = {
         name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"])
@@ -54,6 +56,10 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     if "synthetic" in heads:
         mixing = float(work.words["mixing"])
         found = score_site(train, validation, test, heads["synthetic"], mixing=mixing, local_head=local)
+    method = get_method(work.context.config.method)
+    if method.personal_scores is not None:
+        personal = method.personal_scores(work.context, work.tensors, test[0], work.index)
+        found["personal"] = score(torch.softmax(personal, 1), *test)
     if "statistics" in heads:
         found["statistics_only"] = score(heads["statistics"], *test)
     scores: dict[str, float] = {}

@@ -113,7 +113,7 @@ def answer_masked(place: Place, work: Work) -> Answer:
         task.file.save(attempt)
         with _ledger(place, work, task) as ledger:
             key = _fresh_key(ledger, work.run_id, task.round_key)
-            limits, fingerprint = place.policy.limits, fingerprint_of(place, work.context)
+            limits, fingerprint = place.policy.limits, fingerprint_of(place, work)
             reservation = ledger.reserve(work.run_id, key, task.events, limits=limits, fingerprint=fingerprint)
             values, bits = _vector(place, work, task, ledger)
             masked = site.mask(session, _secrets(attempt), work.index, cards, shares, values, bits)
@@ -205,7 +205,7 @@ def _ledger(place: Place, work: Work, task: _Task) -> Iterator[Ledger]:
             work.run_id,
             task.request.events,
             limits,
-            fingerprint=fingerprint_of(place, work.context),
+            fingerprint=fingerprint_of(place, work),
             close_idle_after=place.policy.close_idle_runs_after,
         )
         yield ledger

@@ -109,7 +109,7 @@ def check_round(work: Work) -> None:
         )
 
 
-def fingerprint_of(place: Place, context: RunContext) -> str:
+def fingerprint_of(place: Place, work: Work) -> str:
     """Digest of the data set as its file states it, for the ledger; no record is read.
 
     Raises:
@@ -122,5 +122,5 @@ def fingerprint_of(place: Place, context: RunContext) -> str:
     if not place.records.is_file():
         raise DataError(f"no embeddings at {place.records}: make them with `fedhypevae embed`")
     metadata = read_metadata(place.records)
-    check_identity(metadata.identity.dimension, metadata.class_names, context)
+    check_identity(metadata.identity.dimension, metadata.class_names, work.context, work.index)
     return metadata.fingerprint

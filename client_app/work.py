@@ -75,7 +75,7 @@ def site_state(private: PrivateState, work: Work) -> SiteState:
 
 def training_data(place: Place, work: Work) -> SiteData:
     records = load_records(place.records, place.cache_dir)
-    check_matches(records, work.context)
+    check_matches(records, work.context, work.index)
     return split_data(records, "train", work.context.config.privacy.unit)
 
 

@@ -85,11 +85,12 @@ class SetFacts(Protocol):
         ...
 
 
-def check_sites(sites: Mapping[str, SetFacts]) -> tuple[Mismatch, ...]:
+def check_sites(sites: Mapping[str, SetFacts], *, own_encoders: bool = False) -> tuple[Mismatch, ...]:
     """Compare what sites know of their sets: encoder, classes and canary.
 
     Args:
         sites: site name -> its facts; a site without a canary is compared by identity alone.
+        own_encoders: whether each may have its own encoder; the classes are compared alone then.
 
     Returns:
         One `Mismatch` per site and field; empty when the sites agree.
@@ -98,14 +99,16 @@ def check_sites(sites: Mapping[str, SetFacts]) -> tuple[Mismatch, ...]:
         DataError: no sites, or a canary that can't be read.
     """
     found = compare({site: facts.identity for site, facts in sites.items()})
+    if own_encoders:
+        return tuple(mismatch for mismatch in found if mismatch.field == "class_names")
     vectors = {site: decode(facts.canary) for site, facts in sites.items() if facts.canary}
     if found or len(vectors) < 2:
         return found
     return compare_canaries(vectors, next(iter(sites.values())).identity.precision)
 
 
-def require_agreement(sites: Mapping[str, SetFacts]) -> None:
-    """Refuse to go on when sites differ; raises `MeetingError` naming each site and field."""
-    found = check_sites(sites)
+def require_agreement(sites: Mapping[str, SetFacts], *, own_encoders: bool = False) -> None:
+    """Refuse to go on when sites differ (see `check_sites`); raises `MeetingError` naming each site and field."""
+    found = check_sites(sites, own_encoders=own_encoders)
     if found:
         raise MeetingError("the sites' embeddings differ: " + "; ".join(str(mismatch) for mismatch in found))

@@ -224,7 +224,8 @@ def load_bundle(path: Path | str) -> Bundle:
     try:
         context = load_context(metadata["context"])
         artifact = Artifact(metadata["kind"], tensors, json.loads(metadata["settings"]))
-        encoder = EncoderIdentity.from_json(json.loads(metadata["encoder"])) if "encoder" in metadata else None
+        told = json.loads(metadata.get("encoder", "null"))
+        encoder = None if told is None else EncoderIdentity.from_json(told)
         forced = tuple(str(reason) for reason in json.loads(metadata.get(FORCED, "[]")))
     except (KeyError, ValueError, TypeError, FedHypeVAEError) as error:
         raise DataError(f"{file} is no generator of this project, or of another version ({error})") from None

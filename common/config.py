@@ -68,7 +68,8 @@ class FederationConfig(Concern):
     """Who takes part, and the files.
 
     `pool` is an embedding file (parquet, made by `fedhypevae embed`) that a simulation divides among its sites; empty
-    means the demonstration's images, which are public. Another pool counts as public only with `data_is_public`.
+    means the demonstration's images, which are public. Another pool counts as public only with `data_is_public`. With
+    `own-encoders` there may be several, with commas between: sites take their shares of them in turn.
     `alpha` is the Dirichlet concentration of simulated sites; 0 means IID. `public_total` is a public number of units
     in all, needed where no statistics are released to tell it; it only scales the step.
     `wire_bits` is the width of a number on the wire, both ways: 32 is float32; with fewer, noised sums are rounded at
@@ -94,6 +95,11 @@ class FederationConfig(Concern):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
     tracking: Literal["tensorboard", "mlflow", "off"] = "tensorboard"
 
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The files of `pool`."""
+        return tuple(part.strip() for part in self.pool.split(",") if part.strip())
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.min_sites > self.num_sites:
@@ -118,6 +124,10 @@ class RunConfig(BaseModel):
     def _check(self) -> Self:
         if self.privacy.statistics_share == 0 and self.federation.public_total == 0:
             raise ValueError("statistics-share is 0, so nothing tells the step its scale: set public-total")
+        if self.rivals.own_encoders and not self.method.startswith("mh_pfedhn"):
+            raise ValueError(f"own-encoders needs a method that makes each site its own model: {self.method} does not")
+        if len(self.federation.pools) > 1 and not self.rivals.own_encoders:
+            raise ValueError("several pools are of several encoders: set own-encoders, or name one pool")
         if self.privacy.trust == "secagg":
             self._check_shared_noise()
         return self

@@ -15,7 +15,8 @@ class RivalsConfig(Concern):
     `local_*` is the SGD that a site runs on its records in the methods that average or pull back models; `local_decay`
     is the weight decay. `architectures` are the sites' own models, comma-separated and handed out in turn: `linear`, or
     `mlp-` and the widths of its hidden layers. `chunk_size` is the number of parameters that one embedding of
-    MH-pFedHN generates; `teacher_*` belong to its distillation.
+    MH-pFedHN generates; `teacher_*` belong to its distillation. `own_encoders` lets sites with different encoders, and
+    so different widths of embeddings, meet: no other method can serve them.
     """
 
     local_epochs: int = Field(1, ge=1, le=10_000)
@@ -36,6 +37,7 @@ class RivalsConfig(Concern):
     hyper_gradient_norm: float = Field(50.0, gt=0.0)
     teacher_weight: float = Field(0.2, ge=0.0, le=1.0)
     teacher_temperature: float = Field(15.0, gt=0.0)
+    own_encoders: bool = False
 
     @property
     def hidden_widths_of(self) -> tuple[tuple[int, ...], ...]:

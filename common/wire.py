@@ -60,7 +60,7 @@ def dtype_of(kind: Kind, name: str) -> torch.dtype:
 
 
 # Scores travel only where the site's policy declares its data public.
-SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda")
+SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda", "personal")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
 _MOST_EVENTS = 1_000_000
 ERROR_WORDS = frozenset({"error", "reference"})

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from client_app.place import open_policy
 from common.config import RunConfig, Scalar
 from common.errors import FedHypeVAEError
 from deploy.app_package import build_package, digest_of
@@ -60,10 +61,8 @@ def prepare(volumes: Path, num_sites: int, app: Path, cache: Path, *, server_nam
                 lifetime_epsilon=50.0,
                 lifetime_delta=1e-5,
                 run_epsilon=10.0,
-                min_noise_multiplier=0.01,
-                data_is_public=True,
-                metrics_may_leave=True,
                 approved_app_digests=(digest,),
+                **open_policy(public=True),
             )
             shutil.copy(SiteFolder(place).node_key.with_suffix(".pub"), out / "server" / f"{name}.pub")
         shutil.copytree(out / "server", volumes / "server", dirs_exist_ok=True)

@@ -24,6 +24,7 @@ _ROWS = {
     "synthetic_only": "synthetic",
     "mixed": "mixed 1:1",
     "own_lambda": "mixed, tuned",
+    "personal": "own model",
 }
 _SHOWN = 1500
 _TRACES = ("status.json", "summary.json", "checkpoint.safetensors", "sites")  # any of them: a run was here

@@ -80,16 +80,17 @@ def load_pool(cache_dir: Path) -> EmbeddingSet:
 
 
 def open_pool(home: Path, federation: FederationConfig) -> EmbeddingSet:
-    """The records that a simulation divides: the run's own pool, or the demonstration's.
+    """The records that a simulation divides: the run's own pool, the first of several, or the demonstration's.
 
     Args:
         home: folder that the run's paths start from.
-        federation: names the pool, or the cache of the demonstration's.
+        federation: names the pools, or the cache of the demonstration's.
 
     Raises:
         as `load_pool`; DataError also where the named file is missing.
     """
-    return read_store(home / federation.pool) if federation.pool else load_pool(home / federation.cache_dir)
+    pools = [read_store(home / pool) for pool in federation.pools]  # all of them, so that a missing one ends here
+    return pools[0] if pools else load_pool(home / federation.cache_dir)
 
 
 def deal(pool: EmbeddingSet, num_sites: int, alpha: float | None, seed: int) -> NDArray[np.int64]:

@@ -74,8 +74,11 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     # who left for good must not keep a run from going on; where the noise is shared out, all must be there
     least = config.federation.min_sites if known and is_open else None
     meeting = settled(meet(grid, config, printer, least), known, is_open)
-    num_sites = len(meeting.members) if before is None else load_context(before[1].context).problem.num_sites
-    run_context = RunContext(config, Problem(meeting.dim, meeting.class_names, num_sites), plan)
+    problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), meeting.site_dims)
+    if before is not None:  # some may be missing now; whoever is there is held against the width that it had
+        earlier = load_context(before[1].context).problem
+        problem = Problem(earlier.dim, meeting.class_names, earlier.num_sites, earlier.site_dims)
+    run_context = RunContext(config, problem, plan)
     if config.privacy.trust == "secagg":
         check_shares_noise(method, run_context)
     for reason in why_not_private(run_context):

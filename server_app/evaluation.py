@@ -38,12 +38,13 @@ def evaluate(
     published = published_head(context, artifact, synthetic)
     if published is not None:
         heads["synthetic"] = published.scaled(context.config.synthesis.head_scale)
-    baseline = _baseline_head(grid, strategy, context)
+    # of sites with encoders of their own there are no common class means
+    baseline = None if context.problem.site_dims else _baseline_head(grid, strategy, context)
     if baseline is not None:
         heads["statistics"] = baseline
     tensors = {f"{name}.{part}": getattr(head, part) for name, head in heads.items() for part in ("weight", "bias")}
     words = {"mixing": context.config.synthesis.mixing}
-    outcome = strategy.ask(grid, "evaluate", tensors, {}, words)
+    outcome = strategy.ask(grid, "evaluate", tensors, {}, words, personal=strategy.method.personal_scores is not None)
     per_site = {strategy.members[node].name: reply.scores for node, reply in outcome.replies.items()}
     return _means(per_site)
 

@@ -28,9 +28,9 @@ class Meeting:
 
     Attributes:
         members: by node.
-        dim: width of their embeddings.
+        dim: width of their embeddings; of the first site where they differ.
         class_names: their class set.
-        identity: of the encoder and classes that all of them have.
+        identity: of the encoder and classes that all of them have; None where each has its own encoder.
         data_is_public: whether every site's policy declares its data public.
         facts: what each said, by name.
     """
@@ -38,9 +38,16 @@ class Meeting:
     members: Mapping[int, Member]
     dim: int
     class_names: tuple[str, ...]
-    identity: EncoderIdentity
+    identity: EncoderIdentity | None
     data_is_public: bool
     facts: Mapping[str, SiteFacts]
+
+    @property
+    def site_dims(self) -> tuple[int, ...]:
+        """Each site's own width, by index; empty where all have one."""
+        order = sorted(self.members.values(), key=lambda member: member.index)
+        dims = tuple(self.facts[member.name].identity.dimension for member in order)
+        return dims if len(set(dims)) > 1 else ()
 
 
 def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, least: int | None = None) -> Meeting:
@@ -66,12 +73,13 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, least: int | None
         raise MeetingError(
             f"expected {needed} sites, {len(facts)} said hello ({reasons}); mend them, or lower num-sites"
         )
-    _check_agreement(facts)
+    _check_agreement(facts, own_encoders=config.rivals.own_encoders)
     order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
     members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
     first, public = facts[order[0]].identity, all(fact.public for fact in facts.values())
     by_name = {fact.site: fact for fact in facts.values()}
-    return Meeting(members, first.dimension, first.class_names, first, public, by_name)
+    shared = None if any(fact.identity != first for fact in facts.values()) else first
+    return Meeting(members, first.dimension, first.class_names, shared, public, by_name)
 
 
 def say_hello(
@@ -140,10 +148,10 @@ def _facts(reply: Reply) -> SiteFacts:
         raise MeetingError("a site said hello in words that can't be read: it must run the same version") from None
 
 
-def _check_agreement(facts: Mapping[int, SiteFacts]) -> None:
+def _check_agreement(facts: Mapping[int, SiteFacts], *, own_encoders: bool) -> None:
     ordered = sorted(facts.values(), key=lambda fact: (fact.position, fact.site))
     names = [fact.site for fact in ordered]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise MeetingError(f"two sites call themselves {double!r}: give each its own site-name")
-    require_agreement({fact.site: fact for fact in ordered})
+    require_agreement({fact.site: fact for fact in ordered}, own_encoders=own_encoders)

@@ -61,8 +61,11 @@ def draw_published(context: RunContext, artifact: Artifact) -> Split | None:
     return fill_classes(again, wanted, [drawn], piece, lambda number: seeded("more", seed, number).initial_seed())
 
 
-def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder: EncoderIdentity) -> None:
-    """Save the published parameters as safetensors, with all that is needed to use them in the metadata."""
+def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder: EncoderIdentity | None) -> None:
+    """Save the published parameters as safetensors, with all that is needed to use them in the metadata.
+
+    `encoder` is None where each site has its own.
+    """
     metadata = {
         "kind": artifact.kind,
         "method": context.config.method,
@@ -70,7 +73,7 @@ def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder
         "settings": json.dumps(dict(artifact.settings)),
         # the settings alone do not tell: a method may have no privacy whatever they say
         "private": json.dumps(not why_not_private(context)),
-        "encoder": json.dumps(encoder.to_json()),
+        "encoder": json.dumps(None if encoder is None else encoder.to_json()),
     }
     write_atomically(
         path,

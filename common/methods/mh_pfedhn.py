@@ -108,6 +108,12 @@ def features_at(context: RunContext, embeddings: Tensor, centre: Tensor, site_in
     return head_features(context, embeddings, wanted)
 
 
+def personal_scores(context: RunContext, received: Tensors, embeddings: Tensor, site_index: int) -> Tensor:
+    """Class scores (n, K) of the model that a site received, for embeddings (n, d) of its own encoder."""
+    features = features_at(context, embeddings, received[CENTRE], site_index)
+    return site_architecture(context, site_index).logits(received["theta"], features)
+
+
 def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
     """Train the received model on the site's records; send what it moved. Without noise."""
     return work.site, {"delta": work.params["theta"] - trained_model(context, work)}
@@ -265,6 +271,7 @@ METHOD = Method(
     sample=None,
     broadcast=broadcast,
     site_upload_shapes=site_upload_shapes,
+    personal_scores=personal_scores,
     uploads_sums=False,
 )
 METHOD_DP = replace(METHOD, name="mh_pfedhn_dp", private=True, plan=dp_plan, client_step=dp_client_step)

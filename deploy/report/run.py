@@ -28,6 +28,7 @@ WAYS = {
     "synthetic_only": "synthetic set only",
     "mixed": "own and synthetic, half each",
     "own_lambda": "own and synthetic, tuned",
+    "personal": "the model made for the site",
 }
 _DOTS = 3000
 _TEMPLATE = Path(__file__).with_name("run.html.j2")

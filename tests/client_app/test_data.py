@@ -10,6 +10,8 @@ import pytest
 
 from client_app import data
 from client_app.data import split_by_unit
+from client_app.place import find_place
+from common.config import RunConfig
 from common.errors import DataError
 from common.identity import EncoderIdentity
 from embeddings import simulated, store
@@ -38,6 +40,18 @@ def test_simulated_sites_of_a_process_read_and_deal_their_pool_once(
     assert done == ["read", "deal"]
     rows = np.concatenate([part.embeddings for part in parts])
     assert len(np.unique(rows, axis=0)) == 60  # each row at one site
+
+
+def test_simulated_sites_take_pools_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEDHYPEVAE_HOME", str(tmp_path))
+    config = RunConfig.from_flat({"method": "mh_pfedhn", "own-encoders": True, "pool": "a.parquet, b.parquet"})
+    found = [
+        find_place({"partition-id": index, "num-partitions": 3}, config.federation, config.privacy).records
+        for index in range(3)
+    ]
+    assert [one.pool for one in found if isinstance(one, data.Simulated)] == [
+        tmp_path / name for name in ("a.parquet", "b.parquet", "a.parquet")
+    ]
 
 
 def test_a_simulation_without_its_pool_names_the_way_out(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ all() { # in a function: bash would read on in a file that somebody edits meanwh
     check "the runner shows summary.json" grep -q '"rounds_taken_part"' "$scratch/runner.log"
     check "the summary has the demo's form, and tells who took part" judge
     check "every ledger is right" ledgers_right
+    FEDHYPEVAE_SETTINGS="method=dp_fedsgd num-rounds=2 output-dir=outputs/second" \
+        check "another method of the comparison runs" compose run -T --rm runner
     if [ "$failed" -gt 0 ] && [ -n "${COMPOSE_TEST_LOGS:-}" ]; then
         mkdir -p "$COMPOSE_TEST_LOGS"
         compose logs --no-color >"$COMPOSE_TEST_LOGS/compose.log" 2>&1

@@ -1,0 +1,46 @@
+"""The compose demo's folders: every method of the comparison may run there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client_app.site import SitePolicy, load_policy
+from client_app.task import request_of
+from common.config import RunConfig
+from common.errors import PolicyRefusal
+from common.methods import get_method, method_names
+from common.methods.base import Problem, RunContext
+from deploy import compose_demo
+from embeddings.simulated import pool_path
+from embeddings.store import write_store
+from tests.harness import CLASSES, DIM, make_set
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> SitePolicy:
+    folder = tmp_path_factory.mktemp("compose")
+    cache, app = folder / "cache", Path(__file__).resolve().parents[2]
+    cache.mkdir()
+    write_store(pool_path(cache), make_set(120))
+    compose_demo.prepare(folder / "volumes", 2, app, cache)
+    return load_policy(folder / "volumes" / "site-2" / "policy.toml")
+
+
+def _context(**settings: str | int | float) -> RunContext:
+    config = RunConfig.from_flat({"num-sites": 4, "num-rounds": 2, "epsilon": 3.0, "delta": 1e-5, **settings})
+    return RunContext(config, Problem(DIM, CLASSES, 4), get_method(config.method).plan(config))
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_may_run(policy: SitePolicy, method: str) -> None:
+    policy.check(request_of(_context(method=method)))
+    if get_method(method).shares_noise:
+        policy.check(request_of(_context(method=method, trust="secagg", dropouts=1, colluders=1)))
+
+
+def test_budget_and_approval_hold_all_the_same(policy: SitePolicy) -> None:
+    assert len(policy.approved_app_digests) == 1
+    with pytest.raises(PolicyRefusal):
+        policy.check(request_of(_context(epsilon=20.0)))

@@ -7,19 +7,21 @@ state.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from common.adam import adam_step
 from common.errors import ConfigError, DataError
-from common.generator_rows import sample_embeddings
 from common.hypernetwork import class_scores, code_features, generate, project_code
 from common.methods.base import Artifact, RunContext, seeded
+from common.methods.fedhypevae import sample
 from common.methods.hypevae_terms import generator_shape, normalised
 from common.methods.linear import CENTRE
 from common.sampling import SiteData
-from common.synthesis import PLACEMENT, MetaCodes, generated_moments
+from common.synthesis import generated_moments
 
 _MOMENT_DRAWS = 64
 
@@ -80,17 +82,9 @@ def fit_code(
 def sample_personal(
     context: RunContext, artifact: Artifact, code: Tensor, labels: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Synthetic embeddings under a site's own code: (n,) -> (n, d_x), (n,). They stay at the site with the code."""
-    synthesis = context.config.synthesis
-    rows, drawn = sample_embeddings(
-        generator_shape(context),
-        artifact.tensors,
-        MetaCodes(code[None], torch.ones(1)),
-        labels,
-        seeded("synthesis", seed),
-        latent_law=synthesis.latent_law,
-        relabel=synthesis.relabel,
-        temperature=synthesis.relabel_temperature,
-        placement=artifact.tensors.get(PLACEMENT),
-    )
-    return rows + artifact.tensors[CENTRE], drawn
+    """Synthetic embeddings under a site's own code: (n,) -> (n, d_x), (n,). They stay at the site with the code.
+
+    Drawn as the published set is, with the code in place of the meta-codes.
+    """
+    own = {**artifact.tensors, "meta.codes": code[None], "meta.weights": torch.ones(1)}
+    return sample(context, replace(artifact, tensors=own), labels, seed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.protocol import BenchmarkSite, Federation, load_federations
 from benchmarks.reference import (
     MethodScores,
+    alone_heads,
     as_record,
     centralised_head,
     local_heads,
@@ -170,10 +171,11 @@ def cost(result: LoopResult) -> dict[str, int]:
 def _run_fold(federation: Federation, own: Sequence[LinearHead], row: Row) -> dict[str, Any]:
     nothing: dict[str, Any] = {"heads": None, "fidelity": None, "epsilon": None, "bytes_up": 0, "bytes_down": 0}
     if row.registered is None:
-        heads = list(own) if row.method == "local_only" else [centralised_head(federation)] * len(own)
+        is_local = row.method == "local_only"
+        heads = list(alone_heads(federation, own)) if is_local else [centralised_head(federation)] * len(own)
         alone = score_heads_at_sites(federation, heads)
         scores: dict[str, Any] = dict.fromkeys(_SCORES)
-        if row.method == "local_only":
+        if is_local:
             scores["personalised"] = alone
         else:
             scores = _columns(score_method(federation, heads[0], own))

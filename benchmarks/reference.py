@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from benchmarks.protocol import BenchmarkSite, Federation, pooled_training_rows
 from common.classifier import (
     HeadConfig,
     LinearHead,
     SiteScores,
     Split,
+    choose_head,
+    fine_tune_head,
     fit_linear_head,
     mean_scores,
     personal_head,
@@ -52,6 +56,21 @@ def local_heads(federation: Federation, config: HeadConfig | None = None) -> tup
         fit_linear_head(*split_of(site.train), num_classes=federation.num_classes, config=config)
         for site in federation.sites
     )
+
+
+def alone_heads(federation: Federation, own: Sequence[LinearHead]) -> tuple[LinearHead, ...]:
+    """What a site makes of its own records: the Local-only row.
+
+    Each site chooses on its validation rows, as it does where it is given a head, between its own head with the penalty
+    of all heads and the fit that `personal_head` makes of a head that says nothing: no personal head then owes its
+    score to a better penalty alone.
+    """
+    _check_count(federation, own)
+    heads = []
+    for site, fitted in zip(federation.sites, own, strict=True):
+        silent = LinearHead(torch.zeros_like(fitted.weight), torch.zeros_like(fitted.bias))
+        heads.append(choose_head([fitted, fine_tune_head(silent, *split_of(site.train))], split_of(site.validation)))
+    return tuple(heads)
 
 
 def centralised_head(federation: Federation, config: HeadConfig | None = None) -> LinearHead:

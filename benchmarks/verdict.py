@@ -13,8 +13,11 @@ from common.rivals import RivalsConfig
 OURS = "fedhypevae"
 _COLUMNS = ("synthetic_only", "mixed", "personalised")
 _MEASURES = ("accuracy", "balanced_accuracy")
-# name -> whether more is better; the accuracy of a two-sample test is best at one half, chance
-_SAMPLES = {"knn": True, "mlp": True, "mmd2": False, "coverage": True, "two_sample": False}
+# name -> whether more is better; the accuracy of a two-sample test is best at one half, chance, and density at one
+_SAMPLES = {
+    "knn": True, "mlp": True, "mmd2": False, "precision": True, "recall": True, "density": False, "coverage": True,
+    "two_sample": False,
+}  # fmt: skip
 _PERSONAL_MODELS = ("mh_pfedhn", "mh_pfedhn_gd")
 
 
@@ -206,7 +209,7 @@ def _columns() -> list[tuple[str, bool]]:
 
 
 def _value(record: dict[str, Any], column: str) -> float | None:
-    """A column's value in a record: percent, or a fidelity measure as it stands; the two-sample test as its excess."""
+    """A column's value in a record: percent, or a fidelity measure as it stands, or how far it lies from its best."""
     if " " in column:
         name, measure = column.split(" ")
         return None if record[name] is None else 100.0 * float(record[name][measure])
@@ -215,6 +218,8 @@ def _value(record: dict[str, Any], column: str) -> float | None:
     value = None if record["fidelity"] is None else record["fidelity"][column]
     if value is None:
         return None
+    if column == "density":
+        return abs(float(value) - 1.0)
     return max(float(value) - 0.5, 0.0) if column == "two_sample" else float(value)
 
 
@@ -240,6 +245,7 @@ def _title(column: str) -> str:
     if " " in column:
         return " ".join(words.get(word, word) for word in column.split(" "))
     titles = {"knn": "kNN head BACC", "mlp": "MLP head BACC", "mmd2": "MMD²", "two_sample": "two-sample test above ½"}
+    titles["density"] = "density's distance from 1"
     return titles.get(column, column)
 
 

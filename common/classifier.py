@@ -6,6 +6,7 @@ data set is public.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,7 +158,14 @@ def personal_head(global_head: LinearHead, train: Split, validation: Split) -> L
     if len(validation[1]) == 0:
         return fine_tune_head(global_head, *train)
     tuned = [fine_tune_head(global_head, *train, FineTuneConfig(logit_scale=scale)) for scale in TUNING_GRID]
-    return min(tuned, key=lambda head: _plain_and_balanced_entropy(head, validation))
+    return choose_head(tuned, validation)
+
+
+def choose_head(heads: Sequence[LinearHead], validation: Split) -> LinearHead:
+    """The head that suits a site's validation rows best, by the measure of `personal_head`; the first without rows."""
+    if len(validation[1]) == 0:
+        return heads[0]
+    return min(heads, key=lambda head: _plain_and_balanced_entropy(head, validation))
 
 
 def score(classifier: LinearHead | Tensor, embeddings: Tensor, labels: Tensor) -> SiteScores:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from benchmarks.protocol import BenchmarkSite, Federation, load_federations
 from benchmarks.reference import (
+    alone_heads,
     as_record,
     centralised_head,
     local_heads,
     score_heads_at_sites,
     score_method,
+    split_of,
 )
 from benchmarks.sources import data_folder
-from common.classifier import SiteScores, mean_scores
+from common.classifier import LinearHead, SiteScores, mean_scores, personal_head
 from common.errors import ConfigError, DataError
 from common.sampling import SiteData
 
@@ -39,6 +42,18 @@ def test_local_heads_miss_what_their_site_lacks_and_the_centralised_head_does_no
     assert local == (SiteScores(pytest.approx(2 / 3), pytest.approx(2 / 3)),) * 2
     centralised = centralised_head(federation)
     assert score_heads_at_sites(federation, [centralised] * 2) == (SiteScores(1.0, 1.0),) * 2
+
+
+def test_local_only_chooses_between_two_penalties_as_a_personal_head_does() -> None:
+    federation = _federation()
+    own = local_heads(federation)
+    silent = LinearHead(torch.zeros_like(own[0].weight), torch.zeros_like(own[0].bias))
+    for site, fitted, chosen in zip(federation.sites, own, alone_heads(federation, own), strict=True):
+        pulled = personal_head(silent, split_of(site.train), split_of(site.validation))
+        assert any(torch.equal(chosen.weight, one.weight) for one in (fitted, pulled))
+        rows, labels = split_of(site.validation)
+        losses = [float(cross_entropy(one.logits(rows), labels)) for one in (chosen, fitted, pulled)]
+        assert losses[0] == pytest.approx(min(losses[1:]))  # one class a row: plain and balanced are one
 
 
 def test_score_method_gives_every_column_for_every_site() -> None:

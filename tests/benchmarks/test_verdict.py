@@ -56,6 +56,13 @@ def test_a_smaller_distance_is_the_better_one_and_chance_is_the_best_two_sample_
     assert _found(records, "mmd2").verdict == "behind"
     assert _found(records, "mmd2").lead == pytest.approx(-0.01)
     assert _found(records, "two_sample").lead == 0
+    dense = [{**one, "fidelity": {**one["fidelity"], "density": 4.0}} for one in records]
+    assert _found([*records[:2], *dense[2:]], "density").lead == pytest.approx(3.0)
+
+
+def test_every_measure_of_a_set_is_compared() -> None:
+    (record, *_) = _records((0.9, 0.9), (0.8, 0.8))
+    assert set(record["fidelity"]) <= {one.column for one in standings(_records((0.9, 0.9), (0.8, 0.8)))}
 
 
 def test_only_rows_of_one_trust_are_compared() -> None:

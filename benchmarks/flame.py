@@ -8,12 +8,14 @@ from typing import Any
 
 _LEAST_SHARE = 0.004  # narrower boxes are left out
 _LEAST_NAMED = 0.03  # and narrower ones bear no name
+_DEEPEST = 18  # calls above the first; what lies deeper is inside a library
 _COLOURS = {"common": "#e07b39", "torch": "#6c9bd2", "numpy": "#7fb77e"}
 
 
 def sample_stack(work: Callable[[], object], interval: float = 0.001) -> Any:
-    """Run a call under the sampler; its root frame, with `time`, `function` and `children`."""
+    """Run a call under the sampler; its root frame, in which a caller's calls of one function are one frame."""
     from pyinstrument import Profiler
+    from pyinstrument.processors import aggregate_repeated_calls
 
     profiler = Profiler(interval=interval, async_mode="disabled")
     profiler.start()
@@ -24,7 +26,7 @@ def sample_stack(work: Callable[[], object], interval: float = 0.001) -> Any:
     root = session.root_frame(trim_stem=True)
     if root is None:
         raise RuntimeError("the sampler saw no frame: the call was too short")
-    return root
+    return aggregate_repeated_calls(root, {})
 
 
 def own_times(root: Any, count: int = 12) -> list[dict[str, Any]]:
@@ -33,8 +35,8 @@ def own_times(root: Any, count: int = 12) -> list[dict[str, Any]]:
 
     def walk(frame: Any) -> None:
         name = _label(frame)
-        own[name] = own.get(name, 0.0) + frame.time - sum(child.time for child in frame.children)
-        for child in frame.children:
+        own[name] = own.get(name, 0.0) + frame.total_self_time
+        for child in _called(frame):
             walk(child)
 
     walk(root)
@@ -54,10 +56,10 @@ def draw_flame(root: Any, path: Path, title: str) -> None:
 
     def place(frame: Any, left: float, depth: int) -> None:
         share = frame.time / root.time
-        if share < _LEAST_SHARE:
+        if share < _LEAST_SHARE or depth > _DEEPEST:
             return
         boxes.append((left, depth, share, frame))
-        for child in frame.children:
+        for child in _called(frame):
             place(child, left, depth + 1)
             left += child.time / root.time
 
@@ -76,6 +78,11 @@ def draw_flame(root: Any, path: Path, title: str) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _called(frame: Any) -> list[Any]:
+    """What a frame called, the longest first; the sampler's stand-ins for a frame's own time are none."""
+    return [child for child in frame.children if not child.is_synthetic]
 
 
 def _label(frame: Any) -> str:

@@ -19,9 +19,16 @@ def conditions() -> dict[str, Any]:
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": platform.processor() or platform.machine(),
-        "gpu": "none at hand",
+        "gpu": gpu_name(),
         "load_average_at_start": round(os.getloadavg()[0], 1),
     }
+
+
+def gpu_name() -> str:
+    """The card that is here; the scripts of a step and of rounds use the processor all the same."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none at hand"
 
 
 def write_result(name: str, result: object, out: Path | None = None) -> Path:

@@ -16,7 +16,6 @@ from benchmarks.performance_pictures import draw_pictures
 from benchmarks.records import RESULTS
 from benchmarks.step_ways import build_ways
 from client_app.ledger import Ledger
-from common.aggregate import SummedUploads, gather, summed
 from common.methods import get_method
 
 
@@ -88,21 +87,9 @@ def test_flame_graph_shows_where_time_goes(tmp_path: Path) -> None:
     root = sample_stack(work)
     draw_flame(root, tmp_path / "flame.png", "test")
     assert (tmp_path / "flame.png").stat().st_size > 1000
-    assert any("svd" in row["function"] for row in own_times(root))
-
-
-def test_summed_uploads_hold_one_sum() -> None:
-    uploads = gather(get_method("fedhypevae"))
-    assert isinstance(uploads, SummedUploads)
-    each = {site: {"w": torch.full((3,), float(site))} for site in range(1, 5)}
-    for site, tensors in each.items():
-        uploads[site] = tensors
-    assert summed(uploads, "w").tolist() == summed(each, "w").tolist() == [10.0] * 3
-    assert uploads[2]["w"].tolist() == [2.5] * 3
-    assert list(uploads) == [1, 2, 3, 4]
-    with pytest.raises(ValueError, match="second one of site 2"):
-        uploads[2] = each[2]
-    assert gather(get_method("fedavg")) == {}
+    most = own_times(root)[0]
+    assert "svd" in most["function"]
+    assert most["share"] > 0.8
 
 
 def test_parts_without_a_result_say_so(tmp_path: Path) -> None:

@@ -110,6 +110,9 @@ class EntryStore:
             self._entries.extend(found)
             if not self._entries:
                 raise LedgerError(f"{self.path} holds no ledger: it was emptied or truncated; restore it")
+            if witness is None and self.witness_path is not None and self.witness_path.exists():
+                self.refresh()  # another process has written the first one since it was looked for
+                return
             self._check_witness(witness)
 
     def reread(self) -> None:
@@ -126,6 +129,8 @@ class EntryStore:
         try:
             self.refresh()
             kept = len(self._entries)
+            if self.witness_path is not None and not self.witness_path.exists():
+                self.note_head()  # of the first entry: nobody may find a second one, and no witness
             yield
             with as_ledger_errors(self.path):
                 self._connection.execute("COMMIT")

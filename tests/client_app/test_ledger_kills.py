@@ -282,3 +282,26 @@ def test_gaussian_delta_of_the_budget_is_what_the_accountant_says() -> None:
     events: list[PrivacyEvent] = [gaussian(NOISE_MULTIPLIER, count=300)]
     epsilon = epsilon_pld(events, 1e-5)
     assert gaussian_delta(300, epsilon) <= 1e-5 < gaussian_delta(300, epsilon - 0.01)
+
+
+def test_ledger_killed_between_its_second_entry_and_the_witness_goes_on(site: Path) -> None:
+    """The witness of the first entry is written before there is a second one."""
+
+    def dies(folder: Path, name: str) -> None:
+        from client_app.ledger_store import EntryStore
+
+        noted, once = EntryStore.note_head, []
+
+        def note(self: EntryStore, **words: bool) -> None:
+            if len(self.entries) > 1:
+                os._exit(7)
+            once.append(noted(self, **words))
+
+        EntryStore.note_head = note  # type: ignore[method-assign]
+        with open_ledger(folder) as ledger:
+            ledger.declare_run(name, (gaussian(500.0, count=2),), LIMITS, fingerprint="f")
+
+    assert os.WEXITSTATUS(os.waitpid(start(dies, site, "run"), 0)[1]) == 7
+    with open_ledger(site) as ledger:
+        assert ledger.verify().seq == 2
+        ledger.reserve("run", "round-1", [gaussian(500.0)], limits=LIMITS, fingerprint="f")

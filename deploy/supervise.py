@@ -96,14 +96,22 @@ def end_processes(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def stop_on_signals(stop: threading.Event) -> None:
-    """Let SIGTERM and SIGINT set an event."""
+    """Let SIGTERM and SIGINT set an event, in a thread of its own.
 
-    def handle(number: int, frame: object) -> None:
-        del number, frame
+    A handler that sets it would run in the thread that waits for it, and now and then while that one holds the event's
+    own lock: for ever, then.
+    """
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+
+    def pass_on() -> None:
+        os.read(woken, 1)
         stop.set()
 
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    threading.Thread(target=pass_on, daemon=True).start()
 
 
 def _look_after(child: _Child, environment: Mapping[str, str], folder: Path, tell: Callable[[str], None]) -> None:

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from deploy import supervise as module
 from deploy.supervise import Program, last_reason, supervise
+from tests.deploy.warm_cases import lives, wait
 
 
 def test_supervise_starts_a_failing_program_again_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +66,7 @@ supervise([Program("sleeper", ("sleep", "600"), Path({str(tmp_path / "s.log")!r}
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    end = time.monotonic() + 20
-    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait(lambda: not lives(pid))
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -80,3 +77,23 @@ def test_last_reason_reads_the_end_of_a_log(tmp_path: Path, text: str, words: st
     (tmp_path / "log").write_text("code: 2004\n" + "x" * 7000 + text)
     assert words in last_reason(tmp_path / "log")
     assert bool(last_reason(tmp_path / "log")) == bool(words)
+
+
+def test_signals_set_the_event_whoever_holds_its_lock() -> None:
+    """A handler that set it would wait for the very thread that it runs in: here the main thread holds the lock."""
+    code = """
+import os, signal, threading, time
+from deploy.supervise import stop_on_signals
+stop = threading.Event()
+stop_on_signals(stop)
+with stop._cond:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+assert stop.wait(10)
+print("stopped")
+"""
+    root = str(Path(module.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=30, check=False
+    )
+    assert done.stdout == "stopped\n", done.stderr

@@ -29,7 +29,8 @@ def proportion_bounds(successes: int, trials: int, confidence: float) -> tuple[f
 def two_world_mu(without: FloatArray, with_unit: FloatArray, sampling_rate: float, confidence: float) -> float:
     """Lower bound of μ = 1 / σ of one sampled Gaussian step, from scores of draws in two worlds.
 
-    The first fifth of the draws chooses the threshold, by bounds smoothed over neighbours; the rest is judged by it.
+    The first fifth of the draws chooses the threshold, by bounds smoothed over neighbours, or where so few draws give
+    no bound at all by the largest gap between the two worlds' rates; the rest is judged by it.
 
     Args:
         without: (n,) scores of the release in the world without the unit.
@@ -60,6 +61,8 @@ def two_world_mu(without: FloatArray, with_unit: FloatArray, sampling_rate: floa
         return _mu_of_rates(true_rate, false_rate, sampling_rate)
 
     seen = np.array([mu_at(float(value), without[:pilot], with_unit[:pilot]) for value in candidates])
+    if not seen.any():
+        seen = np.array([(with_unit[:pilot] > value).mean() - (without[:pilot] > value).mean() for value in candidates])
     # smoothed, since the largest of many noisy bounds is often a lucky threshold far out in a tail
     kernel = np.ones(13)
     smooth = np.convolve(seen, kernel, "same") / np.convolve(np.ones_like(seen), kernel, "same")

@@ -131,7 +131,7 @@ def test_audit_above_the_claim_is_refused(copied: Any, tmp_path: Path, monkeypat
     """With a tenth of the noise the audit contradicts the claim."""
     honest = SecureNoise.gaussian
     monkeypatch.setattr(SecureNoise, "gaussian", lambda self, shape, std: honest(self, shape, std / 10.0))
-    done = release(copied.run, tmp_path / "new", copied.key, "--ledgers", copied.sites, "--audit-draws", "250")
+    done = release(copied.run, tmp_path / "new", copied.key, "--ledgers", copied.sites, "--audit-draws", "1000")
     assert "audit shows that epsilon is at least" in str(done.exception)
     assert not (tmp_path / "new").exists()
 

@@ -46,7 +46,7 @@ def _no_clipping(factors, shapes, clip_norm: float) -> ClippedSum:
 
 @pytest.mark.slow
 def test_two_worlds_leave_the_claim_standing() -> None:
-    result = two_world_audit(STEP, dim=8, num_classes=2, background=0, draws=10_000)
+    result = two_world_audit(STEP, dim=8, num_classes=2, background=0, draws=20_000)
     assert result.passed, result
     assert result.epsilon_bound > 0.8 * result.epsilon_claimed  # and it is not powerless
 
@@ -75,9 +75,9 @@ def test_two_worlds_with_the_default_model(fault: str, monkeypatch) -> None:
 
 def test_two_worlds_with_sampling_catch_a_unit_that_is_always_in(monkeypatch) -> None:
     config = STEP.replace(sampling_rate=0.2, epsilon=3.0)
-    assert two_world_audit(config, dim=8, num_classes=2, background=0, draws=1000).passed
+    assert two_world_audit(config, dim=8, num_classes=2, background=0, draws=2000).passed
     monkeypatch.setattr(method_module, "draw_units", lambda data, _, rows, source: draw_units(data, 1.0, rows, source))
-    assert not two_world_audit(config, dim=8, num_classes=2, background=0, draws=1000).passed
+    assert not two_world_audit(config, dim=8, num_classes=2, background=0, draws=2000).passed
 
 
 @pytest.mark.slow

@@ -137,9 +137,17 @@ def _keep(folder: Path, digest: str, content: bytes) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_bytes(content)
         temporary.replace(path)
-    refused = sorted(folder.glob(f"*{_REFUSED_SUFFIX}"), key=lambda kept: kept.stat().st_mtime)
+    refused = sorted(folder.glob(f"*{_REFUSED_SUFFIX}"), key=_written)
     for old in refused[:-_KEPT_REFUSED]:
         old.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> float:
+    """When a file was written; of one that another message has just removed, long ago."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _quoted(path: Path) -> str:

@@ -164,8 +164,8 @@ def watch_site(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thr
     """Tell a line after each release of a site, in a thread, until told to stop."""
     log = folder / "releases.jsonl"
 
-    def stamp() -> int:
-        return log.stat().st_mtime_ns if log.is_file() else 0
+    def stamp() -> tuple[int, int]:
+        return (log.stat().st_mtime_ns, log.stat().st_size) if log.is_file() else (0, 0)
 
     def look() -> None:
         before, last = stamp(), ""
@@ -173,9 +173,9 @@ def watch_site(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thr
             now = stamp()
             if now == before:
                 continue
-            before = now
             with suppress(FedHypeVAEError, OSError):  # the ledger's own commands say what is wrong with it
                 line = site_line(folder)
+                before = now  # read: a ledger that could not be, just then, is asked again
                 if line and line != last:  # what is sent of public data is logged, and costs nothing
                     tell(f"{_clock()} {line}")
                     last = line

@@ -118,10 +118,12 @@ def test_locked_waits_in_bounded_time_and_is_freed_by_death(tmp_path: Path) -> N
     reader, ready = os.pipe()
     child = os.fork()
     if child == 0:
-        with state.locked():
-            os.write(ready, b".")
-            time.sleep(60)
-        os._exit(0)
+        try:
+            with state.locked():
+                os.write(ready, b".")
+                time.sleep(60)
+        finally:
+            os._exit(0)
     os.read(reader, 1)
     with pytest.raises(FedHypeVAEError, match="still held by another process"), state.locked():
         pass
@@ -147,9 +149,11 @@ def test_save_killed_at_any_instant_leaves_whole_states(tmp_path: Path) -> None:
     for attempt in range(15):
         child = os.fork()
         if child == 0:
-            for value in range(1, 10_000):
-                state.save(0, {"a": np.full(20_000, value), "b": np.full(20_000, value)})
-            os._exit(0)
+            try:
+                for value in range(1, 10_000):
+                    state.save(0, {"a": np.full(20_000, value), "b": np.full(20_000, value)})
+            finally:
+                os._exit(0)
         time.sleep(0.002 + 0.004 * attempt)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -70,8 +70,13 @@ def healthy(tmp_path: Path) -> Iterator[SiteFolder]:
     for _ in range(2):
         with socket.create_server(("127.0.0.1", 0)) as one:
             ports.append(one.getsockname()[1])
-    text = text.replace("127.0.0.1:9092", f"127.0.0.1:{listener.port}")
-    text = text.replace("9094", str(ports[0])).replace("9095", str(ports[1]))
+    for before, after in (
+        ("runtime_port = 9094", f"runtime_port = {ports[0]}"),
+        ("health_port = 9095", f"health_port = {ports[1]}"),
+        ("127.0.0.1:9092", f"127.0.0.1:{listener.port}"),
+    ):
+        assert text.count(before) == 1
+        text = text.replace(before, after)
     (folder / "site.toml").write_text(text)
     init_site(
         folder, "trial/st-anna", lifetime_epsilon=3.0, lifetime_delta=1e-5, run_epsilon=3.0,

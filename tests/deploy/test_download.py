@@ -50,8 +50,8 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
+        self.server.asked.append(start)  # before the last byte: the client may go on once it has that
         self.wfile.write(content[start : start + self.server.cut])
-        self.server.asked.append(start)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Keep quiet."""

@@ -95,11 +95,9 @@ def render(records: Sequence[dict[str, Any]]) -> str:
             mine = [one for one in records if (one["epsilon"], one["method"]) == (epsilon, method)]
             for name in mine[0]["variants"] if mine else ():
                 found = [one["variants"][name] for one in mine]
-                knn = [100 * one["knn"] for one in found]
-                cells = [f"{epsilon:g}", method, name, f"{statistics.mean(knn):.1f} ({_spread(knn):.1f})"]
+                cells = [f"{epsilon:g}", method, name, _mean([100 * one["knn"] for one in found], 1)]
                 cells += [f"{statistics.mean(one[column] for one in found):.4f}" for column in _COLUMNS[:-1]]
-                coverage = [one["coverage"] for one in found]
-                cells += [f"{statistics.mean(coverage):.3f} ({_spread(coverage):.3f})", str(len(found))]
+                cells += [_mean([one["coverage"] for one in found], 3), str(len(found))]
                 lines.append(as_line(cells))
     return "\n".join(lines) + "\n"
 
@@ -131,8 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _mean(values: Sequence[float], digits: int) -> str:
+    """The mean, and in brackets the standard deviation where there are several."""
+    spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 if __name__ == "__main__":

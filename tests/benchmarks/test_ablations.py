@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import ablations
-from benchmarks.protocol import BenchmarkSite, Federation
 from benchmarks.reference import local_heads
 from common.errors import ConfigError
-from common.sampling import SiteData
+from tests.benchmarks.small_federation import small_federation
 
 
 def _record(variant: str, seed: int, balanced: float) -> dict[str, Any]:
@@ -40,16 +38,7 @@ def test_names_are_told_apart_and_unknown_ones_refused(tmp_path: Path) -> None:
 
 
 def test_a_small_variant_gives_a_whole_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(2)
-    centres = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=1)
-
-    def rows(count: int) -> SiteData:
-        labels = torch.arange(count) % 3
-        noisy = centres[labels] + 0.2 * torch.randn(count, 8, generator=generator)
-        return SiteData(torch.nn.functional.normalize(noisy, dim=1), labels)
-
-    sites = tuple(BenchmarkSite(f"site-{at}", rows(60), rows(12), rows(30)) for at in range(3))
-    federation = Federation("organ-iid", 7, ("a", "b", "c"), sites)
+    federation = small_federation()
     small = replace(ablations.base_row(), settings={**ablations.base_row().settings, "num-rounds": 2})
     small = replace(small, settings={**small.settings, "synthetic-rows": 90})
     monkeypatch.setattr(ablations, "base_row", lambda: small)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from benchmarks import free_steps
-from benchmarks.protocol import BenchmarkSite, Federation
-from common.sampling import SiteData
+from tests.benchmarks.small_federation import small_federation
 
 
 def test_filled_rows_have_unit_length_and_a_share_stays_bare() -> None:
@@ -28,16 +27,7 @@ def test_filled_rows_have_unit_length_and_a_share_stays_bare() -> None:
     [("fedhypevae", "without prototypes"), ("dp_gauss", "2 % at class means"), ("dp_cvae", "filled to unit length")],
 )
 def test_each_method_is_judged_twice(method: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(2)
-    centres = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=1)
-
-    def rows(count: int) -> SiteData:
-        labels = torch.arange(count) % 3
-        noisy = centres[labels] + 0.2 * torch.randn(count, 8, generator=generator)
-        return SiteData(torch.nn.functional.normalize(noisy, dim=1), labels)
-
-    sites = tuple(BenchmarkSite(f"site-{at}", rows(60), rows(12), rows(30)) for at in range(3))
-    federation = Federation("organ-iid", 7, ("a", "b", "c"), sites)
+    federation = small_federation()
     monkeypatch.setattr(free_steps, "load_federations", lambda *_: (federation,))
     monkeypatch.setattr(free_steps, "data_folder", lambda: None)
     original = free_steps.train

@@ -10,33 +10,19 @@ import pytest
 import torch
 
 from benchmarks import cells, table
-from benchmarks.protocol import BenchmarkSite, Federation
+from benchmarks.protocol import Federation
 from benchmarks.reference import local_heads
 from benchmarks.render import render, score_cell
 from benchmarks.rows import ROWS, TABLE_DATASETS, Row
 from common.errors import ConfigError, DataError
 from common.methods import method_names
-from common.sampling import SiteData
 from common.secagg.assumptions import Assumptions
+from tests.benchmarks.small_federation import small_federation
 
 _FIELDS = {
     "dataset", "method", "trust", "epsilon", "seed", "synthetic_only", "mixed", "own_lambda", "personalised", "heads",
     "fidelity", "bytes_up", "bytes_down", "released_parameters", "seconds",
 }  # fmt: skip
-
-
-def _federation(held_out: str | None = None, seed: int = 7, num_sites: int = 3) -> Federation:
-    """Three classes in eight dimensions, sites with 60 training rows each."""
-    generator = torch.Generator().manual_seed(2)
-    centres = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=1)
-
-    def rows(count: int) -> SiteData:
-        labels = torch.arange(count) % 3
-        noisy = centres[labels] + 0.2 * torch.randn(count, 8, generator=generator)
-        return SiteData(torch.nn.functional.normalize(noisy, dim=1), labels)
-
-    sites = tuple(BenchmarkSite(f"site-{at}", rows(60), rows(12), rows(30)) for at in range(num_sites))
-    return Federation("organ-iid", seed, ("a", "b", "c"), sites, held_out)
 
 
 def _small(row: Row) -> Row:
@@ -52,7 +38,7 @@ def _use(monkeypatch: pytest.MonkeyPatch, *federations: Federation) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.method}-{row.trust}")
 def test_every_row_gives_a_whole_record(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, _federation())
+    _use(monkeypatch, small_federation())
     record = cells.run_cell("organ-iid", _small(row), 7)
     assert set(record) == _FIELDS
     assert json.loads(json.dumps(record, allow_nan=False)) == record
@@ -72,14 +58,14 @@ def test_every_row_gives_a_whole_record(row: Row, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_a_cell_comes_out_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, _federation())
+    _use(monkeypatch, small_federation())
     row = _small(next(row for row in ROWS if row.method == "dp_fedsgd"))
     first, second = (cells.run_cell("organ-iid", row, 7) for _ in range(2))
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
 def test_folds_give_one_value_a_site_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, _federation("x"), _federation("y"), _federation("z"))
+    _use(monkeypatch, small_federation("x"), small_federation("y"), small_federation("z"))
     record = cells.run_cell("ham-loso", _small(next(row for row in ROWS if row.method == "fedavg")), 7)
     assert len(record["mixed"]["per_site"]["accuracy"]) == 3
 
@@ -91,7 +77,7 @@ def test_measures_of_folds_are_their_means_and_none_stays_none() -> None:
 
 
 def test_the_head_of_a_synthetic_set_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, _federation())
+    _use(monkeypatch, small_federation())
     row = _small(next(row for row in ROWS if row.method == "dp_cvae"))
     federation = cells.federations_of("organ-iid", 7)[0]
     trained = cells.train(federation, row)
@@ -107,7 +93,7 @@ def test_the_head_of_a_synthetic_set_is_fitted_once(monkeypatch: pytest.MonkeyPa
 
 def test_bytes_of_a_site_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """FedAvg, two rounds, d = 8, K = 3: counts and sum once, then weight, bias and n_i up, the centre down too."""
-    _use(monkeypatch, _federation())
+    _use(monkeypatch, small_federation())
     record = cells.run_cell("organ-iid", _small(next(row for row in ROWS if row.method == "fedavg")), 7)
     assert record["bytes_up"] == 4 * (3 + 8 + 2 * (24 + 3 + 1))
     assert record["bytes_down"] == 4 * 2 * (24 + 3 + 8)
@@ -117,7 +103,7 @@ def test_bytes_of_a_site_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_secagg_rows_assume_a_dropout_and_a_colluder_where_sites_allow() -> None:
     row = next(row for row in ROWS if row.trust == "secagg")
     for sites, shares in ((3, 2), (10, 8)):
-        config = row.config(_federation(num_sites=sites))
+        config = row.config(small_federation(num_sites=sites))
         assert config.privacy.trust == "secagg"
         assert Assumptions.of(config.privacy, sites).honest_shares == shares
 

@@ -227,12 +227,12 @@ class FederatedStrategy(Strategy):
         summed = self._link.secure_sum(grid, f"round-{number}", arguments, {"round": self.state.round})
         indices = {self.members[node].index: node for node in summed.nodes}
         uploads = mean_uploads(arguments, summed.total, indices)
-        self._uploads = dict(uploads)
         replies = {node: Reply({}, {}, {}, 0) for node in indices.values()}
         try:
             check_norm(uploads[min(uploads)], self._largest_norm())
         except WireError as error:
             raise FederationError(f"round {number}: a site {error}: nobody knows which; the sum is not used") from None
+        self._uploads = uploads
         return Outcome(replies, {n: why for n, why in summed.missing.items() if n not in replies}, {})
 
     def _take(self, node: int, tensors: Tensors) -> None:

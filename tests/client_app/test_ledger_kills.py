@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from client_app.ledger import BudgetLimits, Ledger
+from client_app.ledger_store import EntryStore
 from client_app.private_state import PrivateState
 from client_app.release_log import ReleaseLog
 from common.composition import epsilon_pld
@@ -284,20 +285,20 @@ def test_gaussian_delta_of_the_budget_is_what_the_accountant_says() -> None:
     assert gaussian_delta(300, epsilon) <= 1e-5 < gaussian_delta(300, epsilon - 0.01)
 
 
-def test_ledger_killed_between_its_second_entry_and_the_witness_goes_on(site: Path) -> None:
+def test_ledger_killed_between_its_second_entry_and_the_witness_goes_on(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The witness of the first entry is written before there is a second one."""
 
     def dies(folder: Path, name: str) -> None:
-        from client_app.ledger_store import EntryStore
-
-        noted, once = EntryStore.note_head, []
+        noted = EntryStore.note_head
 
         def note(self: EntryStore, **words: bool) -> None:
             if len(self.entries) > 1:
                 os._exit(7)
-            once.append(noted(self, **words))
+            noted(self, **words)
 
-        EntryStore.note_head = note  # type: ignore[method-assign]
+        monkeypatch.setattr(EntryStore, "note_head", note)  # in this child alone
         with open_ledger(folder) as ledger:
             ledger.declare_run(name, (gaussian(500.0, count=2),), LIMITS, fingerprint="f")
 

@@ -45,6 +45,15 @@ def test_two_world_mu_has_no_tail_of_unlucky_thresholds() -> None:
     assert min(bounds) > 0.83  # 0.9 less 3.5 standard deviations of the draws that judge
 
 
+def test_two_world_mu_sees_a_unit_that_its_pilot_saw_too_seldom_for_a_bound() -> None:
+    """The unit shows far out in 6 of 50 draws of the pilot, which prove nothing, and in half of the others."""
+    without = 0.1 * np.random.default_rng(3).standard_normal(250)
+    with_unit = without.copy()
+    with_unit[:6] += 10.0
+    with_unit[50:150] += 10.0
+    assert two_world_mu(without, with_unit, 0.5, 0.999) > 1.0
+
+
 def test_two_world_mu_of_equal_worlds_is_about_zero() -> None:
     generator = np.random.default_rng(0)
     assert two_world_mu(generator.standard_normal(2000), generator.standard_normal(2000), 1.0, 0.999) < 0.05

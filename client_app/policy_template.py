@@ -88,7 +88,9 @@ _COMMENTS: dict[str, tuple[str, ...]] = {
     "data_is_public": ("True only for public data (simulations, demos): then runs without noise are allowed.",),
     "metrics_may_leave": ("Whether scores on the site's data may leave; only for public data.",),
     "allow_test_noise": ("Whether noise from a known seed is allowed; only for public data.",),
-    "approved_app_digests": ("SHA-256 of the app packages that the site read and approved. None: none may run.",),
+    "approved_app_digests": (
+        "SHA-256 of the app packages that the site read and approved, one for each app. None: none may run.",
+    ),
     "close_idle_runs_after_hours": (
         "A run silent for so long is ended for good when another needs what it did not use.",
     ),

@@ -1,22 +1,29 @@
-"""The app as it travels: built, named by its digest, listed and compared. Nothing here executes any of it."""
+"""The app as it travels: built, named by its digest, found and written into a policy. Nothing here executes it."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import io
 import re
 import shutil
 import tempfile
 import tomllib
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
+from deploy.app_contents import compare, read_files
 
-_LARGEST_BYTES = 50_000_000
+__all__ = [
+    "app_files",
+    "build_package",
+    "compare",
+    "digest_of",
+    "find_package",
+    "read_files",
+    "staged_app",
+    "with_digest",
+]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # a pattern that names a folder of the project first, with no sign of a pattern in the name
 _FOLDER = re.compile(r"/?([A-Za-z0-9_-]+)/")
@@ -85,35 +92,6 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_files(package: bytes) -> dict[str, bytes]:
-    """Contents of a package by path; read in memory, never unpacked.
-
-    Raises:
-        DataError: it is no zip file, or unpacks to more than 50 MB.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(package)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > _LARGEST_BYTES:
-                raise DataError("the package unpacks to more than 50 MB: not an app of this project")
-            return {name: archive.read(name) for name in sorted(archive.namelist()) if not name.endswith("/")}
-    except zipfile.BadZipFile:
-        raise DataError("the package is no zip file") from None
-
-
-def compare(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
-    """Lines that tell what a package changes: files that are new, gone or different, with a unified diff of text."""
-    lines: list[str] = []
-    for name in sorted(set(before) | set(after)):
-        if name.startswith(".info/") or before.get(name) == after.get(name):
-            continue
-        lines.extend(
-            difflib.unified_diff(
-                _text(before.get(name)), _text(after.get(name)), f"approved/{name}", f"new/{name}", lineterm="", n=2
-            )
-        )
-    return lines
-
-
 def find_package(apps: Path, digest: str) -> Path:
     """The package of a digest among those that arrived at a site.
 
@@ -133,29 +111,28 @@ def find_package(apps: Path, digest: str) -> Path:
     )
 
 
-def with_digest(policy: str, digest: str) -> str:
-    """The text of a policy file with one more approved digest; every other line and comment stays.
+def with_digest(policy: str, digest: str, others: Sequence[str] = ()) -> str:
+    """The text of a policy file in which an app takes the place of those before; every other line and comment stays.
+
+    Args:
+        policy: the text.
+        digest: the app that is approved.
+        others: digests that stay approved beside it, those of other apps.
 
     Raises:
-        ConfigError: `approved_app_digests` stands there in a form that a program can't extend.
+        ConfigError: `approved_app_digests` stands there in a form that a program can't change.
     """
-    line = re.compile(r"^approved_app_digests\s*=\s*\[([^\]]*)\]", re.MULTILINE)
-    found = line.search(policy)
+    wanted = [*(one for one in others if one != digest), digest]
+    line = "approved_app_digests = [" + ", ".join(f'"{one}"' for one in wanted) + "]"
+    found = re.search(r"^approved_app_digests\s*=\s*\[[^\]]*\]", policy, re.MULTILINE)
     if found is None:
-        if re.search(r"^\s*approved_app_digests", policy, re.MULTILINE):
-            raise ConfigError(f'add "{digest}" to approved_app_digests in the policy by hand')
-        return policy.rstrip("\n") + f'\napproved_app_digests = ["{digest}"]\n'
-    listed = re.findall(r'"([0-9a-fA-F]+)"', found.group(1))
-    if digest in (one.lower() for one in listed):
-        return policy
-    inside = ", ".join(f'"{one}"' for one in [*listed, digest])
-    return policy[: found.start()] + f"approved_app_digests = [{inside}]" + policy[found.end() :]
-
-
-def _text(content: bytes | None) -> list[str]:
-    if content is None:
-        return []
+        changed = policy.rstrip("\n") + f"\n{line}\n"
+    else:
+        changed = policy[: found.start()] + line + policy[found.end() :]
     try:
-        return content.decode("utf-8").splitlines()
-    except UnicodeDecodeError:
-        return [f"(binary, SHA-256 {hashlib.sha256(content).hexdigest()})"]
+        fine = tomllib.loads(changed)["approved_app_digests"] == wanted
+    except (KeyError, ValueError):
+        fine = False
+    if not fine:
+        raise ConfigError(f"write this line into the policy by hand, in place of the one that is there: {line}")
+    return changed

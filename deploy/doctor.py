@@ -186,6 +186,7 @@ def _certificate(path: Path, now: datetime) -> Iterable[str]:
 
 def _policy(site: SiteFolder) -> Iterable[str]:
     from client_app.site import load_policy
+    from deploy.approve import approved_apps
 
     path = site.path / "policy.toml"
     policy = load_policy(path)
@@ -194,6 +195,12 @@ def _policy(site: SiteFolder) -> Iterable[str]:
         lines.append(f"policy: others may write {path}: chmod 600 {path}")
     if not policy.approved_app_digests:
         lines.append("policy: no app is approved, so none will run: read it and `fedhypevae site approve` its digest")
+    names = list(approved_apps(site).values())
+    if len(names) > len(set(names)):
+        lines.append(
+            "policy: several packages of one app are approved, so a server may send an old one: "
+            "`fedhypevae site approve` the one in use, which takes the others' place"
+        )
     if "secagg" in policy.allowed_trust:
         lines += _peers(site)
     return lines

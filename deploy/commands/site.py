@@ -151,10 +151,11 @@ def package(
 
     Example: fedhypevae site package . --out app.fab
     """
-    from deploy.app_package import build_package, digest_of
+    from deploy.app_package import build_package, digest_of, read_files
     from deploy.keys import write_new
 
     content = build_package(app_folder)
+    read_files(content)  # what a site would refuse is found here
     write_new(out, content)
     typer.echo(f"{out}: digest {digest_of(content)}")
 
@@ -164,9 +165,10 @@ def approve(
     folder: SiteFolder,
     digest: Annotated[str, typer.Argument(help="SHA-256 of the app's package.")],
     file: Annotated[Path | None, typer.Option(help="The package, if it did not arrive by a run.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Show all of its text, not the changes alone.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
-    """Show what is inside an app, compared with what this site approved before, and approve it.
+    """Show what is inside an app, compared with what this site approved before, and approve it in place of that.
 
     Example: fedhypevae site approve /srv/fedhypevae-site 3fa9...c2 --file app.fab
     """
@@ -174,12 +176,14 @@ def approve(
     from deploy.provision import site_folder
 
     site = site_folder(folder)
-    package = describe_app(site, digest, file)
+    package = describe_app(site, digest, file, full=full)
     for line in package.lines:
         typer.echo(line)
     if not yes:
         typer.confirm(f"May this code run on this site's data, within its policy? {package.digest}", abort=True)
     approve_app(site, package)
+    for old in package.replaced:
+        typer.echo(f"not approved any more: {old}")
     typer.echo("approved: it may run from the next message on, no restart needed")
 
 

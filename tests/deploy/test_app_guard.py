@@ -101,12 +101,15 @@ def test_approve_app_refuses_a_file_of_another_digest(site: SiteFolder, tmp_path
 
 
 def test_with_digest_keeps_comments_and_other_lines() -> None:
-    text = policy_template("trial", approved_app_digests=("a" * 64,))
-    changed = with_digest(text, "b" * 64)
+    text = policy_template("trial", approved_app_digests=("a" * 64, "c" * 64))
+    changed = with_digest(text, "b" * 64, ("c" * 64,))
     assert [line for line in changed.splitlines() if line not in text.splitlines()] == [
-        f'approved_app_digests = ["{"a" * 64}", "{"b" * 64}"]'
+        f'approved_app_digests = ["{"c" * 64}", "{"b" * 64}"]'
     ]
-    assert with_digest(changed, "b" * 64) == changed
+    assert [line for line in text.splitlines() if line not in changed.splitlines()] == [
+        f'approved_app_digests = ["{"a" * 64}", "{"c" * 64}"]'
+    ]
+    assert with_digest(changed, "b" * 64, ("c" * 64,)) == changed
 
 
 def test_approve_app_leaves_a_readable_policy_of_its_owner(site: SiteFolder) -> None:

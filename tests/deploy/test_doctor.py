@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from deploy import doctor
+from deploy.app_package import with_digest
 from deploy.doctor import examine_site
 from deploy.folders import SiteFolder
 from deploy.keys import make_authority, make_node_key
@@ -118,6 +119,11 @@ def strange_authority(site: SiteFolder) -> None:
     shutil.copy(site.path / "strange" / "ca.crt", site.path / "ca.crt")
 
 
+def old_app_in_force(site: SiteFolder) -> None:
+    path = site.path / "policy.toml"
+    path.write_text(with_digest(path.read_text(), "1" * 64, ("0" * 64,)))
+
+
 def misspelt_limit(site: SiteFolder) -> None:
     with (site.path / "policy.toml").open("a") as policy:
         policy.write("max_cilp_norm = 1.0\n")
@@ -125,6 +131,7 @@ def misspelt_limit(site: SiteFolder) -> None:
 
 FAULTS: dict[str, tuple[Callable[[SiteFolder], object], str, str]] = {
     "version": (other_version, "version of flwr", "install flwr 1.41.0"),
+    "old app": (old_app_in_force, "several packages of one app", "fedhypevae site approve"),
     "no data": (lambda site: site.data.unlink(), "no embeddings", "fedhypevae embed"),
     "damaged data": (damaged_data, "data:", "site.parquet"),
     "class set": (lambda site: write_data(site.data, ("a", "c")), "class set", "embed again"),

@@ -68,6 +68,7 @@ _COMMENTS: dict[str, tuple[str, ...]] = {
     ),
     "unit": ('Whom one unit stands for: "record", or "patient" where the data names each record\'s patient.',),
     "max_records_per_patient": ('How many records of one patient may be used; needed with unit = "patient".',),
+    "min_clip_norm": ("Smallest clipping norm C: below 1e-6 float32 could no longer hold contributions to it.",),
     "max_clip_norm": ("Largest clipping norm C.",),
     "max_sampling_rate": ("Largest share of the units in one step.",),
     "min_noise_multiplier": ("Smallest noise multiplier sigma of any release.",),

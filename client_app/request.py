@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from common.config import LEAST_CLIP_NORM
 from common.events import PrivacyEvent
 
 
@@ -73,8 +74,8 @@ def nonsense_in(request: Any) -> str | None:
         return f"epsilon must be above 0, found {short(request.epsilon)}"
     if not _is_number(request.delta, least=0.0, most=1.0) or request.delta in (0.0, 1.0):
         return f"delta must lie between 0 and 1, found {short(request.delta)}"
-    if not _is_number(request.clip_norm, least=0.0, most=math.inf) or request.clip_norm == 0.0:
-        return f"clip_norm must be above 0, found {short(request.clip_norm)}"
+    if not _is_number(request.clip_norm, least=LEAST_CLIP_NORM, most=math.inf):
+        return f"clip_norm must be at least {LEAST_CLIP_NORM:g}, found {short(request.clip_norm)}"
     if not _is_number(request.sampling_rate, least=0.0, most=1.0) or request.sampling_rate == 0.0:
         return f"sampling_rate must lie in (0, 1], found {short(request.sampling_rate)}"
     for field, least in (("num_steps", 0), ("max_records_per_patient", 1)):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from client_app.limits import BudgetLimits
 from client_app.request import RunRequest, nonsense_in
 from common.composition import epsilon_pld
+from common.config import LEAST_CLIP_NORM
 from common.errors import ConfigError, PolicyRefusal
 
 __all__ = ["RunRequest", "SitePolicy", "load_policy"]
@@ -44,6 +45,7 @@ class SitePolicy(BaseModel):
     run_epsilon: float = Field(gt=0.0, le=100.0)
     unit: Unit = "record"
     max_records_per_patient: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    min_clip_norm: float = Field(default=LEAST_CLIP_NORM, ge=LEAST_CLIP_NORM)
     max_clip_norm: float = Field(default=10.0, gt=0.0)
     max_sampling_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     min_noise_multiplier: float = Field(default=0.5, gt=0.0)
@@ -64,6 +66,8 @@ class SitePolicy(BaseModel):
     def _check_together(self) -> Self:
         if self.run_epsilon > self.lifetime_epsilon:
             raise ValueError("run_epsilon is larger than lifetime_epsilon: lower it")
+        if self.min_clip_norm > self.max_clip_norm:
+            raise ValueError("min_clip_norm is larger than max_clip_norm: lower it")
         if self.unit == "patient" and self.max_records_per_patient is None:
             raise ValueError("unit is patient but max_records_per_patient is missing: set the cap, such as 4")
         if self.metrics_may_leave and not self.data_is_public:
@@ -154,6 +158,7 @@ class SitePolicy(BaseModel):
             ("data_is_public", lambda: not request.protected and not self.data_is_public),
             ("allow_test_noise", lambda: request.noise != "secure" and not self.allow_test_noise),
             ("metrics_may_leave", lambda: request.wants_metrics and not self.metrics_may_leave),
+            ("min_clip_norm", lambda: request.protected and request.clip_norm < self.min_clip_norm),
             ("max_clip_norm", lambda: request.protected and request.clip_norm > self.max_clip_norm),
             ("max_sampling_rate", lambda: max(rates) > self.max_sampling_rate),
             (
@@ -225,6 +230,7 @@ def _asked(rule: str, request: RunRequest) -> Any:
         "data_is_public": "epsilon",
         "allow_test_noise": "noise",
         "metrics_may_leave": "wants_metrics",
+        "min_clip_norm": "clip_norm",
         "max_clip_norm": "clip_norm",
         "max_sampling_rate": "sampling_rate",
         "min_noise_multiplier": "noise_multipliers",

@@ -21,6 +21,9 @@ from common.rivals import RivalsConfig
 
 Scalar = str | int | float | bool
 
+LEAST_CLIP_NORM = 1e-6
+"""The smallest clip norm: far above what float32 rounds or loses, see `common.clipping`."""
+
 
 class PrivacyConfig(Concern):
     """What is promised, and the noise that pays for it.
@@ -36,7 +39,7 @@ class PrivacyConfig(Concern):
     unit: Literal["record", "patient"] = "record"
     max_records_per_patient: int = Field(4, ge=1, le=64)
     sampling_rate: float = Field(1.0, gt=0.0, le=1.0)
-    clip_norm: float = Field(0.03, gt=0.0, allow_inf_nan=True)
+    clip_norm: float = Field(0.03, ge=LEAST_CLIP_NORM, allow_inf_nan=True)
     statistics_share: float = Field(0.1, ge=0.0, lt=1.0)
     spare_rounds: int = Field(1, ge=0, le=1000)
     encoder_training: Literal["sleep", "joint", "unprotected"] = "sleep"

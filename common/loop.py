@@ -105,7 +105,7 @@ def site_statistics(
     context: RunContext, spec: StatisticsSpec, noise_multiplier: float, data: SiteData, source: NoiseSource
 ) -> dict[str, Tensor]:
     """One site's noised statistics: one Gaussian event with `noise_multiplier`, over all units."""
-    return release_statistics(spec, statistics_batch(context.config, data, source), noise_multiplier, source)
+    return release_statistics(spec, statistics_batch(context, data, source), noise_multiplier, source)
 
 
 def problem_of(sites: Sequence[SiteData], class_names: Sequence[str]) -> Problem:

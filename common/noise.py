@@ -121,11 +121,12 @@ class SecureNoise:
 
         Returns:
             Noisy values of the same shape on the grid 2^(floor(log2 std) - 40). The scale is one part in a
-            million above `std`, which pays for rounding the values before the noise.
+            million above `std`, which pays for rounding the values before the noise. Values beyond 2^22 standard
+            deviations are held there first: a projection never widens a difference.
 
         Raises:
             ConfigError: the standard deviation is not positive and finite.
-            DataError: a value is not finite, or beyond 2^22 standard deviations.
+            DataError: a value is not finite, which no clipped sum is.
 
         Source: Canonne, Kamath, Steinke 2020 (the sampler, and that its guarantee is the continuous
             Gaussian's).
@@ -186,7 +187,8 @@ def add_gaussian(tensors: Mapping[str, torch.Tensor], std: float, source: NoiseS
 
     Raises:
         ConfigError: the standard deviation is negative or not finite.
-        DataError: a sum is not finite; raised before any noise is drawn, and no value is quoted.
+        DataError: a sum is not finite, which no clipped sum is; raised before any noise is drawn, and no value is
+            quoted.
     """
     import torch
 
@@ -263,13 +265,11 @@ def _scaled_normals(generator: np.random.Generator, shape: int | tuple[int, ...]
 def _to_grid(values: FloatArray, std: float) -> tuple[NDArray[np.int64], float]:
     """Values as integers on the exact sampler's grid, and that grid."""
     grid = noise_grid(std) * 2.0 ** (_GRID_BITS - _EXACT_GRID_BITS)
-    with np.errstate(over="ignore"):  # refused below as not finite
-        scaled = np.asarray(values, dtype=np.float64) / grid
-    if not np.isfinite(scaled).all() or bool((np.abs(scaled) >= _LARGEST_EXACT_INTEGER).any()):
-        raise DataError(
-            "statistics to be noised: expected finite numbers below 2^22 standard deviations of the noise; "
-            "nothing was released"
-        )
+    values = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise DataError("statistics to be noised: expected finite numbers; nothing was released")
+    with np.errstate(over="ignore"):  # held within the bound like all that is too large
+        scaled = np.clip(values / grid, -_LARGEST_EXACT_INTEGER, _LARGEST_EXACT_INTEGER)
     return np.rint(scaled).astype(np.int64), grid
 
 

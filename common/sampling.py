@@ -46,25 +46,36 @@ class UnitBatch:
     mask: Tensor
 
 
-def by_unit(data: SiteData, unit: Literal["record", "patient"]) -> SiteData:
+def by_unit(data: SiteData, unit: Literal["record", "patient"], num_classes: int) -> SiteData:
     """The data as the promised unit of privacy sees it: patients only where a patient is the unit.
 
     Args:
         data: the site's records.
         unit: what the guarantee is about.
+        num_classes: K.
 
     Returns:
-        The data, without `groups` where a record is the unit.
+        The data, without `groups` where a record is the unit, and without records of no class: see `of_known_class`.
 
     Raises:
         DataError: patients are promised, but the data does not say which patient a record belongs to: clipping
             record by record would not protect a patient.
     """
     if unit == "record":
-        return replace(data, groups=None)
-    if data.groups is None:
+        data = replace(data, groups=None)
+    elif data.groups is None:
         raise DataError("unit is patient, but the records name no patient: add a group column, or set unit to record")
-    return data
+    return of_known_class(data, num_classes)
+
+
+def of_known_class(data: SiteData, num_classes: int) -> SiteData:
+    """The data without records whose label lies outside [0, K): a rule for each record by itself, where torch's own
+    would be an exception that ends the release of all."""
+    known = (data.labels >= 0) & (data.labels < num_classes)
+    if bool(known.all()):
+        return data
+    groups = None if data.groups is None else data.groups[known.to(data.groups.device)]
+    return SiteData(data.embeddings[known], data.labels[known], groups)
 
 
 def on_sphere(embeddings: Tensor) -> Tensor:
@@ -99,9 +110,13 @@ def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, sour
         if len(records) > records_per_unit:
             records = records[np.argsort(source.uniform(len(records)))[:records_per_unit]]
         rows[position, : len(records)] = torch.from_numpy(records)
-    mask = (rows >= 0).to(data.embeddings.dtype)
-    rows = rows.clamp(min=0)
-    return UnitBatch(data.embeddings[rows] * mask[..., None], data.labels[rows] * mask.long(), mask)
+    # Padding is written, not read and then multiplied by zero: what it would read is a record of another unit, and zero
+    # times what is not finite is not zero.
+    real = rows >= 0
+    embeddings = data.embeddings.new_zeros(*rows.shape, data.embeddings.shape[-1])
+    labels = data.labels.new_zeros(rows.shape)
+    embeddings[real], labels[real] = data.embeddings[rows[real]], data.labels[rows[real]]
+    return UnitBatch(embeddings, labels, real.to(embeddings))
 
 
 def _chosen(count: int, sampling_rate: float, source: NoiseSource) -> Tensor | None:

@@ -98,7 +98,8 @@ def statistics_sum(spec: StatisticsSpec, batch: UnitBatch) -> ClippedSum:
         batch: all units of the site (no sampling).
 
     Returns:
-        The sums, not yet noised; sensitivity `spec.sensitivity` for adding or removing one unit. A unit that is not
+        The sums, not yet noised, in float64: no sum over units of float32 records overflows it. Sensitivity
+        `spec.sensitivity` for adding or removing one unit, rounding of the unit's part included. A unit that is not
         finite contributes zero.
     """
     embeddings = clip_to_ball(batch.embeddings.double(), spec.radius)
@@ -107,10 +108,12 @@ def statistics_sum(spec: StatisticsSpec, batch: UnitBatch) -> ClippedSum:
     if spec.feature_weight > 0 and spec.frequencies is not None:
         features = fourier_features(embeddings, spec.frequencies.double())
     norms = _unit_norms(spec, embeddings, one_hot, features)
-    weight = (spec.sensitivity / norms.clamp(min=1e-12)).clamp(max=1.0)
+    # inner products of d numbers err by at most d roundings, and a unit's norm adds those of all pairs of its records
+    rounding = (spec.dim + 64) * batch.mask.shape[1] ** 2 * 2.0**-52
+    weight = (spec.sensitivity / (1.0 + rounding) / norms.clamp(min=1e-12)).clamp(max=1.0)
     usable = torch.isfinite(norms) & torch.isfinite(embeddings).all(-1).all(-1)
-    embeddings = torch.where(usable[:, None, None], embeddings, torch.zeros_like(embeddings)).flatten(0, 1)
-    marks = (one_hot * torch.where(usable, weight, torch.zeros_like(weight))[:, None, None]).flatten(0, 1)
+    embeddings = torch.where(usable[:, None, None], embeddings, 0.0).flatten(0, 1)
+    marks = (one_hot * torch.where(usable, weight, 0.0)[:, None, None]).flatten(0, 1)
     weights = marks.sum(1)
     sums: dict[str, Tensor] = {}
     for name in spec.shapes:

@@ -97,17 +97,15 @@ class Tape:
         self._linear: list[_Linear] = []
         self._row_scaled: list[_RowScaled] = []
         self._logits: list[_ClassLogits] = []
+        self._code = code.detach() if code is not None and code.numel() > 0 else None
+        # computed once from the code alone: no unit has a part in what all units share
+        self.features: Tensor | None = self._code
         self.code_rows: Tensor | None = None
-        self._feature_rows: Tensor | None = None
-        self.features: Tensor | None = None
-        if code is not None and code.numel() > 0:
-            # one row a unit, so that autograd hands back one gradient a unit
-            self.code_rows = code.detach().expand(units, -1).clone().requires_grad_()
-            rows = self.code_rows
+        if self._code is not None:
             if "trunk.weight" in params:
-                rows = torch.tanh(self.linear("trunk", rows[:, None, :]))[:, 0, :]
-            self._feature_rows = rows
-            self.features = rows[0].detach()
+                self.features = torch.tanh(functional.linear(self._code, params["trunk.weight"], params["trunk.bias"]))
+            # one row a unit, so that autograd hands back one gradient a unit
+            self.code_rows = self._code.expand(units, -1).clone().requires_grad_()
 
     def linear(self, name: str, inputs: Tensor) -> Tensor:
         """`inputs` (U, R, c) through the parameters `name.weight` (r, c) and, if there is one, `name.bias` (r,)."""
@@ -166,24 +164,23 @@ class Tape:
         nodes: list[_Linear | _RowScaled | _ClassLogits] = [*self._linear, *self._row_scaled, *self._logits]
         outs = [node.out for node in nodes]
         wanted = outs if self.code_rows is None else [*outs, self.code_rows]
-        # The trunk's graph hangs on the code's features alone, which the layers read detached: it stays for later.
         grads: Sequence[Tensor | None] = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
         result = GradientFactors()
         for node, grad in zip(nodes, grads[: len(nodes)], strict=True):
             if grad is None:
                 continue
             if isinstance(node, _Linear):
-                if node.name != "trunk":
-                    _add_linear(result, node, grad)
+                _add_linear(result, node, grad)
             elif isinstance(node, _RowScaled):
                 self._add_row_scaled(result, node, grad)
             else:
                 self._add_class_logits(result, node, grad)
-        if self.code_rows is not None and self._feature_rows is not None:
+        if self.code_rows is not None:
             code_grad = torch.zeros_like(self.code_rows) if grads[-1] is None else grads[-1]
             pulled = [_pull_back(left, self._params[name]) for name, (left, _) in result.shared.items()]
-            features_grad = torch.stack(pulled).sum(0) if pulled else None
-            result.add_vector("code", code_grad + self._trunk_factors(features_grad, result))
+            if pulled:
+                code_grad = code_grad + self._through_trunk(torch.stack(pulled).sum(0), result)
+            result.add_vector("code", code_grad)
         return result
 
     def _add_row_scaled(self, result: GradientFactors, layer: _RowScaled, grad: Tensor) -> None:
@@ -211,17 +208,14 @@ class Tape:
             result.add_shared(f"{scores.name}.row_scale", scale_grad, self.features, owned=True)
             result.add_shared("class_shift.weight", bias_grad, self.features)
 
-    def _trunk_factors(self, features_grad: Tensor | None, result: GradientFactors) -> Tensor:
-        """Carry the gradient of the features through the trunk to the code: (U, d_t) -> (U, d_v)."""
-        code_rows, feature_rows = self.code_rows, self._feature_rows
-        if code_rows is None or feature_rows is None or features_grad is None:
-            return torch.zeros(()) if code_rows is None else torch.zeros_like(code_rows)
-        trunk = [node for node in self._linear if node.name == "trunk"]
-        if not trunk:
+    def _through_trunk(self, features_grad: Tensor, result: GradientFactors) -> Tensor:
+        """Carry the gradient of the features through the trunk, if there is one, to the code: (U, d_t) -> (U, d_v)."""
+        if self._code is None or self.features is None or "trunk.weight" not in self._params:
             return features_grad
-        grads = torch.autograd.grad(feature_rows, [trunk[0].out, code_rows], features_grad)
-        _add_linear(result, trunk[0], grads[0])
-        return grads[1]
+        inner = features_grad * (1.0 - self.features.square())  # tanh' = 1 - tanh^2
+        result.add_shared("trunk.weight", inner, self._code)
+        result.add_vector("trunk.bias", inner)
+        return _pull_back(inner, self._params["trunk.weight"])
 
 
 def generated_rows(params: Tensors, name: str, features: Tensor | None) -> tuple[Tensor | None, Tensor]:

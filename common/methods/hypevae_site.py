@@ -53,7 +53,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     config, shape = context.config, generator_shape(context)
     training, privacy = config.training, config.privacy
     seed = config.federation.seed
-    data = by_unit(work.data, privacy.unit)
+    data = by_unit(work.data, privacy.unit, context.problem.num_classes)
     data = replace(data, embeddings=normalised(context, data.embeddings, work.params[CENTRE]))
     params, site = dict(work.params), dict(work.site.tensors)
     encoder = {name: value for name, value in site.items() if name.startswith("encoder.")}

@@ -45,7 +45,7 @@ from common.methods.chunks import chunks_of, clip_joint_norm, generate_model, in
 from common.methods.linear import CENTRE, centre_statistics, head_features, nonprivate_plan, with_centre
 from common.methods.private import with_prefix
 from common.noise import add_gaussian
-from common.sampling import SiteData
+from common.sampling import SiteData, of_known_class
 
 _NETWORK = ("body.", "head.", "embedding.")
 
@@ -121,8 +121,13 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
 
 def dp_client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
     """As `client_step`, with Δ clipped and noised: one Gaussian event with multiplier σ."""
-    site, uploads = client_step(context, work)
+    site, uploads = client_step(context, with_known_classes(context, work))
     return site, noised_uploads(context, work, uploads)
+
+
+def with_known_classes(context: RunContext, work: StepInput) -> StepInput:
+    """The work without records of no class, which would end the step of all."""
+    return replace(work, data=of_known_class(work.data, context.problem.num_classes))
 
 
 def noised_uploads(context: RunContext, work: StepInput, uploads: Tensors) -> dict[str, Tensor]:

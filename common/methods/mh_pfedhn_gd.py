@@ -74,7 +74,9 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
 
 def dp_client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
     """As `client_step` without n_i, both changes clipped as one vector and noised: one Gaussian event."""
-    return work.site, mh_pfedhn.noised_uploads(context, work, _changes(context, work))
+    return work.site, mh_pfedhn.noised_uploads(
+        context, work, _changes(context, mh_pfedhn.with_known_classes(context, work))
+    )
 
 
 def server_step(context: RunContext, state: ServerState, uploads: Mapping[int, Tensors]) -> ServerState:

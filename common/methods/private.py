@@ -23,7 +23,7 @@ Losses = Callable[[Tape, UnitBatch, NoiseSource], Tensor]
 def network_data(context: RunContext, work: StepInput) -> SiteData:
     """A site's records by unit, with coordinates of about 1: on the sphere, centred, clipped; row by row."""
     training = context.config.training
-    data = by_unit(work.data, context.config.privacy.unit)
+    data = by_unit(work.data, context.config.privacy.unit, context.problem.num_classes)
     rows = on_sphere(data.embeddings) if training.sphere else data.embeddings
     rows = clip_to_ball(rows - work.params[CENTRE], training.feature_norm)
     return replace(data, embeddings=rows * feature_scale(context, rows.shape[-1]))

@@ -150,7 +150,7 @@ def encode(arguments: Quantisation, tensors: Mapping[str, Tensor], source: Noise
 
     Args:
         arguments: of this release.
-        tensors: the site's sums, by name, of the shapes in `arguments`; finite. Not noised.
+        tensors: the site's sums, by name, of the shapes in `arguments`; finite, as every clipped sum is. Not noised.
         source: secret randomness, for the rounding and the noise.
 
     Returns:
@@ -167,7 +167,8 @@ def encode(arguments: Quantisation, tensors: Mapping[str, Tensor], source: Noise
     values = np.concatenate(parts)
     if not np.isfinite(values).all():
         raise DataError("sums to be aggregated: expected finite numbers; nothing was released")
-    values = np.clip(values / arguments.grid, -arguments.limit, arguments.limit)
+    with np.errstate(over="ignore"):  # held within the limit like all that is too large
+        values = np.clip(values / arguments.grid, -arguments.limit, arguments.limit)
     lower = np.floor(values)
     rounded = lower + (source.uniform(values.size) < values - lower)
     rounded += rounded_gaussian(source, values.size, arguments.share_std)

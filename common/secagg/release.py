@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from common.config import RunConfig
 from common.errors import ConfigError
 from common.methods.base import Method, RunContext, Tensors
 from common.methods.hypevae_terms import known_total
@@ -76,9 +75,10 @@ def statistics_arguments(context: RunContext, spec: StatisticsSpec) -> Quantisat
     return make_quantisation(spec.shapes, spec.sensitivity, _UNITS_BEFORE_STATISTICS, noise, assumptions)
 
 
-def statistics_batch(config: RunConfig, data: SiteData, source: NoiseSource) -> UnitBatch:
+def statistics_batch(context: RunContext, data: SiteData, source: NoiseSource) -> UnitBatch:
     """All units of a site as the statistics see them: each with at most the public cap of records."""
-    data = by_unit(data, config.privacy.unit)
+    config = context.config
+    data = by_unit(data, config.privacy.unit, context.problem.num_classes)
     if config.training.sphere:
         data = replace(data, embeddings=on_sphere(data.embeddings))
     return draw_units(data, 1.0, config.privacy.records_per_unit, source)
@@ -91,7 +91,7 @@ def statistics_vector(context: RunContext, spec: StatisticsSpec, data: SiteData,
         (D,) uint64. Summed over the sites: one Gaussian release with the plan's multiplier, for adding or removing one
         unit.
     """
-    summed = statistics_sum(spec, statistics_batch(context.config, data, source))
+    summed = statistics_sum(spec, statistics_batch(context, data, source))
     return encode(statistics_arguments(context, spec), summed.tensors, source)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common import objective
-from common.clipping import clipped_gradient_sum, clipped_vector_sum, unit_squared_norms
+from common.clipping import FACTOR_BOUND, clipped_gradient_sum, clipped_vector_sum, unit_squared_norms
 from common.errors import ConfigError
 from common.noise import TestNoise
 from common.sampling import UnitBatch
@@ -88,11 +88,13 @@ def test_units_that_are_not_finite_contribute_zero() -> None:
     assert torch.allclose(found, flat(product_sum(case, [0, 2, 4, 5], 0.1).tensors), atol=1e-7)
 
 
-def test_tiny_and_huge_factors_are_not_lost_in_the_norm() -> None:
-    # the squares leave float32 on either side; the gradient itself is 1e-3 a coordinate
-    factors = GradientFactors(outer={"w": [(torch.full((1, 1, 400), 1e-23), torch.full((1, 1, 400), 1e20))]})
-    clipped = clipped_gradient_sum(factors, {"w": (400, 400)}, 0.01).tensors["w"]
-    assert float(clipped.double().norm()) == pytest.approx(0.01, rel=1e-5)
+def test_a_unit_with_a_factor_beyond_the_public_bound_contributes_zero() -> None:
+    # unit 0 has the longest factor that is allowed beside a tiny one, unit 1 one that is longer: both gradients are 1
+    left = torch.tensor([[[FACTOR_BOUND]], [[1.01 * FACTOR_BOUND]]])
+    factors = GradientFactors({"w": [(left, 1 / left)]})
+    assert unit_squared_norms(factors).tolist() == pytest.approx([1.0, math.inf])
+    clipped = clipped_gradient_sum(factors, {"w": (1, 1)}, 10.0).tensors["w"]
+    assert float(clipped) == pytest.approx(1.0)
 
 
 def test_nearly_cancelling_records_of_a_patient_stay_within_the_clip_norm() -> None:
@@ -108,11 +110,11 @@ def test_nearly_cancelling_records_of_a_patient_stay_within_the_clip_norm() -> N
             assert float(clipped.norm()) <= 0.03 * (1 + 1e-5)
 
 
-def test_clip_norm_that_is_not_positive_is_refused() -> None:
-    for bad in (0.0, -1.0, math.nan):
-        with pytest.raises(ConfigError, match="clip norm must be above 0, found"):
+def test_clip_norm_below_what_float32_can_hold_contributions_to_is_refused() -> None:
+    for bad in (0.0, -1.0, math.nan, 9.9e-7):
+        with pytest.raises(ConfigError, match="clip norm must be at least 1e-06, found"):
             clipped_gradient_sum(GradientFactors(), {}, bad)
-        with pytest.raises(ConfigError, match="clip norm must be above 0, found"):
+        with pytest.raises(ConfigError, match="clip norm must be at least 1e-06, found"):
             clipped_vector_sum(torch.ones(1, 1), bad)
 
 

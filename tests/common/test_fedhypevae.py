@@ -125,11 +125,12 @@ def test_latent_numbers_come_from_the_secret_source() -> None:
 
 
 def test_data_free_gradients_do_not_tell_the_batch_size() -> None:
-    context = _context(mmd="per-example", mmd_weight=1.0, code_penalty=0.0, **{"clip-norm": 1e-12})
-    uploads = [_step(context, _data(count))[1]["decoder.0.class_weight"] for count in (0, 1, 4)]
-    assert float(uploads[0].abs().sum()) > 1e-6
-    for upload in uploads[1:]:
-        assert torch.allclose(upload, uploads[0], atol=1e-9)
+    context = _context(mmd="per-example", mmd_weight=1.0, code_penalty=0.0, **{"clip-norm": 1e-6})
+    counts = (0, 1, 4)
+    uploads = [_step(context, _data(count))[1]["decoder.0.class_weight"] for count in counts]
+    assert float(uploads[0].abs().sum()) > 1e-3
+    for count, upload in zip(counts, uploads, strict=True):
+        assert float((upload - uploads[0]).norm()) <= count * 1.001e-6
 
 
 def test_encoder_and_uploads_names_hold_nothing_of_the_records_under_sleep() -> None:

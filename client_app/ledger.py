@@ -33,7 +33,7 @@ from typing import Any
 
 from client_app import ledger_upkeep as upkeep
 from client_app.ledger_chain import Head, check_receipt
-from client_app.ledger_charge import Reservation, check_open, commit_round, reserve_round
+from client_app.ledger_charge import Reservation, check_open, check_settings, commit_round, reserve_round
 from client_app.ledger_declare import declare
 from client_app.ledger_runs import Run, RunBook, same_events
 from client_app.ledger_store import LOCK_TIMEOUT_S, EntryStore, create_store, open_store
@@ -158,6 +158,7 @@ class Ledger:
         limits: BudgetLimits,
         *,
         fingerprint: str,
+        settings: str = "",
         close_idle_after: timedelta | None = None,
     ) -> Head:
         """Ask, before a run's first round, for all that it may ever be charged. Charges nothing itself.
@@ -169,6 +170,7 @@ class Ledger:
             planned: every event of the whole run, statistics included.
             limits: what the site's policy allows.
             fingerprint: digest of the data set as it is now; only recorded.
+            settings: digest of the run's settings, to which its name is held from then on; empty: not held.
             close_idle_after: where the plan does not fit, open runs without any entry for so long are closed for
                 good, and it is tried again.
 
@@ -178,10 +180,12 @@ class Ledger:
         Raises:
             BudgetExceeded: the plan does not fit into the run's or the lifetime's budget, or the run is closed.
             LedgerError: the ledger can't be used, or the run was declared with another plan.
+            PolicyRefusal: the run was declared with other settings.
         """
         if not run_id or not planned:
             raise LedgerError("a run is declared with a name and at least one event")
         run = self._run(run_id)
+        check_settings(run, settings)
         if run is not None and run.limits == limits and not run.closed and same_events(planned, run.declared):
             return self.head
         epsilon_pld(planned, limits.lifetime_delta)  # seconds, remembered: not while others wait for the lock
@@ -189,6 +193,7 @@ class Ledger:
             run = self._run(run_id)
             if run is not None:
                 check_open(run)
+                check_settings(run, settings)
                 if not same_events(planned, run.declared):
                     raise LedgerError(
                         f"run {run_id} was declared with other events than it asks for now: a changed run "
@@ -200,6 +205,7 @@ class Ledger:
                 planned if run is None else run.planned,
                 limits,
                 fingerprint=fingerprint,
+                settings=settings,
                 close_idle_after=close_idle_after,
             )
         return self.head
@@ -274,6 +280,10 @@ class Ledger:
         """ε overall and per run, add/remove of one unit; takes seconds. Raises ConfigError for a bad δ."""
         return upkeep.spent(list(self.runs.values()), self.head, delta)
 
+    def check(self, receipt: Head) -> None:
+        """Look for a head that was noted elsewhere. Raises LedgerError if the entries read last do not hold it."""
+        check_receipt(self.path, self._store.entries, receipt)
+
     def verify(self, receipt: Head | None = None) -> Head:
         """Check the whole chain again, the sense of every entry, the witness, and a receipt.
 
@@ -287,7 +297,7 @@ class Ledger:
         self._book = RunBook()
         self._book.follow(self._store.entries)
         if receipt is not None:
-            check_receipt(self.path, self._store.entries, receipt)
+            self.check(receipt)
         return self.head
 
     def export(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,18 +98,21 @@ def check_chain(path: Path, known: Sequence[Entry], found: Sequence[Entry]) -> N
 
 
 def check_receipt(path: Path, entries: Sequence[Entry], receipt: Head) -> None:
-    """Hold the entries against a head that was noted earlier, elsewhere.
+    """Hold the entries against a head that was noted earlier, elsewhere: it may be any of them, not only the last.
 
     Raises:
         LedgerError: the ledger ends before it (rolled back), or has another entry in its place (rewritten).
     """
+    cure = "put the newest copy back, since an older one forgets what was spent; nothing is released until then"
     if receipt.seq > len(entries):
         raise LedgerError(
             f"privacy ledger {path} was rolled back: it ends at entry {len(entries)}, but entry "
-            f"{receipt.seq} was witnessed; put the newest copy back, an older one forgets what was spent"
+            f"{receipt.seq} was noted elsewhere: {cure}"
         )
     if receipt.seq < 1 or entries[receipt.seq - 1].digest != receipt.digest:
-        raise LedgerError(f"privacy ledger {path} was rewritten: entry {receipt.seq} is not the one that was witnessed")
+        raise LedgerError(
+            f"privacy ledger {path} was rewritten: entry {receipt.seq} is not the one that was noted elsewhere: {cure}"
+        )
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,24 @@ def write_witness(path: Path, witness: Witness, *, timeout_s: float, replace: bo
     Raises:
         OSError: the disk refuses, or another process holds the lock for longer than `timeout_s`.
     """
-    with lock_file(path.with_name(f"{path.name}.lock"), timeout_s=timeout_s):
+    with lock_witness(path, timeout_s=timeout_s):
         known = None if replace else read_witness(path)
         if known is None or known.head.seq < witness.head.seq:
-            note = {"cohort_id": witness.cohort_id, "seq": witness.head.seq, "digest": witness.head.digest}
-            write_atomically(path, json.dumps(note).encode())
+            put_witness(path, witness)
+
+
+@contextmanager
+def lock_witness(path: Path, *, timeout_s: float) -> Iterator[None]:
+    """Keep other processes from writing the witness; its folder is made, for its owner alone, if it is missing."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with lock_file(path.with_name(f"{path.name}.lock"), timeout_s=timeout_s):
+        yield
+
+
+def put_witness(path: Path, witness: Witness) -> None:
+    """Replace the file, whatever it says; the caller holds its lock."""
+    note = {"cohort_id": witness.cohort_id, "seq": witness.head.seq, "digest": witness.head.digest}
+    write_atomically(path, json.dumps(note).encode(), mode=0o600)
 
 
 def _digest(fields: tuple[int, str, str, str, str, str, str]) -> str:

@@ -12,7 +12,7 @@ from client_app.ledger_declare import declare
 from client_app.ledger_runs import Run, events_to_json, fits_plan, same_events
 from client_app.ledger_store import EntryStore
 from client_app.limits import BudgetLimits
-from common.errors import BudgetExceeded, LedgerError
+from common.errors import BudgetExceeded, LedgerError, PolicyRefusal
 from common.events import PrivacyEvent
 
 
@@ -82,6 +82,16 @@ def check_open(run: Run) -> None:
     """Refuse a closed run (BudgetExceeded)."""
     if run.closed:
         raise BudgetExceeded(f"run {run.run_id} was closed on {run.last_at}: a new run needs a new name")
+
+
+def check_settings(run: Run | None, settings: str) -> None:
+    """Hold a declared run's name to the settings that it first came with (PolicyRefusal)."""
+    if run is not None and run.settings and run.settings != settings:
+        raise PolicyRefusal(
+            "run_name",
+            f"run {run.run_id} was declared on {run.first_at} with other settings: a run with other settings needs "
+            "another run-name; nothing was charged",
+        )
 
 
 def _check_declared(run: Run, round_key: str, events: Sequence[PrivacyEvent]) -> None:

@@ -21,6 +21,7 @@ def declare(
     limits: BudgetLimits,
     *,
     fingerprint: str,
+    settings: str = "",
     close_idle_after: timedelta | None = None,
 ) -> None:
     """Assess a run's plan and append it; the caller holds the write lock.
@@ -32,6 +33,7 @@ def declare(
         planned: every event it may ever be charged for.
         limits: what the site allows.
         fingerprint: digest of the data set; only recorded.
+        settings: digest of the run's settings; those of its first declaration stand.
         close_idle_after: how long a run must have been silent to be closed where the plan does not fit.
 
     Raises:
@@ -51,6 +53,7 @@ def declare(
         "planned": events_to_json(planned),
         "limits": asdict(limits),
         "fingerprint": fingerprint,
+        "settings": settings,
         "run_epsilon": assessment.run_epsilon,
         "lifetime_epsilon": assessment.lifetime_epsilon,
         "filter_share": assessment.filter_share,

@@ -26,7 +26,7 @@ class Run:
     """All that the ledger knows of one run.
 
     `declared` is what it asked for before its first round; `planned` also has the repeated rounds that were
-    granted.
+    granted. `settings` is the digest of the settings that it came with; empty where none was noted.
     """
 
     run_id: str
@@ -39,6 +39,7 @@ class Run:
     charged: tuple[PrivacyEvent, ...]
     closed: bool
     rounds: Mapping[str, Round]
+    settings: str = ""
 
     @property
     def counted(self) -> tuple[PrivacyEvent, ...]:
@@ -73,6 +74,7 @@ class _Tally:
     limits: BudgetLimits
     counts_whole: bool
     last_at: str
+    settings: str = ""
     charged: list[PrivacyEvent] = field(default_factory=list)
     closed: bool = False
     rounds: dict[str, Round] = field(default_factory=dict)
@@ -118,6 +120,7 @@ class RunBook:
             charged=tuple(tally.charged),
             closed=tally.closed,
             rounds=dict(tally.rounds),
+            settings=tally.settings,
         )
 
     def runs(self) -> dict[str, Run]:
@@ -156,8 +159,9 @@ class RunBook:
         whole = bool(body["counts_whole"])
         tally = self._tallies.get(entry.run_id)
         if tally is None:
+            told = str(body.get("settings", ""))  # older ledgers noted none
             self._tallies[entry.run_id] = _Tally(
-                entry.run_id, entry.at, planned, planned, limits, whole, last_at=entry.at
+                entry.run_id, entry.at, planned, planned, limits, whole, last_at=entry.at, settings=told
             )
             return
         tally.planned, tally.limits, tally.last_at = planned, limits, entry.at

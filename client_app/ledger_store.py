@@ -13,7 +13,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from client_app.ledger_chain import (
     Witness,
     check_chain,
     check_receipt,
+    lock_witness,
     make_entry,
+    put_witness,
     read_witness,
     write_witness,
 )
@@ -110,9 +112,6 @@ class EntryStore:
             self._entries.extend(found)
             if not self._entries:
                 raise LedgerError(f"{self.path} holds no ledger: it was emptied or truncated; restore it")
-            if witness is None and self.witness_path is not None and self.witness_path.exists():
-                self.refresh()  # another process has written the first one since it was looked for
-                return
             self._check_witness(witness)
 
     def reread(self) -> None:
@@ -129,8 +128,6 @@ class EntryStore:
         try:
             self.refresh()
             kept = len(self._entries)
-            if self.witness_path is not None and not self.witness_path.exists():
-                self.note_head()  # of the first entry: nobody may find a second one, and no witness
             yield
             with as_ledger_errors(self.path):
                 self._connection.execute("COMMIT")
@@ -184,12 +181,10 @@ class EntryStore:
         if self.witness_path is None:
             return
         if witness is None:
-            if len(self._entries) > 1:
-                raise LedgerError(
-                    f"the ledger's witness {self.witness_path} is missing, so a rolled-back ledger could not "
-                    "be told: put it back, or accept the ledger as it stands with `fedhypevae ledger witness`"
-                )
-            return
+            raise LedgerError(
+                f"the ledger's witness {self.witness_path} is missing, so a rolled-back ledger could not "
+                "be told: put it back, or accept the ledger as it stands with `fedhypevae ledger witness`"
+            )
         if witness.cohort_id != self.cohort_id:
             raise LedgerError(
                 f"witness {self.witness_path} belongs to cohort {witness.cohort_id!r}, ledger {self.path} to "
@@ -204,7 +199,10 @@ class EntryStore:
 
 
 def create_store(path: Path, cohort_id: str, witness_path: Path | None) -> None:
-    """Create an empty ledger. Refuses where the file, or a witness that there once was one, exists.
+    """Create an empty ledger and its witness. Refuses where the file, or a witness that there once was one, exists.
+
+    The witness is written before the ledger has its name: no ledger is ever there without it. What a kill between the
+    two leaves is a witness of a ledger that was never used, which may be made again.
 
     Args:
         path: the new file.
@@ -216,22 +214,29 @@ def create_store(path: Path, cohort_id: str, witness_path: Path | None) -> None:
     """
     if not cohort_id:
         raise LedgerError("a ledger needs the permanent id of the site's cohort, found an empty one")
-    with as_ledger_errors(path):
-        if path.exists() or (witness_path is not None and witness_path.exists()):
+    with as_ledger_errors(path), ExitStack() as stack:
+        known = None
+        if witness_path is not None:
+            stack.enter_context(lock_witness(witness_path, timeout_s=LOCK_TIMEOUT_S))
+            known = read_witness(witness_path)
+        unused = known is None or (known.head.seq == 1 and known.cohort_id == cohort_id)
+        if path.exists() or not unused:
             raise LedgerError(
                 f"there is, or was, a privacy ledger here already ({path}, witness {witness_path}): a "
                 "second, empty one would forget what was spent; put the old one back"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _new_file(path) as partial:
+            first = make_entry(1, "genesis", "", "", {"cohort_id": cohort_id, "format": FORMAT}, NO_PREVIOUS)
             connection = sqlite3.connect(partial, isolation_level=None)
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.executescript(_SCHEMA)
-                body = {"cohort_id": cohort_id, "format": FORMAT}
-                connection.execute(_INSERT, make_entry(1, "genesis", "", "", body, NO_PREVIOUS).row)
+                connection.execute(_INSERT, first.row)
             finally:
                 connection.close()  # the last one out folds the write-ahead log into the file
+            if witness_path is not None:
+                put_witness(witness_path, Witness(cohort_id, Head(1, first.digest)))
 
 
 def open_store(
@@ -293,6 +298,7 @@ def _new_file(destination: Path) -> Iterator[Path]:
     partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
     try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # the log beside it gets its mode too
         yield partial
         sync_path(partial)
         _give_name(partial, destination)

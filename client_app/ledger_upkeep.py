@@ -108,7 +108,7 @@ def export(store: EntryStore) -> dict[str, Any]:
 def export_to(store: EntryStore, destination: Path) -> None:
     """Write `export` to a file, whole or not at all. Raises LedgerError if the disk refuses."""
     try:
-        write_atomically(destination, json.dumps(export(store), indent=1).encode())
+        write_atomically(destination, json.dumps(export(store), indent=1).encode(), mode=0o600)
     except OSError as error:
         raise LedgerError(f"can't write {destination} ({error}): name a place that can be written") from error
 

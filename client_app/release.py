@@ -14,10 +14,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from client_app.ledger import Ledger
 from client_app.ledger_runs import events_to_json
 from client_app.place import Place
 from client_app.private_state import PrivateState
+from client_app.receipts import message_ledger, receipt_words
 from client_app.release_log import ReleaseLog
 from client_app.task import Answer, Work, fingerprint_of, request_of
 from common.events import PrivacyEvent
@@ -63,18 +63,11 @@ def release(
             payload = payload_of(work, kind, compute(private, round_numbers(done)), shapes, reference or {})
             log.append(work.run_id, round_key, (), private.save_payload(round_key, payload), len(payload))
             private.drop_payloads(round_key)
-        return Answer(load_tensors(payload), {"receipt": "", "charged": "[]"})
+        return Answer(load_tensors(payload), {"receipt": "", "seal": "", "charged": "[]"})
     place.policy.check(request, recompute_epsilon=False)  # the cheap rules, before anything is opened
     limits, fingerprint = place.policy.limits, fingerprint_of(place, work)
     with ExitStack() as stack:
-        ledger = stack.enter_context(
-            Ledger.open(
-                place.policy.ledger_path(place.folder),
-                place.policy.cohort_id,
-                place.policy.witness_path(place.folder),
-                create=place.new_ledger,
-            )
-        )
+        ledger = stack.enter_context(message_ledger(place, work))
         known = ledger.runs.get(work.run_id)
         granted = known is not None and known.limits == limits and tuple(known.declared) == tuple(request.events)
         if not granted:
@@ -86,6 +79,7 @@ def release(
             request.events,
             limits,
             fingerprint=fingerprint,
+            settings=settings,
             close_idle_after=place.policy.close_idle_runs_after,
         )
         reservation = ledger.reserve(work.run_id, round_key, events, limits=limits, fingerprint=fingerprint)
@@ -100,8 +94,8 @@ def release(
         log.append(work.run_id, round_key, events_to_json(events), digest, len(payload))
         private.drop_payloads(round_key)
         charged = tell_charged(events_to_json(ledger.runs[work.run_id].charged))
-        receipt = str(ledger.head)
-    return Answer(load_tensors(payload), {"receipt": receipt, "charged": charged})
+        words = {"charged": charged, **receipt_words(place, ledger)}
+    return Answer(load_tensors(payload), words)
 
 
 def payload_of(work: Work, kind: Kind, tensors: Tensors, shapes: Shapes, reference: Tensors) -> bytes:

@@ -25,6 +25,7 @@ from client_app.local_step import client_step
 from client_app.peers import own_signer, pinned_peers
 from client_app.place import Place
 from client_app.private_state import PrivateState
+from client_app.receipts import message_ledger, receipt_words
 from client_app.received import held_tensors
 from client_app.release import round_numbers
 from client_app.release_log import ReleaseLog
@@ -73,7 +74,8 @@ class _Task:
 
 def answer_keys(place: Place, work: Work) -> Answer:
     """Fresh public keys for one attempt, signed with the site's registered key."""
-    with _task(place, work) as task:
+    # an old ledger is found here, before any site of the sum is charged
+    with _task(place, work) as task, message_ledger(place, work):
         if not task.file.is_new(task.session.binding):
             raise ProtocolError("this attempt was begun before: a new one needs a new name")
         task.file.erase()
@@ -120,7 +122,7 @@ def answer_masked(place: Place, work: Work) -> Answer:
             payload = pack(masked, bits)
             tensor = torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy())
             check_tensors("secagg_masked", {MASKED: tensor}, {MASKED: (tensor.numel(),)})
-            words = _ledger_words(ledger, work)
+            words = _ledger_words(place, work, ledger)
         task.file.save(
             replace(
                 attempt,
@@ -148,7 +150,7 @@ def answer_unmask(place: Place, work: Work) -> Answer:
         with _ledger(place, work, task) as ledger:
             held = Reservation(work.run_id, attempt.round_key, attempt.reservation, attempt.attempt)
             ledger.commit(held, attempt.payload_digest)
-            words = _ledger_words(ledger, work)
+            words = _ledger_words(place, work, ledger)
         log = ReleaseLog(place.folder / "releases.jsonl")
         events = events_to_json(task.events)
         log.append(work.run_id, attempt.round_key, events, attempt.payload_digest, attempt.payload_bytes)
@@ -192,12 +194,7 @@ def _task(place: Place, work: Work) -> Iterator[_Task]:
 def _ledger(place: Place, work: Work, task: _Task) -> Iterator[Ledger]:
     """The site's ledger with the run declared; the whole policy is checked where it was not granted before."""
     limits = place.policy.limits
-    with Ledger.open(
-        place.policy.ledger_path(place.folder),
-        place.policy.cohort_id,
-        place.policy.witness_path(place.folder),
-        create=place.new_ledger,
-    ) as ledger:
+    with message_ledger(place, work) as ledger:
         known = ledger.runs.get(work.run_id)
         if known is None or known.limits != limits or tuple(known.declared) != tuple(task.request.events):
             place.policy.check(task.request)
@@ -206,6 +203,7 @@ def _ledger(place: Place, work: Work, task: _Task) -> Iterator[Ledger]:
             task.request.events,
             limits,
             fingerprint=fingerprint_of(place, work),
+            settings=settings_digest(work.context),
             close_idle_after=place.policy.close_idle_runs_after,
         )
         yield ledger
@@ -262,9 +260,9 @@ def _asked(work: Work) -> str:
     return digest("asked", [work.round_index, parts])
 
 
-def _ledger_words(ledger: Ledger, work: Work) -> dict[str, str]:
+def _ledger_words(place: Place, work: Work, ledger: Ledger) -> dict[str, str]:
     charged = tell_charged(events_to_json(ledger.runs[work.run_id].charged))
-    return {"receipt": str(ledger.head), "charged": charged}
+    return {"charged": charged, **receipt_words(place, ledger)}
 
 
 def _secrets(attempt: Attempt) -> site.Secrets:

@@ -52,6 +52,12 @@ class LedgerError(FedHypeVAEError):
     code = "ledger"
 
 
+class ReceiptError(LedgerError):
+    """The server brought a receipt that the site never gave: one that was made up, or another site's."""
+
+    code = "receipt"
+
+
 class WireError(FedHypeVAEError):
     """A message holds something that is not on the allow-list of its kind."""
 

@@ -253,7 +253,7 @@ def _released(context: RunContext, public: bool) -> list[dict[str, Any]]:
         protection = f"{masked}clipped, noised and charged" if method.private and plan.training_noise else "none"
         when = f"once in each of {plan.num_rounds} rounds, all rounds released"
         released.append(_release("sums of gradients", when, sorted(shapes), protection, values))
-    receipts = "public: follows from what was asked; a receipt is a salted digest"
+    receipts = "public: follows from what was asked; a receipt is a salted digest, a seal its MAC under the site's key"
     released.append(_release("charges and receipts", "with each release", sorted(REPLY_WORDS["train"]), receipts))
     errors = "a code and a reference; no text"
     released.append(_release("errors", "where a site refuses or fails", ["error", "reference"], errors))

@@ -34,19 +34,20 @@ Kind = Literal[
 ]
 
 # Words that a site's reply may hold beside its tensors, by kind of message. None of them depends on a record: what a
-# site was charged follows from what it was asked, and the receipt is a digest of its ledger.
+# site was charged follows from what it was asked, the receipt is a salted digest of its ledger, and the seal a MAC of
+# the receipt under the site's own key: with its next request the server brings both back.
 REPLY_WORDS: dict[Kind, frozenset[str]] = {
     "hello": frozenset({"site", "position", "identity", "canary", "public"}),
-    "statistics": frozenset({"receipt", "charged"}),
-    "train": frozenset({"receipt", "charged"}),
+    "statistics": frozenset({"receipt", "seal", "charged"}),
+    "train": frozenset({"receipt", "seal", "charged"}),
     "baseline": frozenset(),
     "evaluate": frozenset(),
     # One secure sum: fresh public keys, sealed shares, a signature beside the masked vector, and shares of secrets that
     # take the masks off the sum. Random or encrypted, all of it; no more records show in it than in the sum.
     "secagg_keys": frozenset({"card"}),
     "secagg_shares": frozenset({"boxes"}),
-    "secagg_masked": frozenset({"signature", "receipt", "charged"}),
-    "secagg_unmask": frozenset({"shares", "receipt", "charged"}),
+    "secagg_masked": frozenset({"signature", "receipt", "seal", "charged"}),
+    "secagg_unmask": frozenset({"shares", "receipt", "seal", "charged"}),
 }
 # The one tensor of a masked vector: integers modulo a power of two, as bytes.
 MASKED = "masked"

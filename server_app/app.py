@@ -25,6 +25,8 @@ from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
 from server_app.newcomers import Newcomers, settled, takes_newcomers
 from server_app.progress import RoundPrinter, finite_or_none
+from server_app.receipts import FILE as RECEIPTS
+from server_app.receipts import Receipts
 from server_app.results import (
     build_privacy_statement,
     build_summary,
@@ -107,9 +109,11 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     facts |= {"sites": len(meeting.members), "delta": config.privacy.delta}
     facts |= {"epsilon_target": finite_or_none(config.privacy.epsilon)}
     watch = RunWatch(folder, printer, config.federation.tracking, facts)
+    simulated = any(fact.position >= 0 for fact in meeting.facts.values())
+    receipts = Receipts(None if simulated else work_folder() / RECEIPTS)
     newcomers = Newcomers(config, meeting, progress.members, is_open, watch.say)
     strategy = FederatedStrategy(
-        method, run_context, meeting.members, state, progress, folder, watch, held, newcomers.look
+        method, run_context, meeting.members, state, progress, folder, watch, held, newcomers.look, receipts
     )
     strategy.run(grid)
     summary = _publish(grid, strategy, method, run_context, folder, meeting)

@@ -37,6 +37,8 @@ _KINDS: dict[Kind, str] = {
 }
 _ADVICE = {
     "policy:run_name": ": it knows a run of this name with other settings; give this one another run-name",
+    "ledger": ": its privacy ledger can't be used, or is older than what it released: its own log says what to do",
+    "receipt": ": the receipt kept of it here is not one that it gave: ask its people, its own log says what to do",
 }
 _APP_REFUSED = "AppRefused"  # the error that a site's launcher reports before any of the app's code runs
 _ERROR_CODES = {2: "its app failed", 3: "answered too late", 5: "unreachable", 8: "its app was killed"}

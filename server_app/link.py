@@ -21,6 +21,7 @@ from common.wire import Kind, dump_context
 from server_app.checkpoint import Progress
 from server_app.downlink import Downlink, Parcel
 from server_app.exchange import Outcome, Take, build_messages, exchange
+from server_app.receipts import Receipts
 from server_app.secagg import SecureSum, secure_sum, sender
 from server_app.tracking import RunWatch
 
@@ -46,6 +47,7 @@ class Link:
         progress: what was done so far; it goes on here.
         downlink: versions of the parameters.
         watch: tells people who is missing.
+        receipts: what sites gave, and get back.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Link:
         progress: Progress,
         downlink: Downlink,
         watch: RunWatch,
+        receipts: Receipts,
     ) -> None:
         self.members = dict(members)
         self.progress = progress
         self.downlink = downlink
         self._method, self._context, self._watch = method, context, watch
+        self._receipts = receipts
         self._context_text = dump_context(context)
         self._federation = context.config.federation
 
@@ -158,9 +162,9 @@ class Link:
         return secure_sum(send, self.members, session, arguments, extra)
 
     def _words(self, node: int) -> dict[str, str | int | float]:
-        """What every message to a site says: the run, and the site's place in it."""
+        """What every message to a site says: the run, the site's place in it, and the last receipt that it gave."""
         run, index = self.progress.run_name, self.members[node].index
-        return {"context": self._context_text, "run": run, "index": index}
+        return {"context": self._context_text, "run": run, "index": index, **self._receipts.words(node)}
 
     def _exchange(
         self,
@@ -193,6 +197,7 @@ class Link:
         """Add an exchange's bytes and the sites' charges to the progress."""
         up, down = dict(self.progress.bytes_up), dict(self.progress.bytes_down)
         charged, receipts = dict(self.progress.charged), dict(self.progress.receipts)
+        given: dict[int, tuple[str, str, str]] = {}
         for node, member in self.members.items():
             down[member.name] = down.get(member.name, 0) + outcome.bytes_down.get(node, 0)
             reply = outcome.replies.get(node)
@@ -200,7 +205,11 @@ class Link:
                 up[member.name] = up.get(member.name, 0) + reply.num_bytes
                 if "charged" in reply.words:
                     charged[member.name] = str(reply.words["charged"])
-                    receipts[member.name] = str(reply.words.get("receipt", ""))
+                    receipt, seal = str(reply.words.get("receipt", "")), str(reply.words.get("seal", ""))
+                    receipts[member.name] = receipt
+                    if receipt and seal:
+                        given[node] = member.name, receipt, seal
+        self._receipts.note(given)
         self.progress = replace(self.progress, bytes_up=up, bytes_down=down, charged=charged, receipts=receipts)
 
 

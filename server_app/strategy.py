@@ -35,6 +35,7 @@ from server_app.downlink import Downlink
 from server_app.exchange import Outcome, Reply, check_norm
 from server_app.link import Link, Member
 from server_app.progress import Pace, RoundRecord, epsilon_per_site
+from server_app.receipts import Receipts
 from server_app.tracking import RunWatch
 
 
@@ -51,6 +52,7 @@ class FederatedStrategy(Strategy):
         folder: where checkpoints go.
         watch: tells people how far it is.
         look: (grid, members) -> members of the next round: whoever came meanwhile is among them.
+        receipts: what sites gave in earlier runs, and get back.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class FederatedStrategy(Strategy):
         watch: RunWatch,
         held: Mapping[str, Held] | None = None,
         look: Callable[[Grid, Mapping[int, Member]], dict[int, Member]] = lambda _, members: dict(members),
+        receipts: Receipts | None = None,
     ) -> None:
         self.method = method
         self.context = context
@@ -73,7 +76,7 @@ class FederatedStrategy(Strategy):
         self._look = look
         self._started = time.monotonic() - progress.seconds
         self._downlink = Downlink(method, context, held or {}, progress.versions)
-        self._link = Link(method, context, members, progress, self._downlink, watch)
+        self._link = Link(method, context, members, progress, self._downlink, watch, receipts or Receipts(None))
         self._outcome = Outcome({}, {}, {})
         self._uploads: MutableMapping[int, Tensors] = {}
 

@@ -274,12 +274,17 @@ class Federation:
         ]
 
     def asked(self, kind: str, site: str) -> Message:
-        """The last message of a kind that the server sent to a site, to be sent again or changed."""
-        return next(
+        """The last message of a kind that the server sent to a site, to be sent again, changed, or to another site.
+
+        Without the receipt that it brought: no other ledger holds that.
+        """
+        asked = next(
             seen.message
             for seen in reversed(self.traffic)
             if not seen.to_server and seen.kind == kind and seen.site == site
         )
+        brought = asked.content.config_records["words"]
+        return changed(asked, **{word: "" for word in ("receipt", "seal") if word in brought})
 
     def site(self, name: str) -> HarnessSite:
         """A site by name."""

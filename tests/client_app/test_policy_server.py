@@ -83,7 +83,7 @@ def test_site_answers_the_honest_message(tmp_path: Path, asked: dict[str, Messag
     """The positive control of the refusals: the very message that they spoil is answered and charged."""
     site = Federation.create(tmp_path, 1).sites[0]
     reply = deliver(site, asked[kind])
-    assert set(words_of(reply)) == {"receipt", "charged"}
+    assert set(words_of(reply)) == {"receipt", "seal", "charged"}
     assert len(site.releases()) == 1
 
 
@@ -105,7 +105,7 @@ def test_site_refuses_a_policy_breach_before_the_records_are_opened(
     site = Federation.create(tmp_path, 1).sites[0]
     monkeypatch.setattr("client_app.work.load_records", opened)
     monkeypatch.setattr("embeddings.store.read_metadata", opened)
-    monkeypatch.setattr("client_app.release.Ledger.open", opened)
+    monkeypatch.setattr("client_app.ledger.Ledger.open", opened)
     reply = deliver(site, changed(asked["train"], config(clip_norm=1e9)))
     assert words_of(reply)["error"] == "policy:max_clip_norm"
 

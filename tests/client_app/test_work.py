@@ -78,9 +78,9 @@ def only_run(site: HarnessSite) -> Any:
 
 PLACES = {
     "while computing": "client_app.release.payload_of",
-    "before the commit": "client_app.release.Ledger.commit",
+    "before the commit": "client_app.ledger.Ledger.commit",
     "before the log": "client_app.release.ReleaseLog.append",
-    "before the charge": "client_app.release.Ledger.reserve",
+    "before the charge": "client_app.ledger.Ledger.reserve",
 }
 
 
@@ -238,8 +238,9 @@ ONE_RELEASE: dict[str, Any] = {"method": "dp_gauss", "run_name": "trial"}
 def test_name_of_a_run_without_that_check_gets_the_old_releases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: with the check taken out, a run with other settings gets the first one's bytes."""
+    """The control: with both checks taken out, a run with other settings gets the first one's bytes."""
     monkeypatch.setattr("client_app.private_state.PrivateState.claim", lambda *_: None)
+    monkeypatch.setattr("client_app.ledger.check_settings", lambda *_: None)
     federation = Federation.create(tmp_path, 1, allowed_methods=("dp_gauss",))
     federation.run(**ONE_RELEASE)
     first = payloads(federation)

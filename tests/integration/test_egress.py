@@ -25,8 +25,8 @@ from tests.harness import CLASSES, DIM, Exchanged, Federation, Handler, HarnessS
 
 WORDS = {
     "query.hello": {"site", "position", "identity", "canary", "public"},
-    "query.statistics": {"receipt", "charged"},
-    "train": {"receipt", "charged"},
+    "query.statistics": {"receipt", "seal", "charged"},
+    "train": {"receipt", "seal", "charged"},
 }
 STATISTICS = {"class_counts": (len(CLASSES),), "class_sums": (len(CLASSES), DIM), "total_sum": (DIM,)}
 ROUNDS = 3

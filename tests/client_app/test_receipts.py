@@ -1,0 +1,237 @@
+"""An old ledger put back: found by the receipt that the server brings back, before anything is charged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from client_app.ledger import Ledger
+from client_app.ledger_chain import Head
+from client_app.receipts import key_path
+from common.errors import LedgerError
+from tests.harness import Federation, Handler, HarnessSite, changed, deliver, words_of
+
+RELEASES = ("query.statistics", "train")
+
+
+def copy_of(site: HarnessSite) -> bytes:
+    """The ledger as a backup or a thief takes it: with all that stood in the log beside it."""
+    path = site.folder / "copy.db"
+    with site.ledger() as ledger:
+        ledger.backup(path)
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def put_back(site: HarnessSite, content: bytes) -> None:
+    for leftover in site.folder.glob("ledger.db-*"):
+        leftover.unlink()
+    (site.folder / "ledger.db").write_bytes(content)
+
+
+def arrays_of(federation: Federation, site: str) -> int:
+    """How often something about records left a site."""
+    return sum(bool(seen.message.content.array_records) for seen in federation.sent(site) if seen.kind in RELEASES)
+
+
+def test_old_ledger_put_back_between_rounds_is_refused(tmp_path: Path) -> None:
+    """No witness: the server's receipt is all there is. The others go on, and the summary names the site."""
+    federation = Federation.create(tmp_path, 3)
+    old: dict[str, bytes] = {}
+
+    def tamper(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
+        if site.name == "site-2" and message.metadata.message_type == "train":
+            number = int(str(message.content.config_records["words"]["round"]))
+            if number == 0:
+                old["ledger"] = copy_of(site)
+            if number == 1:
+                put_back(site, old["ledger"])
+        return handler()
+
+    summary = federation.run(num_rounds=3, tamper=tamper)
+    assert summary["rounds_taken_part"] == [["site-1", "site-2", "site-3"], *[["site-1", "site-3"]] * 2]
+    for missing in summary["rounds_missing"][1:]:
+        assert list(missing) == ["site-2"]
+        assert missing["site-2"].startswith("refused: ledger (reference ")
+        assert "its own log says what to do" in missing["site-2"]
+    site = federation.site("site-2")
+    assert arrays_of(federation, "site-2") == 2  # the statistics and the first round
+    assert "was rolled back" in site.log()
+    assert "put the newest copy back" in site.log()
+    (run,) = site.runs().values()
+    assert sorted(run.rounds) == ["statistics"]  # nothing was charged to the old one
+
+
+@pytest.mark.parametrize("witness", ["", "kept/witness.json"])
+def test_old_ledger_put_back_between_runs_is_refused(tmp_path: Path, witness: str) -> None:
+    """The server's receipts outlive its runs: also an empty ledger, of before the first run, is found."""
+    federation = Federation.create(tmp_path, 2, witness=witness)
+    site = federation.site("site-1")
+    empty = copy_of(site)
+    federation.run(num_rounds=1)
+    newest, sent = copy_of(site), arrays_of(federation, "site-1")
+    put_back(site, empty)
+    if witness:  # taken away as well, as if the site had never had one
+        (site.folder / witness).unlink()
+    summary = federation.run(num_rounds=1, run_id=2)
+    assert summary["rounds_taken_part"] == [["site-2"]]
+    assert arrays_of(federation, "site-1") == sent
+    assert site.entries() == 1  # not even a run was declared
+    put_back(site, newest)
+    if witness:
+        with Ledger.open(site.folder / "ledger.db", None) as ledger:
+            ledger.accept_witness(site.folder / witness)
+    summary = federation.run(num_rounds=1, run_id=3)
+    assert summary["rounds_taken_part"] == [["site-1", "site-2"]]
+
+
+def test_ledger_begun_again_is_refused(tmp_path: Path) -> None:
+    """A new and empty ledger for the same people is an old one, too."""
+    federation = Federation.create(tmp_path, 2)
+    site = federation.site("site-1")
+    federation.run(num_rounds=1)
+    sent = arrays_of(federation, "site-1")
+    for path in site.folder.glob("ledger.db*"):
+        path.unlink()
+    shutil.rmtree(site.folder / "state")
+    Ledger.create(site.folder / "ledger.db", "cohort/site-1").close()
+    summary = federation.run(num_rounds=1, run_id=2)
+    assert summary["rounds_taken_part"] == [["site-2"]]
+    assert arrays_of(federation, "site-1") == sent
+    assert site.entries() == 1
+
+
+def test_resumed_run_brings_the_receipts_back(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 2)
+    site = federation.site("site-1")
+    old: dict[str, bytes] = {}
+
+    def cut(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
+        if message.metadata.message_type == "train" and site.name == "site-1":
+            old.setdefault("ledger", copy_of(site))
+        is_second = message.metadata.group_id == "round-2"
+        return None if is_second else handler()
+
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=2, tamper=cut, round_timeout=1.0)
+    put_back(site, old["ledger"])
+    summary = federation.run(num_rounds=2, run_id=2, resume=True)
+    assert summary["rounds_taken_part"] == [["site-1", "site-2"], ["site-2"]]
+    assert "refused: ledger" in summary["rounds_missing"][1]["site-1"]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"receipt": "1:" + "0" * 64, "seal": "0" * 64},
+        {"receipt": "99:" + "ab" * 32, "seal": ""},
+        {"receipt": "no receipt", "seal": "é"},
+        {"receipt": "", "seal": "0" * 64},
+        {"receipt": "another"},
+    ],
+)
+def test_forged_receipt_costs_that_site_the_round_alone(tmp_path: Path, forged: dict[str, str]) -> None:
+    """Whatever the server brings in place of what the site gave: refused, named, uncharged; the others go on."""
+    federation = Federation.create(tmp_path, 3)
+    before: dict[str, int] = {}
+
+    def tamper(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
+        if site.name != "site-2" or message.metadata.group_id != "round-1":
+            return handler()
+        before["entries"] = site.entries()
+        words: dict[str, Any] = dict(forged)
+        if forged["receipt"] == "another":  # another site's own, in good form
+            other = words_of(federation.sent("site-1", "query.statistics")[-1].message)
+            words = {"receipt": other["receipt"], "seal": other["seal"]}
+        reply = deliver(site, changed(message, **words))
+        assert site.entries() == before["entries"]
+        reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+        return reply
+
+    summary = federation.run(num_rounds=2, tamper=tamper)
+    assert summary["rounds_taken_part"] == [["site-1", "site-3"], ["site-1", "site-2", "site-3"]]
+    assert "refused: receipt" in summary["rounds_missing"][0]["site-2"]
+    log = federation.site("site-2").log()
+    assert "this site never gave" in log
+    assert "rolled back" not in log
+
+
+def test_lost_or_exchanged_key_is_a_refusal(tmp_path: Path) -> None:
+    """Who puts the old ledger back can't get around the receipt by taking the key."""
+    federation = Federation.create(tmp_path, 2)
+    site = federation.site("site-1")
+    federation.run(num_rounds=1)
+    key_path(site.folder).unlink()
+    summary = federation.run(num_rounds=1, run_id=2)
+    assert "refused: receipt" in summary["rounds_missing"][0]["site-1"]
+    assert summary["rounds_taken_part"] == [["site-2"]]
+    key_path(site.folder).write_bytes(b"short")
+    summary = federation.run(num_rounds=1, run_id=3)
+    assert "refused: ledger" in summary["rounds_missing"][0]["site-1"]
+
+
+def test_any_earlier_receipt_will_do(tmp_path: Path) -> None:
+    """A server whose last reply was lost brings an older one: the ledger holds that, too."""
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=2)
+    first = words_of(federation.sent("site-1", "query.statistics")[0].message)
+    site, message = federation.site("site-1"), federation.asked("train", "site-1")
+    assert Head.parse(first["receipt"]).seq < site.entries()
+    reply = deliver(site, changed(message, receipt=first["receipt"], seal=first["seal"]))
+    assert "error" not in words_of(reply)
+
+
+def test_seal_tells_nothing_and_the_key_is_the_owners(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=2)
+    words = [words_of(seen.message) for seen in federation.sent("site-1") if seen.kind in RELEASES]
+    assert len({one["seal"] for one in words}) == len({one["receipt"] for one in words}) == len(words)
+    path = key_path(federation.site("site-1").folder)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "receipts.json").stat().st_mode & 0o777 == 0o600
+    published = (federation.output / "privacy_statement.json").read_text()
+    assert not any(one["seal"] in published for one in words)
+
+
+def test_first_contact_and_another_server_bring_nothing(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=1)
+    (tmp_path / "receipts.json").unlink()
+    summary = federation.run(num_rounds=1, run_id=2)
+    assert summary["rounds_taken_part"] == [["site-1"]]
+
+
+def test_unreadable_receipts_end_the_run_before_a_site_is_asked(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 1)
+    (tmp_path / "receipts.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1)
+    assert "receipts.json" in federation.status()["error"]
+    assert federation.site("site-1").entries() == 1
+
+
+def test_run_name_is_held_to_its_settings_without_the_state_folder(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=2, run_name="spring")
+    site = federation.site("site-1")
+    entries = site.entries()
+    shutil.rmtree(site.folder / "state")
+    first = next(seen.message for seen in federation.traffic if seen.kind == "train" and not seen.to_server)
+    asked = changed(first, {"config": {"learning-rate": 0.5}})
+    assert words_of(deliver(site, asked))["error"] == "policy:run_name"
+    assert "was declared on" in site.log()
+    assert site.entries() == entries
+
+
+def test_read_receipt_is_checked_by_ledger(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "ledger.db", "cohort") as ledger:
+        ledger.check(ledger.head)
+        for wrong in (Head(1, "0" * 64), Head(2, ledger.head.digest), Head(0, ledger.head.digest)):
+            with pytest.raises(LedgerError):
+                ledger.check(wrong)

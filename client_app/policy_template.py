@@ -96,7 +96,10 @@ _COMMENTS: dict[str, tuple[str, ...]] = {
         "A run silent for so long is ended for good when another needs what it did not use.",
     ),
     "ledger": ("The privacy ledger, on a local disk; a relative name counts from this file's folder.",),
-    "witness": ("A second place, best on another disk, that shows when an old ledger was put back.",),
+    "witness": (
+        "A second place, best on another disk or machine, that shows when an old ledger was put back. It shows nothing",
+        "where both are put back: keep it out of the ledger's backups. Empty: none, and the server's receipts are all.",
+    ),
 }
 
 

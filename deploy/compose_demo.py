@@ -61,6 +61,7 @@ def prepare(volumes: Path, num_sites: int, app: Path, cache: Path, *, server_nam
                 lifetime_epsilon=50.0,
                 lifetime_delta=1e-5,
                 run_epsilon=10.0,
+                witness="witness/witness.json",  # all that a demo's site keeps is one volume
                 approved_app_digests=(digest,),
                 # a site that allows shared noise does not start before people have compared and pinned its peers' keys
                 **{**open_policy(public=True), "allowed_trust": ("local",)},

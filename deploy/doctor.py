@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from common.errors import FedHypeVAEError
+from deploy.doctor_ledger import ledger_advice, ledger_faults
 from deploy.folders import ServerFolder, SiteFolder
 from deploy.keys import fingerprint, read_certificate
 from deploy.reach import examine_link
@@ -57,7 +58,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         lambda: _node_key(site),
         lambda: _certificate(site.path / "ca.crt", moment),
         lambda: _policy(site),
-        lambda: _ledger(site),
+        lambda: ledger_faults(site),
         lambda: _data(site, agreed),
         _gpu,
         lambda: _device(settings.device),
@@ -65,6 +66,11 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         lambda: examine_link(settings.server, site.path / "ca.crt") if online else (),
     ]
     return _all(checks)
+
+
+def advise_site(site: SiteFolder) -> list[str]:
+    """What a site does well to change, and may run without: faults are `examine_site`'s."""
+    return _all([lambda: ledger_advice(site)])
 
 
 def examine_server(server: ServerFolder, *, now: datetime | None = None) -> list[str]:
@@ -218,25 +224,6 @@ def _peers(site: SiteFolder) -> Iterable[str]:
         pinned_peers(find_place(node, config.federation, config.privacy))
     except FedHypeVAEError as error:
         yield f"peers: {error}; write the list with `fedhypevae site pin`"
-
-
-def _ledger(site: SiteFolder) -> Iterable[str]:
-    from client_app.ledger import Ledger
-    from client_app.site import load_policy
-
-    try:
-        policy = load_policy(site.path / "policy.toml")
-    except FedHypeVAEError:
-        return []  # told by the policy's own check
-    path = policy.ledger_path(site.path)
-    if not path.is_file():
-        return [f"ledger: {path} is missing: restore it from a copy; only a site that never released makes a new one "
-                "(`fedhypevae ledger create`)"]  # fmt: skip
-    try:
-        with Ledger.open(path, policy.cohort_id, policy.witness_path(site.path), read_only=True, timeout_s=5.0):
-            return []
-    except FedHypeVAEError as error:
-        return [f"ledger: {error}; nothing is released until it is restored (`fedhypevae ledger verify`)"]
 
 
 def _data(site: SiteFolder, agreed: Mapping[str, object]) -> Iterable[str]:

@@ -154,6 +154,12 @@ class SiteFolder:
         return self.path / "keys" / "node"
 
     @property
+    def default_witness(self) -> Path:
+        """Where the ledger's witness lies if nobody chose a place: outside this folder, which is put back as one."""
+        whole = self.path.resolve()
+        return whole.with_name(f"{whole.name}-witness") / "witness.json"
+
+    @property
     def apps(self) -> Path:
         """App packages that arrived, by digest: approved ones and refused ones."""
         return self.path / "apps"

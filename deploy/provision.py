@@ -15,6 +15,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from client_app.ledger import Ledger
 from client_app.policy_template import policy_template
+from client_app.receipts import make_key as make_receipt_key
 from common.errors import ConfigError
 from deploy import templates
 from deploy.doctor import versions
@@ -111,7 +112,7 @@ def init_site(
     witness: str = "",
     **others: str | float | bool | tuple[str, ...],
 ) -> str:
-    """Make what only the site itself may make: its node key, its secret, its policy and its ledger.
+    """Make what only the site itself may make: its keys, its secret, its policy, its ledger and the ledger's witness.
 
     Args:
         folder: the site's folder, with the site.toml and ca.crt that the coordinator sent.
@@ -119,18 +120,20 @@ def init_site(
         lifetime_epsilon: ε of everything ever released, at `lifetime_delta`.
         lifetime_delta: its δ.
         run_epsilon: ε of one run.
-        witness: a second place for the ledger's head, best on another disk; empty for none.
+        witness: a second place for the ledger's head, best on another disk; empty: a folder beside the site's.
         others: other lines of the policy.
 
     Returns:
         The fingerprint of the new node key, to be compared with the coordinator's by telephone.
 
     Raises:
-        ConfigError: the coordinator's files are missing, or a key, policy or ledger is there already.
+        ConfigError: the coordinator's files are missing, a key, policy or ledger is there already, or the witness's
+            folder can't be made.
     """
     site = SiteFolder(folder)
     _ = site.settings
     read_certificate(folder / "ca.crt")
+    witness = witness or str(site.default_witness)
     text = policy_template(
         cohort_id,
         lifetime_epsilon=lifetime_epsilon,
@@ -139,13 +142,21 @@ def init_site(
         witness=witness,
         **others,
     )
-    _refuse_existing((folder / "policy.toml", site.node_key, folder / "ledger.db"))
+    _refuse_existing((folder / "policy.toml", site.node_key, folder / "ledger.db", folder / witness))
+    try:
+        (folder / witness).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"can't make the folder of the ledger's witness, {(folder / witness).parent} ({error.strerror}): make it "
+            "for the site's user, or name another place, best on another disk, with --witness"
+        ) from None
     folder.chmod(0o700)
     shown = make_node_key(site.node_key)
     site.node_key.parent.chmod(0o700)
     make_secret(folder / "keys" / "superexec.secret")
     write_new(folder / "policy.toml", text.encode(), 0o600)
-    Ledger.create(folder / "ledger.db", cohort_id, folder / witness if witness else None).close()
+    make_receipt_key(folder)
+    Ledger.create(folder / "ledger.db", cohort_id, folder / witness).close()
     return shown
 
 

@@ -18,6 +18,8 @@ from common.errors import ConfigError, FederationError
 from deploy.environment import tool
 from deploy.folders import CONNECTION, ServerFolder
 from deploy.keys import fingerprint
+from server_app.receipts import FILE as RECEIPTS
+from server_app.receipts import move_receipt
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 
@@ -70,13 +72,26 @@ def revoke(server: ServerFolder, name: str) -> Registered:
     return revoked
 
 
-def rotate(server: ServerFolder, name: str, public_key: Path) -> Registered:
-    """Give a site a new key; the old one is refused from now on."""
+def rotate(server: ServerFolder, name: str, public_key: Path, *, forget: bool = False) -> Registered:
+    """Give a site a new key; the old one is refused from now on.
+
+    Args:
+        server: the server's folder.
+        name: the site.
+        public_key: its new key.
+        forget: also forget the last receipt of its ledger, which it gets back with every request: only for a site whose
+            people say that its ledger was rightly begun again.
+
+    Raises:
+        ConfigError: no such site or key, or the key was used before. FederationError: the server can't be asked.
+    """
     new = fingerprint(public_key)
     if any(site.fingerprint == new for site in _read(server)):
         raise ConfigError(f"the key {new} was used before: make a new one at the site")
-    revoke(server, name)
-    return register(server, name, public_key)
+    before = revoke(server, name)
+    after = register(server, name, public_key)
+    move_receipt(server.work / RECEIPTS, before.node_id, None if forget else after.node_id)
+    return after
 
 
 def list_sites(server: ServerFolder) -> list[Registered]:

@@ -43,6 +43,8 @@ ProtectHome=yes
 PrivateTmp=yes
 PrivateDevices=no
 ReadWritePaths={folder}
+# the ledger's witness; name the other place here, too, where policy.toml names one
+ReadWritePaths=-{folder}-witness
 RestrictSUIDSGID=yes
 LockPersonality=yes
 

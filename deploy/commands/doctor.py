@@ -18,15 +18,16 @@ def doctor(
     """
     from rich.console import Console
 
-    from deploy.doctor import examine_server, examine_site
+    from deploy.doctor import advise_site, examine_server, examine_site
     from deploy.folders import ServerFolder, SiteFolder
 
+    advice: list[str] = []
     with Console(stderr=True).status("looking"):
         if (folder / "server.toml").is_file():
             findings = examine_server(ServerFolder(folder))
         else:
-            findings = examine_site(SiteFolder(folder), online=not offline)
-    for line in findings:
+            findings, advice = examine_site(SiteFolder(folder), online=not offline), advise_site(SiteFolder(folder))
+    for line in [*findings, *advice]:
         typer.echo(line)
     typer.echo(f"{len(findings)} faults found" if findings else "no fault found")
     if findings:

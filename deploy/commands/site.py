@@ -23,13 +23,16 @@ def init(
     run_epsilon: Annotated[float, typer.Option(help="Epsilon of one run.")] = 3.0,
     unit: Annotated[str, typer.Option(help="record or patient.")] = "record",
     max_records_per_patient: Annotated[int, typer.Option(help="Cap for unit patient; 0 for none.")] = 0,
-    witness: Annotated[str, typer.Option(help="A second place for the ledger's head.")] = "",
+    witness: Annotated[str, typer.Option(help="A second place for the ledger's head; default: beside FOLDER.")] = "",
     public_data: Annotated[bool, typer.Option(help="Only for public data: scores may leave.")] = False,
 ) -> None:
     """Make the site's key, secret, policy and ledger; needs site.toml and ca.crt of the coordinator.
 
     Example: fedhypevae site init /srv/fedhypevae-site --cohort st-anna-breast --witness /mnt/b/witness.json
     """
+    from client_app.site import load_policy
+    from deploy.doctor import advise_site
+    from deploy.folders import SiteFolder as SiteAt
     from deploy.provision import init_site
 
     others: dict[str, str | float | bool | tuple[str, ...]] = {"unit": unit}
@@ -48,6 +51,10 @@ def init(
     )
     typer.echo(f"send {folder / 'keys' / 'node.pub'} to the coordinator, and tell by telephone: {shown}")
     typer.echo(f"read {folder / 'policy.toml'}: it is the site's own law")
+    chosen = load_policy(folder / "policy.toml").witness_path(folder)
+    typer.echo(f"witness {chosen}: shows when an old ledger is put back; never copy or restore it with the ledger")
+    for line in advise_site(SiteAt(folder)):
+        typer.echo(line)
 
 
 @app.command("pin")
@@ -87,8 +94,10 @@ def start(
 
     site = site_folder(folder.resolve())
     if check:
-        from deploy.doctor import examine_site
+        from deploy.doctor import advise_site, examine_site
 
+        for line in advise_site(site):
+            typer.echo(line, err=True)
         _refuse_faults(examine_site(site, online=False))
     stop = threading.Event()
     stop_on_signals(stop)
@@ -234,15 +243,23 @@ def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The s
 
 
 @app.command("rotate")
-def rotate(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name.")], key: PublicKey) -> None:
+def rotate(
+    folder: ServerFolder,
+    name: Annotated[str, typer.Argument(help="The site's name.")],
+    key: PublicKey,
+    forget: Annotated[bool, typer.Option("--forget", help="Forget its ledger's last receipt, too.")] = False,
+) -> None:
     """At the server: replace a site's key by the one that `site renew-key` made there.
+
+    With --forget the site is not held to its old ledger any more: only where its people say that it was rightly begun
+    again, since a new ledger has forgotten what was spent.
 
     Example: fedhypevae site rotate /srv/fedhypevae-server st-anna node.pub
     """
     from deploy import registry
     from deploy.provision import server_folder
 
-    site = registry.rotate(server_folder(folder), name, key)
+    site = registry.rotate(server_folder(folder), name, key, forget=forget)
     typer.echo(f"{site.name} now has key {site.fingerprint}; the old one is refused")
 
 

@@ -1,0 +1,239 @@
+"""`make mutants`: plant each privacy bug of the list by itself, run the tests of its part, and say which test fails.
+
+    python -m tests.mutants [--only NAME ...] [--jobs 2] [--write-table] [--check]
+
+The working tree is copied to a temporary folder and stays as it is. The tests are run without any bug first. Ends with
+"uncaught: none" (exit code 0), or with the names of the bugs that no test found or that can't be planted (1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.mutants.planting import Mutant, Sources, StaleError, Tests, load_mutants
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+RESULTS = HERE / "results.json"
+TABLE = ROOT / "tests" / "statistical" / "README.md"
+_START, _END = "<!-- mutants: written by `python -m tests.mutants --write-table` -->", "<!-- end of mutants -->"
+_NOT_COPIED = (".*", "__pycache__", "outputs", "build", "dist", "*.egg-info", "downloads")
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (?:[^\s:]*::)?(.+?)( - .*)?$", re.MULTILINE)
+# An error of this kind says that the bug was planted badly, not that a test found it.
+_BROKEN = re.compile(r"^E +(NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError)\b", re.MULTILINE)
+_LIMIT_S = 240
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one mutant: `caught`, `NOT CAUGHT`, or why it could not be tried; and the test that failed."""
+
+    name: str
+    part: str
+    function: str
+    breaks: str
+    status: str
+    by: str = ""
+    seconds: float = 0.0
+
+
+class Tree:
+    """A copy of the working tree in which one bug at a time is planted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written = int(time.time())
+        for item in ROOT.iterdir():
+            ignored = shutil.ignore_patterns(*_NOT_COPIED)
+            if item.name in ignored(str(ROOT), [item.name]):
+                continue
+            if item.is_dir():
+                shutil.copytree(item, folder / item.name, ignore=ignored)
+            else:
+                shutil.copy2(item, folder / item.name)
+
+    def write(self, path: Path, text: str) -> None:
+        """Replace a file, each time with a later date, so that no compiled form of before is taken for it."""
+        (self.folder / path).write_text(text, encoding="utf-8")
+        self._written += 2
+        os.utime(self.folder / path, (self._written, self._written))
+
+    def pytest(self, arguments: Sequence[str]) -> tuple[int, str]:
+        """Exit code and output of a run of these tests here."""
+        settings = {
+            "PYTHONPATH": str(self.folder),
+            "OMP_NUM_THREADS": "1",
+            "FLWR_HOME": str(self.folder / ".flwr"),
+            "FEDHYPEVAE_HOME": str(self.folder),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+        command += [f"--timeout={_LIMIT_S}", *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+
+def try_mutant(tree: Tree, sources: Sources, tests: Tests, mutant: Mutant, spoiled: Sequence[str]) -> Outcome:
+    """Plant one bug, run its tests, and take it out again.
+
+    Args:
+        tree: where.
+        sources: of the unchanged tree.
+        tests: of the tree.
+        mutant: the bug.
+        spoiled: tests that fail without any bug: what they say counts for nothing.
+    """
+
+    def outcome(status: str, by: str = "", since: float | None = None) -> Outcome:
+        seconds = 0.0 if since is None else round(time.monotonic() - since, 1)
+        return Outcome(mutant.name, mutant.part, mutant.function, mutant.breaks, status, by, seconds)
+
+    try:
+        path, text = sources.plant(mutant)
+        arguments = tests.arguments(mutant.tests)
+    except StaleError as error:
+        return outcome(f"STALE: {error}")
+    before, start = (tree.folder / path).read_text(encoding="utf-8"), time.monotonic()
+    tree.write(path, text)
+    try:
+        code, output = tree.pytest(["-x", *arguments])
+    finally:
+        tree.write(path, before)
+    if code == 0:
+        return outcome("NOT CAUGHT", since=start)
+    failed = _FAILED.search(output)
+    broken = _BROKEN.search(output)
+    if code != 1 or failed is None or "::" not in failed[0] or broken is not None:
+        why = broken[1] if broken is not None else " ".join(output.split())[-200:]
+        return outcome(f"BROKEN: {why}", since=start)
+    if failed[1] in spoiled:
+        return outcome("NOT CAUGHT: its test fails without it", failed[1], start)
+    if "Timeout" in (failed[2] or ""):
+        return outcome("TIMED OUT", failed[1], start)
+    return outcome("caught", failed[1], start)
+
+
+def control(tree: Tree, tests: Tests, mutants: Iterable[Mutant], jobs: int) -> list[str]:
+    """Tests of all these mutants that fail without any bug."""
+    wanted: dict[str, None] = {}
+    for mutant in mutants:
+        try:
+            wanted |= dict.fromkeys(tests.arguments(mutant.tests))
+        except StaleError:
+            continue  # said where the mutant is tried
+    if not wanted:
+        return []
+    whole = {name for name in wanted if "::" not in name}
+    chosen = [name for name in wanted if name in whole or name.split("::")[0] not in whole]
+    parallel = ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
+    code, output = tree.pytest([*parallel, *chosen])
+    if code not in (0, 1):
+        raise SystemExit(f"the tests can't be run without any bug:\n{output[-3000:]}")
+    return [match[1] for match in _FAILED.finditer(output)]
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The list as Markdown."""
+    lines = [_START, "", "| part | bug | where | caught by |", "|---|---|---|---|"]
+    for found in outcomes:
+        by = f"`{found.by.partition('[')[0]}`" if found.status == "caught" else f"**{found.status}**"
+        lines.append(f"| {found.part} | {found.breaks} | `{found.function}` | {by} |")
+    count = sum(found.status == "caught" for found in outcomes)
+    lines += ["", f"{count} of {len(outcomes)} are caught.", "", _END]
+    return "\n".join(lines)
+
+
+def write_table(outcomes: Sequence[Outcome]) -> None:
+    """Put the list where it stands between the tests' other promises."""
+    text = TABLE.read_text(encoding="utf-8")
+    start, end = text.find(_START), text.find(_END)
+    if start < 0 or end < 0:
+        raise SystemExit(f"{TABLE} has no place for the table: expected the lines {_START!r} and {_END!r}")
+    TABLE.write_text(text[:start] + table(outcomes) + text[end + len(_END) :], encoding="utf-8")
+
+
+def kept_results(mutants: Sequence[Mutant], fresh: Iterable[Outcome]) -> list[Outcome]:
+    """The outcomes of this run, and of earlier ones of mutants that are still in the list, in its order."""
+    known: dict[str, Outcome] = {}
+    if RESULTS.is_file():
+        known = {values["name"]: Outcome(**values) for values in json.loads(RESULTS.read_text(encoding="utf-8"))}
+    known |= {found.name: found for found in fresh}
+    return [known[mutant.name] for mutant in mutants if mutant.name in known]
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="mutants, or parts, by name")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default: 1)")
+    parser.add_argument("--write-table", action="store_true", help=f"write the table into {TABLE.name}")
+    parser.add_argument("--check", action="store_true", help="only say which can't be planted; run no test")
+    options = parser.parse_args()
+    every = load_mutants(HERE)
+    mutants = [m for m in every if not options.only or m.name in options.only or m.part in options.only]
+    missing = set(options.only) - {m.name for m in every} - {m.part for m in every}
+    if missing:
+        parser.error(f"there is no mutant or part {', '.join(sorted(missing))}")
+    sources, tests = Sources(ROOT), Tests(ROOT)
+    if options.check:
+        stale = 0
+        for mutant in mutants:
+            try:
+                sources.plant(mutant)
+                tests.arguments(mutant.tests)
+            except StaleError as error:
+                stale += 1
+                print(f"{mutant.name}: STALE: {error}")
+        print(f"{len(mutants)} mutants, {stale} stale")
+        return int(stale > 0)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        trees: queue.SimpleQueue[Tree] = queue.SimpleQueue()
+        for number in range(options.jobs):
+            home = Path(folder) / str(number)
+            home.mkdir()
+            trees.put(Tree(home))
+        first = trees.get()
+        spoiled = control(first, tests, mutants, options.jobs)
+        trees.put(first)
+        for name in spoiled:
+            print(f"fails without any bug: {name}", flush=True)
+
+        def one(mutant: Mutant) -> Outcome:
+            tree = trees.get()
+            try:
+                found = try_mutant(tree, sources, tests, mutant, spoiled)
+            finally:
+                trees.put(tree)
+            print(f"{found.status:<12} {found.name:<44} {found.by} ({found.seconds:.0f} s)", flush=True)
+            return found
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            outcomes = list(pool.map(one, mutants))
+    every_outcome = kept_results(every, outcomes)
+    RESULTS.write_text(json.dumps([asdict(found) for found in every_outcome], indent=1, ensure_ascii=False) + "\n")
+    if options.write_table:
+        write_table(every_outcome)
+    uncaught = [found.name for found in outcomes if found.status != "caught"]
+    print(f"{len(outcomes)} mutants, {len(outcomes) - len(uncaught)} caught")
+    print(f"uncaught: {', '.join(uncaught) if uncaught else 'none'}")
+    return int(bool(uncaught))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -128,6 +128,15 @@ def test_released_values_lie_on_the_grid_even_where_the_sum_does_not() -> None:
     np.testing.assert_array_equal(multiples, np.rint(multiples))
 
 
+def test_grid_of_a_release_says_nothing_of_how_large_the_sum_is() -> None:
+    """One coordinate that is huge leaves the others on the same grid: half of them on its odd multiples."""
+    sums = np.zeros(1000)
+    sums[0] = 2.0**20
+    multiples = add_gaussian_array(sums, 1.0, SecureNoise()) / noise_grid(1.0)
+    np.testing.assert_array_equal(multiples, np.rint(multiples))
+    assert 350 < np.count_nonzero(multiples % 2) < 650
+
+
 def test_low_order_bits_of_the_sum_do_not_survive() -> None:
     # Sums that differ by far less than the grid release the same value under the same noise...
     sums = np.linspace(-1.0, 1.0, 1000)

@@ -56,6 +56,8 @@ def test_noise_of_a_release_is_the_multiplier_times_the_sensitivity() -> None:
     empty = UnitBatch(torch.zeros(0, 1, 300), torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
     released = release_statistics(spec, empty, 2.0, TestNoise(0))
     assert float(released["class_sums"].std()) == pytest.approx(2.0 * spec.sensitivity, rel=0.03)
+    for name, weight in (("class_counts", 0.5), ("total_sum", 1.0)):  # fewer numbers, and each part has its noise
+        assert float(released[name].std()) == pytest.approx(2.0 * spec.sensitivity / weight, rel=0.6)
     assert combine_statistics(spec, [released] * 4, 2.0).noise_std["class_counts"] == pytest.approx(
         2.0 * spec.sensitivity / 0.5 * 2.0
     )

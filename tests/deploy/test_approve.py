@@ -332,6 +332,12 @@ def trailing(content: bytes) -> bytes:
     return content + b"\nmore"
 
 
+def test_two_files_that_some_disks_take_for_one_are_refused() -> None:
+    content = package({"common/noise.py": GOOD, "common/Noise.py": b"evil = 1\n"}, listed=False)
+    with pytest.raises(DataError, match="in other letters"):
+        read_files(content)
+
+
 @pytest.mark.parametrize(
     "trick",
     [doubled, linked, compressed, other_local_name, other_local_body, prefixed, commented, trailing],

@@ -15,7 +15,7 @@ CAP = 2
 
 
 def patient_of_ten(length: float = 1.0) -> SiteData:
-    """One patient with ten records, told apart by their first coordinate, and one with a single record."""
+    """One patient with ten records that differ in their first coordinate, and one with a single record."""
     rows = torch.zeros(11, 3)
     rows[:, 0] = torch.arange(1, 12)
     groups = torch.tensor([4] * 10 + [9])
@@ -23,7 +23,7 @@ def patient_of_ten(length: float = 1.0) -> SiteData:
 
 
 def test_a_patient_gives_no_more_records_than_the_cap() -> None:
-    """And which ones is drawn anew each time, from the secret source: every one of the ten is used now and then."""
+    """Which ones is drawn each time from the secret source: every one of the ten is used now and then."""
     source, seen = SecureNoise(), set()
     for _ in range(200):
         batch = draw_units(patient_of_ten(), 1.0, CAP, source)

@@ -143,14 +143,12 @@ class Tests:
         return known
 
     def arguments(self, names: Iterable[str]) -> list[str]:
-        """What pytest is called with for these names; a name may end in `[case]`. Raises StaleError."""
+        """What pytest is called with for these names. Raises StaleError."""
         found = []
         for name in names:
-            bare, bracket, case = name.partition("[")
-            here = self._known.get(bare, [])
-            if not here:
-                raise StaleError(f"there is no test {bare}")
-            found += [f"{where}{bracket}{case}" for where in here]
+            if name not in self._known:
+                raise StaleError(f"there is no test {name}")
+            found += self._known[name]
         return found
 
 

@@ -112,6 +112,9 @@ class EntryStore:
             self._entries.extend(found)
             if not self._entries:
                 raise LedgerError(f"{self.path} holds no ledger: it was emptied or truncated; restore it")
+            if witness is None and self.witness_path is not None and self.witness_path.exists():
+                self.refresh()  # another process has written the first one since it was looked for
+                return
             self._check_witness(witness)
 
     def reread(self) -> None:
@@ -128,6 +131,8 @@ class EntryStore:
         try:
             self.refresh()
             kept = len(self._entries)
+            if self.witness_path is not None and not self.witness_path.exists():
+                self.note_head()  # of the first entry: nobody may find a second one, and no witness
             yield
             with as_ledger_errors(self.path):
                 self._connection.execute("COMMIT")
@@ -181,10 +186,13 @@ class EntryStore:
         if self.witness_path is None:
             return
         if witness is None:
-            raise LedgerError(
-                f"the ledger's witness {self.witness_path} is missing, so a rolled-back ledger could not "
-                "be told: put it back, or accept the ledger as it stands with `fedhypevae ledger witness`"
-            )
+            # only a ledger that was made without one, and never used, may get its first witness by itself
+            if len(self._entries) > 1 or self._entries[0].body.get("witnessed", False):
+                raise LedgerError(
+                    f"the ledger's witness {self.witness_path} is missing, so a rolled-back ledger could not "
+                    "be told: put it back, or accept the ledger as it stands with `fedhypevae ledger witness`"
+                )
+            return
         if witness.cohort_id != self.cohort_id:
             raise LedgerError(
                 f"witness {self.witness_path} belongs to cohort {witness.cohort_id!r}, ledger {self.path} to "
@@ -201,8 +209,9 @@ class EntryStore:
 def create_store(path: Path, cohort_id: str, witness_path: Path | None) -> None:
     """Create an empty ledger and its witness. Refuses where the file, or a witness that there once was one, exists.
 
-    The witness is written before the ledger has its name: no ledger is ever there without it. What a kill between the
-    two leaves is a witness of a ledger that was never used, which may be made again.
+    The witness is written before the ledger has its name, and the first entry says that there is one: such a ledger is
+    never taken without it. What a kill between the two leaves is a witness of a ledger that was never used, which may
+    be made again.
 
     Args:
         path: the new file.
@@ -227,7 +236,8 @@ def create_store(path: Path, cohort_id: str, witness_path: Path | None) -> None:
             )
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _new_file(path) as partial:
-            first = make_entry(1, "genesis", "", "", {"cohort_id": cohort_id, "format": FORMAT}, NO_PREVIOUS)
+            body = {"cohort_id": cohort_id, "format": FORMAT, "witnessed": witness_path is not None}
+            first = make_entry(1, "genesis", "", "", body, NO_PREVIOUS)
             connection = sqlite3.connect(partial, isolation_level=None)
             try:
                 connection.execute("PRAGMA journal_mode=WAL")

@@ -102,6 +102,24 @@ class ReleaseLog:
         except OSError as error:
             raise LedgerError(f"release log {self.path} can't be read ({error})") from error
 
+    def last_charged(self) -> Release | None:
+        """The last release that was charged; None if there is none. Only the lines from there on are read.
+
+        Raises:
+            LedgerError: the log can't be read, or such a line was altered.
+        """
+        try:
+            lines = self._content().splitlines()
+        except OSError as error:
+            raise LedgerError(f"release log {self.path} can't be read ({error})") from error
+        for place in range(len(lines), 0, -1):
+            release = _parse(lines[place - 1])
+            if release is None or release.place != place:
+                raise self._altered(place)
+            if release.events:
+                return release
+        return None
+
     def verify(self, committed: frozenset[str] | None = None) -> int:
         """Check the chain and, if given, that whatever left had been committed to the ledger.
 
@@ -123,23 +141,29 @@ class ReleaseLog:
         return len(releases)
 
     def _read(self) -> tuple[tuple[Release, ...], int]:
-        """The whole lines and their length in bytes: a kill while writing leaves at most part of one more."""
+        """The whole lines and their length in bytes."""
+        content = self._content()
+        releases: list[Release] = []
+        previous = _NO_PREVIOUS
+        for place, line in enumerate(content.splitlines(), start=1):
+            release = _parse(line)
+            if release is None or release.place != place or release.previous != previous:
+                raise self._altered(place)
+            releases.append(release)
+            previous = release.digest
+        return tuple(releases), len(content)
+
+    def _content(self) -> bytes:
+        """The whole lines: a kill while writing leaves at most part of one more."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            return (), 0
-        length = content.rfind(b"\n") + 1
-        releases: list[Release] = []
-        previous = _NO_PREVIOUS
-        for place, line in enumerate(content[:length].splitlines(), start=1):
-            release = _parse(line)
-            if release is None or release.place != place or release.previous != previous:
-                raise LedgerError(
-                    f"release log {self.path} was altered at line {place}: a line was changed, removed or exchanged"
-                )
-            releases.append(release)
-            previous = release.digest
-        return tuple(releases), length
+            return b""
+        return content[: content.rfind(b"\n") + 1]
+
+    def _altered(self, place: int) -> LedgerError:
+        line = f"release log {self.path} was altered at line {place}: a line was changed, removed or exchanged"
+        return LedgerError(line)
 
     def _write(self, release: Release, length: int) -> None:
         is_new = not self.path.exists()

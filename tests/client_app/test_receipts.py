@@ -18,20 +18,19 @@ from tests.harness import Federation, Handler, HarnessSite, changed, deliver, wo
 RELEASES = ("query.statistics", "train")
 
 
-def copy_of(site: HarnessSite) -> bytes:
-    """The ledger as a backup or a thief takes it: with all that stood in the log beside it."""
-    path = site.folder / "copy.db"
-    with site.ledger() as ledger:
-        ledger.backup(path)
-    content = path.read_bytes()
-    path.unlink()
-    return content
+def copy_of(site: HarnessSite, place: Path) -> Path:
+    """The whole folder as a backup of the machine keeps it: ledger, witness, log, state and key."""
+    return Path(shutil.copytree(site.folder, place))
 
 
-def put_back(site: HarnessSite, content: bytes) -> None:
-    for leftover in site.folder.glob("ledger.db-*"):
-        leftover.unlink()
-    (site.folder / "ledger.db").write_bytes(content)
+def put_back(site: HarnessSite, copy: Path, *, ledger_alone: bool = False) -> None:
+    if ledger_alone:
+        for leftover in site.folder.glob("ledger.db*"):
+            leftover.unlink()
+        shutil.copy(copy / "ledger.db", site.folder / "ledger.db")
+    else:
+        shutil.rmtree(site.folder)
+        shutil.copytree(copy, site.folder)
 
 
 def arrays_of(federation: Federation, site: str) -> int:
@@ -39,18 +38,19 @@ def arrays_of(federation: Federation, site: str) -> int:
     return sum(bool(seen.message.content.array_records) for seen in federation.sent(site) if seen.kind in RELEASES)
 
 
-def test_old_ledger_put_back_between_rounds_is_refused(tmp_path: Path) -> None:
-    """No witness: the server's receipt is all there is. The others go on, and the summary names the site."""
+@pytest.mark.parametrize("ledger_alone", [False, True])
+def test_old_ledger_put_back_between_rounds_is_refused(tmp_path: Path, ledger_alone: bool) -> None:
+    """With all that lies beside it, the server's receipt is all there is. Others go on; the summary names the site."""
     federation = Federation.create(tmp_path, 3)
-    old: dict[str, bytes] = {}
+    copy = tmp_path / "copy"
 
     def tamper(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
         if site.name == "site-2" and message.metadata.message_type == "train":
             number = int(str(message.content.config_records["words"]["round"]))
             if number == 0:
-                old["ledger"] = copy_of(site)
+                copy_of(site, copy)
             if number == 1:
-                put_back(site, old["ledger"])
+                put_back(site, copy, ledger_alone=ledger_alone)
         return handler()
 
     summary = federation.run(num_rounds=3, tamper=tamper)
@@ -69,25 +69,47 @@ def test_old_ledger_put_back_between_rounds_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("witness", ["", "kept/witness.json"])
 def test_old_ledger_put_back_between_runs_is_refused(tmp_path: Path, witness: str) -> None:
-    """The server's receipts outlive its runs: also an empty ledger, of before the first run, is found."""
+    """The server's receipts outlive its runs: a copy of the whole site, of before the first run, is found."""
     federation = Federation.create(tmp_path, 2, witness=witness)
     site = federation.site("site-1")
-    empty = copy_of(site)
+    empty = copy_of(site, tmp_path / "empty")
     federation.run(num_rounds=1)
-    newest, sent = copy_of(site), arrays_of(federation, "site-1")
+    newest, sent = copy_of(site, tmp_path / "newest"), arrays_of(federation, "site-1")
     put_back(site, empty)
-    if witness:  # taken away as well, as if the site had never had one
-        (site.folder / witness).unlink()
     summary = federation.run(num_rounds=1, run_id=2)
     assert summary["rounds_taken_part"] == [["site-2"]]
     assert arrays_of(federation, "site-1") == sent
     assert site.entries() == 1  # not even a run was declared
     put_back(site, newest)
-    if witness:
-        with Ledger.open(site.folder / "ledger.db", None) as ledger:
-            ledger.accept_witness(site.folder / witness)
     summary = federation.run(num_rounds=1, run_id=3)
     assert summary["rounds_taken_part"] == [["site-1", "site-2"]]
+
+
+def test_old_ledger_beside_a_newer_log_is_refused(tmp_path: Path) -> None:
+    """No witness and no receipt: the site's own log lists what the ledger forgot."""
+    federation = Federation.create(tmp_path, 1)
+    site = federation.site("site-1")
+    empty = copy_of(site, tmp_path / "empty")
+    federation.run(num_rounds=1)
+    sent = arrays_of(federation, "site-1")
+    put_back(site, empty, ledger_alone=True)
+    (tmp_path / "receipts.json").unlink()
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1, run_id=2)
+    assert "site-1 refused: ledger" in federation.status()["error"]
+    assert "is older than the site's own log" in site.log()
+    assert arrays_of(federation, "site-1") == sent
+    assert site.entries() == 1
+
+
+def test_missing_witness_is_refused_even_at_a_ledger_that_was_never_used(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 1, witness="kept/witness.json")
+    site = federation.site("site-1")
+    (site.folder / "kept" / "witness.json").unlink()
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1)
+    assert "is missing" in site.log()
+    assert site.entries() == 1
 
 
 def test_ledger_begun_again_is_refused(tmp_path: Path) -> None:
@@ -99,6 +121,7 @@ def test_ledger_begun_again_is_refused(tmp_path: Path) -> None:
     for path in site.folder.glob("ledger.db*"):
         path.unlink()
     shutil.rmtree(site.folder / "state")
+    (site.folder / "releases.jsonl").unlink()
     Ledger.create(site.folder / "ledger.db", "cohort/site-1").close()
     summary = federation.run(num_rounds=1, run_id=2)
     assert summary["rounds_taken_part"] == [["site-2"]]
@@ -108,18 +131,16 @@ def test_ledger_begun_again_is_refused(tmp_path: Path) -> None:
 
 def test_resumed_run_brings_the_receipts_back(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, 2)
-    site = federation.site("site-1")
-    old: dict[str, bytes] = {}
+    site, copy = federation.site("site-1"), tmp_path / "copy"
 
     def cut(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
-        if message.metadata.message_type == "train" and site.name == "site-1":
-            old.setdefault("ledger", copy_of(site))
-        is_second = message.metadata.group_id == "round-2"
-        return None if is_second else handler()
+        if message.metadata.message_type == "train" and site.name == "site-1" and not copy.exists():
+            copy_of(site, copy)
+        return None if message.metadata.group_id == "round-2" else handler()
 
     with pytest.raises(SystemExit):
         federation.run(num_rounds=2, tamper=cut, round_timeout=1.0)
-    put_back(site, old["ledger"])
+    put_back(site, copy)
     summary = federation.run(num_rounds=2, run_id=2, resume=True)
     assert summary["rounds_taken_part"] == [["site-1", "site-2"], ["site-2"]]
     assert "refused: ledger" in summary["rounds_missing"][1]["site-1"]

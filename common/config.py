@@ -14,12 +14,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.concern import Concern
+from common.concern import LARGEST_SEED, Concern, NoneOrSome, Text, Weight
 from common.errors import ConfigError
 from common.generator_config import ModelConfig, SynthesisConfig, TrainingConfig
 from common.rivals import RivalsConfig
 
 Scalar = str | int | float | bool
+_MOST = 1e6
 
 LEAST_CLIP_NORM = 1e-6
 """The smallest clip norm: far above what float32 rounds or loses, see `common.clipping`."""
@@ -34,19 +35,19 @@ class PrivacyConfig(Concern):
     `dropouts` and `colluders` are what secure aggregation assumes of the sites; -1 stands for max(1, sites // 10) each.
     """
 
-    epsilon: float = Field(3.0, gt=0.0, allow_inf_nan=True)
-    delta: float = Field(1e-5, gt=0.0, lt=0.1)
+    epsilon: float = Field(3.0, ge=1e-4, allow_inf_nan=True)
+    delta: float = Field(1e-5, ge=1e-15, lt=0.1)
     unit: Literal["record", "patient"] = "record"
     max_records_per_patient: int = Field(4, ge=1, le=64)
-    sampling_rate: float = Field(1.0, gt=0.0, le=1.0)
+    sampling_rate: float = Field(1.0, ge=1e-6, le=1.0)
     clip_norm: float = Field(0.03, ge=LEAST_CLIP_NORM, allow_inf_nan=True)
-    statistics_share: float = Field(0.1, ge=0.0, lt=1.0)
+    statistics_share: NoneOrSome = Field(0.1, ge=0.0, lt=1.0)
     spare_rounds: int = Field(1, ge=0, le=1000)
     encoder_training: Literal["sleep", "joint", "unprotected"] = "sleep"
     noise: Literal["secure", "test"] = "secure"
     trust: Literal["local", "secagg"] = "local"
-    dropouts: int = Field(-1, ge=-1)
-    colluders: int = Field(-1, ge=-1)
+    dropouts: int = Field(-1, ge=-1, le=100_000)
+    colluders: int = Field(-1, ge=-1, le=100_000)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -54,6 +55,9 @@ class PrivacyConfig(Concern):
             raise ValueError(
                 f"clip-norm is infinite while epsilon is {self.epsilon}: no noise covers an unbounded record"
             )
+        for name, value in (("epsilon", self.epsilon), ("clip-norm", self.clip_norm)):
+            if _MOST < value < math.inf:
+                raise ValueError(f"{name} must be at most {_MOST:g}, or infinite in a run without noise, found {value}")
         return self
 
     @property
@@ -82,18 +86,18 @@ class FederationConfig(Concern):
     """
 
     num_sites: int = Field(4, ge=1, le=100_000)
-    min_sites: int = Field(2, ge=1)
-    round_timeout: float = Field(600.0, gt=0.0)
-    alpha: float = Field(0.0, ge=0.0)
-    public_total: int = Field(0, ge=0)
-    seed: int = Field(2026, ge=0)
+    min_sites: int = Field(2, ge=1, le=100_000)
+    round_timeout: float = Field(600.0, ge=1e-3, le=1e7)
+    alpha: Weight = 0.0
+    public_total: int = Field(0, ge=0, le=10**12)
+    seed: int = Field(2026, ge=0, le=LARGEST_SEED)
     data_is_public: bool = False
-    output_dir: str = "outputs/run"
-    sites_dir: str = ""
-    cache_dir: str = "outputs/cache"
-    pool: str = ""
+    output_dir: Text = "outputs/run"
+    sites_dir: Text = ""
+    cache_dir: Text = "outputs/cache"
+    pool: Text = ""
     resume: bool = False
-    run_name: str = ""
+    run_name: str = Field("", max_length=200)
     wire_bits: Literal[32, 16, 8, 6] = 6
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
     tracking: Literal["tensorboard", "mlflow", "off"] = "tensorboard"
@@ -115,7 +119,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = "fedhypevae"
+    method: str = Field("fedhypevae", max_length=100)
     privacy: PrivacyConfig = PrivacyConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -172,7 +176,7 @@ class RunConfig(BaseModel):
             if concern is None:
                 near = difflib.get_close_matches(key, [*_CONCERN_OF, "method"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else "; see the list of settings in README.md"
-                raise ConfigError(f"unknown setting {key!r}{hint}")
+                raise ConfigError(f"unknown setting {key!r:.100}{hint}")
             nested.setdefault(concern, {})[key.replace("-", "_")] = value
         try:
             return cls.model_validate(nested)
@@ -211,5 +215,5 @@ def _one_line(error: ValidationError) -> str:
     message = str(first["msg"]).removeprefix("Value error, ")
     field = first["loc"][-1] if first["loc"] else ""
     if isinstance(field, str) and field.replace("_", "-") in _CONCERN_OF:
-        return f"setting {field.replace('_', '-')}: {message}, found {first['input']!r}"
+        return f"setting {field.replace('_', '-')}: {message}, found {first['input']!r:.200}"
     return message

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.concern import Concern
+from common.concern import LARGEST_SEED, Concern, NoneOrSome, Positive, Text, Weight
+
+MOST_LAYERS = 6
 
 
 class ModelConfig(Concern):
@@ -19,13 +20,13 @@ class ModelConfig(Concern):
 
     latent_dim: int = Field(4, ge=0, le=512)
     code_dim: int = Field(2, ge=0, le=512)
-    hidden_widths: str = ""
+    hidden_widths: Text = ""
     trunk_width: int = Field(0, ge=0, le=1024)
     prior_width: int = Field(8, ge=1, le=1024)
     label_embedding_dim: int = Field(4, ge=1, le=512)
     encoder_width: int = Field(64, ge=1, le=4096)
-    residual_energy: float = Field(0.67, gt=0.0)
-    init_seed: int = Field(7, ge=0)
+    residual_energy: Positive = 0.67
+    init_seed: int = Field(7, ge=0, le=LARGEST_SEED)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -38,8 +39,8 @@ class ModelConfig(Concern):
             widths = self.widths
         except ValueError:
             raise ValueError("hidden-widths must be whole numbers with commas between, such as 64,128") from None
-        if any(not 1 <= width <= 8192 for width in widths):
-            raise ValueError("hidden-widths must lie between 1 and 8192")
+        if len(widths) > MOST_LAYERS or any(not 1 <= width <= 8192 for width in widths):
+            raise ValueError(f"hidden-widths must be at most {MOST_LAYERS} numbers between 1 and 8192")
         if widths and self.latent_dim == 0:
             raise ValueError("hidden-widths need a latent: set latent-dim above 0, or leave hidden-widths empty")
         return self
@@ -62,32 +63,32 @@ class TrainingConfig(Concern):
 
     num_rounds: int = Field(25, ge=0, le=100_000)
     local_steps: int = Field(1, ge=1, le=1000)
-    learning_rate: float = Field(8.0, gt=0.0)
-    generator_rate: float = Field(0.02, ge=0.0)
-    code_rate: float = Field(0.05, ge=0.0)
-    momentum: float = Field(0.8, ge=0.0, lt=1.0)
-    averaging_fraction: float = Field(0.35, ge=0.0, le=1.0)
+    learning_rate: Positive = 8.0
+    generator_rate: Weight = 0.02
+    code_rate: Weight = 0.05
+    momentum: NoneOrSome = Field(0.8, ge=0.0, le=0.9999)
+    averaging_fraction: NoneOrSome = Field(0.35, ge=0.0, le=1.0)
     sphere: bool = True
     centre: bool = True
-    embedding_radius: float = Field(1.0, gt=0.0)
-    feature_norm: float = Field(0.7, gt=0.0)
-    class_bias_scale: float = Field(0.117, gt=0.0)
-    score_noise: float = Field(1.8, ge=0.0)
+    embedding_radius: float = Field(1.0, ge=1e-3, le=1e4)
+    feature_norm: float = Field(0.7, ge=1e-3, le=1e4)
+    class_bias_scale: float = Field(0.117, ge=1e-3, le=1e3)
+    score_noise: Weight = 1.8
     class_presence: bool = True
-    discriminative_weight: float = Field(1.0, ge=0.0)
-    logit_adjustment: float = Field(1.0, ge=0.0, le=2.0)
-    elbo_weight: float = Field(0.05, ge=0.0)
-    kl_weight: float = Field(1.0, ge=0.0)
-    code_penalty: float = Field(1e-3, ge=0.0)
-    code_radius: float = Field(0.1, gt=0.0)
-    lipschitz_bound: float = Field(1.0, gt=0.0)
-    lipschitz_penalty: float = Field(0.0, ge=0.0)
+    discriminative_weight: Weight = 1.0
+    logit_adjustment: NoneOrSome = Field(1.0, ge=0.0, le=2.0)
+    elbo_weight: Weight = 0.05
+    kl_weight: Weight = 1.0
+    code_penalty: Weight = 1e-3
+    code_radius: float = Field(0.1, ge=1e-3, le=1e4)
+    lipschitz_bound: Positive = 1.0
+    lipschitz_penalty: Weight = 0.0
     mmd: Literal["off", "released", "per-example"] = "off"
-    mmd_weight: float = Field(0.0, ge=0.0)
+    mmd_weight: Weight = 0.0
     mmd_features: int = Field(64, ge=2, le=4096)
-    mmd_bandwidths: str = "0.5,1.0,2.0"
-    sleep_steps: int = Field(5, ge=0)
-    encoder_rate: float = Field(2e-3, gt=0.0)
+    mmd_bandwidths: Text = "0.5,1.0,2.0"
+    sleep_steps: int = Field(5, ge=0, le=1000)
+    encoder_rate: Positive = 2e-3
 
     @property
     def bandwidths(self) -> tuple[float, ...]:
@@ -100,8 +101,8 @@ class TrainingConfig(Concern):
             bandwidths = self.bandwidths
         except ValueError:
             raise ValueError("mmd-bandwidths must be numbers with commas between, such as 0.5,1,2") from None
-        if not bandwidths or any(not (0 < width < math.inf) for width in bandwidths):
-            raise ValueError("mmd-bandwidths must be at least one number above 0")
+        if not 1 <= len(bandwidths) <= 16 or any(not 1e-3 <= width <= 1e3 for width in bandwidths):
+            raise ValueError("mmd-bandwidths must be 1 to 16 numbers between 0.001 and 1000")
         if self.mmd == "off" and self.mmd_weight > 0:
             raise ValueError("mmd-weight is above 0 while mmd is off: set mmd to released or per-example")
         if self.discriminative_weight == 0 and self.elbo_weight == 0:
@@ -128,12 +129,12 @@ class SynthesisConfig(Concern):
     balance: Literal["uniform", "dp-counts"] = "uniform"
     keep_balance: bool = False
     relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
-    relabel_temperature: float = Field(1.0, gt=0.0)
+    relabel_temperature: Positive = 1.0
     placement: bool = True
     unit_rows: bool = False
-    prototype_share: float = Field(0.0, ge=0.0, le=1.0)
-    prototype_spread: float = Field(0.0, ge=0.0, le=1.0)
-    covariance_weight: float = Field(0.0, ge=0.0)
-    meta_steps: int = Field(200, ge=0)
-    mixing: float = Field(0.5, ge=0.0, le=1.0)
-    head_scale: float = Field(0.35, gt=0.0)
+    prototype_share: NoneOrSome = Field(0.0, ge=0.0, le=1.0)
+    prototype_spread: NoneOrSome = Field(0.0, ge=0.0, le=1.0)
+    covariance_weight: Weight = 0.0
+    meta_steps: int = Field(200, ge=0, le=100_000)
+    mixing: NoneOrSome = Field(0.5, ge=0.0, le=1.0)
+    head_scale: Positive = 0.35

@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from common.concern import Concern
+from common.concern import Concern, NoneOrSome, Positive, Text, Weight
+from common.generator_config import MOST_LAYERS
 
 
 class RivalsConfig(Concern):
@@ -19,24 +20,24 @@ class RivalsConfig(Concern):
     so different widths of embeddings, meet: no other method can serve them.
     """
 
-    local_epochs: int = Field(1, ge=1, le=10_000)
-    local_batch_size: int = Field(64, ge=1)
-    local_rate: float = Field(0.01, gt=0.0)
-    local_momentum: float = Field(0.9, ge=0.0, lt=1.0)
-    local_decay: float = Field(3e-3, ge=0.0)
-    prox_mu: float = Field(0.01, ge=0.0)
-    adam_rate: float = Field(1e-3, gt=0.0)
+    local_epochs: int = Field(1, ge=1, le=1000)
+    local_batch_size: int = Field(64, ge=1, le=1_000_000)
+    local_rate: Positive = 0.01
+    local_momentum: NoneOrSome = Field(0.9, ge=0.0, le=0.9999)
+    local_decay: Weight = 3e-3
+    prox_mu: Weight = 0.01
+    adam_rate: Positive = 1e-3
     cvae_width: int = Field(256, ge=1, le=8192)
     gan_width: int = Field(512, ge=1, le=8192)
     noise_dim: int = Field(100, ge=1, le=4096)
-    architectures: str = "linear,mlp-16,mlp-32,mlp-32-16"
-    chunk_size: int = Field(3072, ge=1)
+    architectures: Text = "linear,mlp-16,mlp-32,mlp-32-16"
+    chunk_size: int = Field(3072, ge=1, le=10_000_000)
     chunk_embedding_dim: int = Field(64, ge=1, le=4096)
     body_width: int = Field(128, ge=1, le=8192)
-    hyper_rate: float = Field(2e-4, gt=0.0)
-    hyper_gradient_norm: float = Field(50.0, gt=0.0)
-    teacher_weight: float = Field(0.2, ge=0.0, le=1.0)
-    teacher_temperature: float = Field(15.0, gt=0.0)
+    hyper_rate: Positive = 2e-4
+    hyper_gradient_norm: Positive = 50.0
+    teacher_weight: NoneOrSome = Field(0.2, ge=0.0, le=1.0)
+    teacher_temperature: Positive = 15.0
     own_encoders: bool = False
 
     @property
@@ -54,6 +55,7 @@ def _parse(name: str) -> tuple[int, ...]:
     if name == "linear":
         return ()
     widths = name.removeprefix("mlp-").split("-")
-    if not name.startswith("mlp-") or not all(width.isdecimal() and 1 <= int(width) <= 8192 for width in widths):
-        raise ValueError(f"architectures must be linear or mlp-WIDTH-..., such as linear,mlp-32-16, found {name!r}")
+    fits = all(width.isdecimal() and 1 <= int(width) <= 8192 for width in widths) and len(widths) <= MOST_LAYERS
+    if not name.startswith("mlp-") or not fits:
+        raise ValueError(f"architectures must be linear or mlp-WIDTH-..., such as linear,mlp-32-16, found {name!r:.80}")
     return tuple(int(width) for width in widths)

@@ -34,6 +34,10 @@ from common.errors import ConfigError
         ({"statistics-share": 0.0}, "set public-total"),
         ({"discriminative-weight": 0.0, "elbo-weight": 0.0}, "nothing would be trained"),
         ({"architectures": "tree"}, "architectures must be"),
+        ({"architectures": "mlp-" + "-".join("9999999")}, "architectures must be"),
+        ({"hidden-widths": ",".join("9999999")}, "hidden-widths must be at most"),
+        ({"clip-norm": 1e7}, "clip-norm must be at most"),
+        ({"statistics-share": 1e-9}, "setting statistics-share: must be 0 or at least"),
     ],
 )
 def test_from_flat_refuses_with_one_line(settings: dict[str, Scalar], words: str) -> None:
@@ -41,6 +45,28 @@ def test_from_flat_refuses_with_one_line(settings: dict[str, Scalar], words: str
         RunConfig.from_flat(settings)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+_HUGE = {int: 10**30, float: 1e38}
+
+
+def test_every_number_of_a_run_has_a_range() -> None:
+    """A server sends them all: none may overflow a formula, vanish in one, or keep a site busy for a year."""
+    numbers = {key: value for key, value in RunConfig().to_flat().items() if type(value) in _HUGE}
+    assert len(numbers) > 50
+    for key, value in numbers.items():
+        for bad in (_HUGE[type(value)], -_HUGE[type(value)], math.nan, 1e-42):
+            if bad == 1e-42 and type(value) is int:
+                continue
+            with pytest.raises(ConfigError):
+                RunConfig.from_flat({"public-total": 1, key: bad})
+
+
+def test_every_text_of_a_run_has_a_longest() -> None:
+    for key, value in RunConfig().to_flat().items():
+        if isinstance(value, str):
+            with pytest.raises(ConfigError):
+                RunConfig.from_flat({"method": "x" * 10_000} if key == "method" else {key: "1," * 10_000})
 
 
 def test_from_flat_takes_unbounded_records_only_without_a_promise() -> None:

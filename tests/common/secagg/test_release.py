@@ -118,7 +118,7 @@ def test_statistics_of_the_sum_have_the_shared_noise() -> None:
 def test_what_stays_at_the_site_keeps_its_whole_noise(mode: str) -> None:
     """Code (and encoder, under joint) of a site without records move by noise of sigma C, whatever is shared."""
     config = RunConfig().replace(
-        **{**TINY, "encoder_training": mode, "code_radius": 1e9, "code_penalty": 0.0, "code_dim": 200}
+        **{**TINY, "encoder_training": mode, "code_radius": 1e4, "code_penalty": 0.0, "code_dim": 200}
     )
     context, method = context_of(config), get_method("fedhypevae")
     state = method.init(context)

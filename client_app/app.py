@@ -16,6 +16,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.asked import read_words, read_work
 from client_app.data import check_records, load_records
 from client_app.egress import check_reply
 from client_app.place import Place, find_place
@@ -25,7 +26,7 @@ from client_app.task import Answer, Work
 from client_app.work import answer_statistics, answer_train
 from common.config import RunConfig
 from common.errors import FedHypeVAEError, PolicyRefusal
-from common.wire import Kind, load_context
+from common.wire import Kind
 
 app = ClientApp()
 
@@ -38,7 +39,7 @@ def hello(message: Message, context: Context) -> Message:
     """
 
     def reply() -> RecordDict:
-        words = message.content.config_records["words"]
+        words = read_words("hello", message)
         config = RunConfig.from_flat({key.replace("_", "-"): value for key, value in words.items()})
         place = find_place(context.node_config, config.federation, config.privacy)
         records = load_records(place.records, place.cache_dir)
@@ -59,19 +60,19 @@ def hello(message: Message, context: Context) -> Message:
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """Release the noised class statistics."""
-    return _guarded("statistics", message, context, lambda: _records(answer_statistics(*_read(message, context))))
+    return _answered("statistics", message, context, answer_statistics)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Release one round's noised sums."""
-    return _guarded("train", message, context, lambda: _records(answer_train(*_read(message, context))))
+    return _answered("train", message, context, answer_train)
 
 
 @app.query("baseline")
 def baseline(message: Message, context: Context) -> Message:
     """Release noised class means for the comparison; public data only."""
-    return _guarded("baseline", message, context, lambda: _records(answer_baseline(*_read(message, context))))
+    return _answered("baseline", message, context, answer_baseline)
 
 
 @app.evaluate()
@@ -79,7 +80,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score heads on the site's test split; public data only."""
 
     def reply() -> RecordDict:
-        return RecordDict({"scores": MetricRecord(dict(answer_evaluate(*_read(message, context))))})
+        return RecordDict({"scores": MetricRecord(dict(answer_evaluate(*_read("evaluate", message, context))))})
 
     return _guarded("evaluate", message, context, reply)
 
@@ -87,43 +88,44 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query("secagg_keys")
 def secagg_keys(message: Message, context: Context) -> Message:
     """Show fresh public keys for a secure sum."""
-    return _guarded("secagg_keys", message, context, lambda: _words_of(answer_keys(*_read(message, context))))
+    return _answered("secagg_keys", message, context, answer_keys)
 
 
 @app.query("secagg_shares")
 def secagg_shares(message: Message, context: Context) -> Message:
     """Give sealed shares of this site's secrets for the others."""
-    return _guarded("secagg_shares", message, context, lambda: _words_of(answer_shares(*_read(message, context))))
+    return _answered("secagg_shares", message, context, answer_shares)
 
 
 @app.query("secagg_masked")
 def secagg_masked(message: Message, context: Context) -> Message:
     """Send the masked statistics, or a round's masked sums."""
-    return _guarded("secagg_masked", message, context, lambda: _records(answer_masked(*_read(message, context))))
+    return _answered("secagg_masked", message, context, answer_masked)
 
 
 @app.query("secagg_unmask")
 def secagg_unmask(message: Message, context: Context) -> Message:
     """Help to take the masks off the sum."""
-    return _guarded("secagg_unmask", message, context, lambda: _words_of(answer_unmask(*_read(message, context))))
+    return _answered("secagg_unmask", message, context, answer_unmask)
 
 
-def _read(message: Message, context: Context) -> tuple[Place, Work]:
+def _read(kind: Kind, message: Message, context: Context) -> tuple[Place, Work]:
     """The site and its task; the policy is loaded, no record is."""
-    words = message.content.config_records["words"]
-    run = load_context(str(words["context"]))
-    place = find_place(context.node_config, run.config.federation, run.config.privacy)
-    tensors = message.content.array_records["tensors"].to_torch_state_dict()
-    round_index = int(words.get("round", -1))
-    return place, Work(run, str(words["run"]), int(words["index"]), round_index, tensors, dict(words))
+    work = read_work(kind, message)
+    return find_place(context.node_config, work.context.config.federation, work.context.config.privacy), work
 
 
-def _records(answer: Answer) -> RecordDict:
-    return RecordDict({"words": ConfigRecord(dict(answer.words)), "tensors": ArrayRecord(dict(answer.tensors))})
+def _answered(kind: Kind, message: Message, context: Context, answer: Callable[[Place, Work], Answer]) -> Message:
+    """The reply to a task of a run: what the site answers, as Flower's records."""
 
+    def reply() -> RecordDict:
+        given = answer(*_read(kind, message, context))
+        content = RecordDict({"words": ConfigRecord(dict(given.words))})
+        if given.tensors:
+            content["tensors"] = ArrayRecord(dict(given.tensors))
+        return content
 
-def _words_of(answer: Answer) -> RecordDict:
-    return RecordDict({"words": ConfigRecord(dict(answer.words))})
+    return _guarded(kind, message, context, reply)
 
 
 def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[], RecordDict]) -> Message:

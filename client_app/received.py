@@ -18,8 +18,10 @@ from client_app.private_state import PrivateState
 from client_app.task import Work, fingerprint_of, request_of
 from common.compression import OFF
 from common.durable import write_atomically
-from common.errors import FedHypeVAEError, StaleError, WireError
+from common.errors import ConfigError, FedHypeVAEError, StaleError, WireError
+from common.methods import get_method
 from common.methods.base import Tensors
+from common.received import check_received
 from common.transfer import apply_change, version_of
 from common.wire import PACKED, settings_digest
 
@@ -33,6 +35,7 @@ def with_held(place: Place, work: Work) -> Work:
         StaleError: it is a change of a version that this site does not hold.
         PolicyRefusal: the policy forbids the run: nothing of it is kept.
         DataError: the run is about other records.
+        ConfigError: what the site would train at is not what the method sends, or beyond its public bounds.
     """
     place.policy.check(request_of(work.context), recompute_epsilon=False)
     fingerprint_of(place, work)  # a message about other records than this site's claims no run's name here
@@ -44,29 +47,38 @@ def with_held(place: Place, work: Work) -> Work:
 
 def held_tensors(private: PrivateState, work: Work) -> Tensors:
     """As `with_held`, for a caller that has checked the policy and holds the run's lock."""
-    bits = work.context.config.federation.wire_bits
-    if bits == OFF:
-        return work.tensors
+    in_few_bits, path = work.context.config.federation.wire_bits != OFF, private.folder / _FILE
+    held = _read(path) if in_few_bits else None
+    tensors = _next(held, work) if in_few_bits else work.tensors
+    check_received(work.context, get_method(work.context.config.method), work.index, tensors)
+    if in_few_bits and tensors is not held:
+        try:
+            write_atomically(path, save_tensors({name: value.contiguous() for name, value in tensors.items()}))
+        except OSError as error:
+            raise FedHypeVAEError(f"can't write {path} ({error}): free the disk; nothing is sent") from error
+    return tensors
+
+
+def _next(held: Tensors | None, work: Work) -> Tensors:
+    """The version that a message names: the held one itself, the whole that was sent, or the held one changed."""
+    if not {"version", "base"} <= set(work.words):
+        raise ConfigError("parameters in few bits come with the words version and base; nothing was charged")
     version, base = str(work.words["version"]), str(work.words["base"])
-    path = private.folder / _FILE
-    held = _read(path)
     known = "" if held is None else version_of(held)
     if held is not None and known == version:
         return held
     if not base:
-        tensors: Tensors = work.tensors
-    elif held is None or known != base or PACKED not in work.tensors:
+        if version_of(work.tensors) != version:
+            raise ConfigError("the parameters are not of the version that the message names; nothing was charged")
+        return work.tensors
+    if held is None or known != base or PACKED not in work.tensors:
         raise StaleError("this site does not hold the version that the change starts from: it needs the whole")
-    else:
-        tensors = apply_change(held, work.tensors[PACKED], bits)
-    if version_of(tensors) != version:
-        if base:
-            raise StaleError("the change did not make the server's version here: this site needs the whole")
-        raise WireError("the parameters are not of the version that the message names")
     try:
-        write_atomically(path, save_tensors({name: value.contiguous() for name, value in tensors.items()}))
-    except OSError as error:
-        raise FedHypeVAEError(f"can't write {path} ({error}): free the disk; nothing is sent") from error
+        tensors = apply_change(held, work.tensors[PACKED], work.context.config.federation.wire_bits)
+    except WireError as error:
+        raise ConfigError(f"the change of the parameters can't be used: {error}") from None
+    if version_of(tensors) != version:
+        raise StaleError("the change did not make the server's version here: this site needs the whole")
     return tensors
 
 

@@ -212,7 +212,8 @@ def combine_statistics(
     Returns:
         The statistics. The centre is shrunk towards zero and the class means towards the centre by the noise in them
         (James & Stein 1961, positive part), so that few records give an origin that is off by little, and an empty
-        class lands on the centre rather than anywhere.
+        class lands on the centre rather than anywhere. A centre that the noise takes out of the ball that holds every
+        embedding is brought back to it.
 
     Raises:
         ConfigError: no release, or counts are not part of the release.
@@ -232,12 +233,12 @@ def combine_statistics(
     total = max(float(sums["class_counts"].sum()), 1.0)
     centre = torch.zeros(spec.dim)
     if "total_sum" in sums:
-        centre = _shrunk(sums["total_sum"] / total, spread["total_sum"] / total)
+        centre = clip_to_ball(_shrunk(sums["total_sum"] / total, spread["total_sum"] / total), spec.radius)
     means, offset = None, None
     if "class_sums" in sums:
         if "total_sum" not in sums:
             noise = spread["class_sums"] * math.sqrt(spec.num_classes)
-            centre = _shrunk(sums["class_sums"].sum(0) / total, noise / total)
+            centre = clip_to_ball(_shrunk(sums["class_sums"].sum(0) / total, noise / total), spec.radius)
         offset = sums["class_sums"] / counts[:, None] - centre
         means = centre + _shrunk(offset, spread["class_sums"] / counts)
     covariance = None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from common.config import RunConfig
+from common.context_fields import read_context
 from common.errors import WireError
 from common.identity import EncoderIdentity
 from common.methods.base import PrivacyPlan, Problem, RunContext
@@ -64,6 +64,29 @@ def dtype_of(kind: Kind, name: str) -> torch.dtype:
 SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda", "personal")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
 _MOST_EVENTS = 1_000_000
+# Words that a server's message may hold, by kind: those that must be there, and those that may.
+_PLACE = frozenset(
+    {"seed", "alpha", "sites_dir", "cache_dir", "output_dir", "pool", "data_is_public", "epsilon", "unit"}
+)
+_TASK = frozenset({"context", "run", "index"})
+_SUM = _TASK | {"what", "attempt"}
+_VERSION = frozenset({"version", "base"})
+REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
+    "hello": (
+        frozenset(
+            {"seed", "alpha", "sites_dir", "cache_dir", "output_dir", "pool", "data_is_public", "epsilon", "unit"}
+        ),
+        frozenset(),
+    ),
+    "statistics": (_TASK, frozenset()),
+    "train": (_TASK | {"round"}, _VERSION),
+    "baseline": (_TASK | {"noise_multiplier"}, frozenset()),
+    "evaluate": (_TASK | {"mixing"}, frozenset()),
+    "secagg_keys": (_SUM, frozenset({"round"})),
+    "secagg_shares": (_SUM | {"cards"}, frozenset({"round"})),
+    "secagg_masked": (_SUM | {"boxes"}, _VERSION | {"round"}),
+    "secagg_unmask": (_SUM | {"survivors"}, frozenset({"round"})),
+}
 ERROR_WORDS = frozenset({"error", "reference"})
 # Settings that a run may change when it goes on: folders, patience, devices, and what is only told.
 MAY_DIFFER = frozenset(
@@ -191,18 +214,12 @@ def settings_digest(context: RunContext) -> str:
 
 
 def load_context(text: str) -> RunContext:
-    """The inverse of `dump_context`.
+    """The inverse of `dump_context`, for a text that anybody may have written.
 
     Raises:
-        WireError: the text is not a context; settings out of range raise ConfigError.
+        ConfigError: the text is not a context, or a field is out of its public range (`common.context_fields`).
     """
-    try:
-        values: dict[str, Any] = json.loads(text)
-        told = values["problem"]
-        tuples = {name: tuple(told[name]) for name in ("class_names", "site_dims")}
-        problem = Problem(**{**told, **tuples})
-        plan = PrivacyPlan(**values["plan"])
-        flat = values["config"]
-    except (ValueError, TypeError, KeyError):
-        raise WireError("the run's context can't be read: server and site must run the same version") from None
-    return RunContext(RunConfig.from_flat(flat), problem, plan)
+    config, problem, plan = read_context(text)
+    told = problem.model_dump()
+    sequences = {name: tuple(told[name]) for name in ("class_names", "site_dims")}
+    return RunContext(config, Problem(**{**told, **sequences}), PrivacyPlan(**plan.model_dump()))

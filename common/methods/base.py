@@ -187,6 +187,8 @@ class Method:
             (num_sites, ...) by name, each site's part broadcast over the upload; for methods that upload sums. None: 1.
         shares_noise: whether sites may share the noise under secure aggregation: only their sum matters, and nothing at
             a site depends on what it sends.
+        receives: (context, site_index) -> names and shapes of what that site receives in a round; None: those of
+            `init`.
     """
 
     name: str
@@ -207,10 +209,17 @@ class Method:
     uploads_sums: bool = True
     upload_weights: Callable[[RunContext, ServerState], Mapping[str, Tensor]] | None = None
     shares_noise: bool = False
+    receives: Callable[[RunContext, int], Shapes] | None = None
 
     def params_for(self, context: RunContext, state: ServerState, site_index: int) -> Tensors:
         """What a site receives at the start of a round."""
         return state.params if self.broadcast is None else self.broadcast(context, state, site_index)
+
+    def received_by(self, context: RunContext, site_index: int) -> Shapes:
+        """Names and shapes of what a site receives at the start of a round; from public facts alone."""
+        if self.receives is not None:
+            return self.receives(context, site_index)
+        return {name: tuple(value.shape) for name, value in self.init(context).params.items()}
 
     def shapes_from(self, context: RunContext, site_index: int) -> Shapes:
         """Names and shapes of what a site sends in a round."""

@@ -81,4 +81,5 @@ METHOD = Method(
     sample=None,
     upload_weights=_on_head(fedhypevae.upload_weights),
     shares_noise=True,
+    receives=_on_head(fedhypevae.receives),
 )

@@ -74,6 +74,11 @@ def prepare(context: RunContext, state: ServerState, released: ReleasedStatistic
     return replace(state, params=params, statistics=released)
 
 
+def receives(context: RunContext, site_index: int) -> Shapes:
+    """No round, nothing received."""
+    return {}
+
+
 def upload_shapes(context: RunContext) -> Shapes:
     """No round, nothing sent."""
     return {}
@@ -135,4 +140,5 @@ METHOD = Method(
     finish=finish,
     sample=sample,
     shares_noise=True,
+    receives=receives,
 )

@@ -73,6 +73,19 @@ def init(context: RunContext) -> ServerState:
     return ServerState(0, params)
 
 
+def receives(context: RunContext, site_index: int) -> Shapes:
+    """Φ, the centre, and what `prepare` adds."""
+    shapes: dict[str, tuple[int, ...]] = {name: tuple(value.shape) for name, value in init(context).params.items()}
+    spec = statistics_spec(context)
+    if spec is not None:
+        shapes[TOTAL] = ()
+        if context.config.training.logit_adjustment > 0:
+            shapes[CLASS_OFFSETS] = (spec.num_classes,)
+        if spec.frequencies is not None:
+            shapes[TARGET] = (spec.num_classes, 2 * spec.frequencies.shape[0] + 1)
+    return shapes
+
+
 def init_site(context: RunContext, site_index: int) -> SiteState:
     """A site's code and encoder; both are drawn from public randomness, before any data."""
     shape, seed = generator_shape(context), context.config.federation.seed
@@ -219,4 +232,5 @@ METHOD = Method(
     sample=sample,
     upload_weights=upload_weights,
     shares_noise=True,
+    receives=receives,
 )

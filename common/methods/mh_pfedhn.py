@@ -86,6 +86,11 @@ def broadcast(context: RunContext, state: ServerState, site_index: int) -> Tenso
     return {"theta": site_model(context, state.params, site_index), CENTRE: state.params[CENTRE]}
 
 
+def receives(context: RunContext, site_index: int) -> Shapes:
+    """As `broadcast`."""
+    return {"theta": (site_architecture(context, site_index).size,), CENTRE: (context.problem.dim,)}
+
+
 def site_model(context: RunContext, params: Tensors, site_index: int) -> Tensor:
     """The model that the hypernetwork makes for a site, (K_i,)."""
     size = site_architecture(context, site_index).size
@@ -275,6 +280,7 @@ METHOD = Method(
     finish=finish,
     sample=None,
     broadcast=broadcast,
+    receives=receives,
     site_upload_shapes=site_upload_shapes,
     personal_scores=personal_scores,
     uploads_sums=False,

@@ -50,6 +50,12 @@ def broadcast(context: RunContext, state: ServerState, site_index: int) -> Tenso
     return {**mh_pfedhn.broadcast(context, state, site_index), "light": light}
 
 
+def receives(context: RunContext, site_index: int) -> Shapes:
+    """As `broadcast`."""
+    light = light_architecture(context, context.problem.dim_of(site_index))
+    return {**mh_pfedhn.receives(context, site_index), "light": (light.size,)}
+
+
 def light_model(context: RunContext, params: Tensors, dim: int) -> Tensor:
     """The light global model for embeddings of width `dim`, as a flat vector."""
     return generate_model(params, params[f"embedding.{light_name(dim)}"], light_architecture(context, dim).size)
@@ -122,6 +128,7 @@ METHOD = replace(
     server_step=server_step,
     finish=finish,
     broadcast=broadcast,
+    receives=receives,
     site_upload_shapes=site_upload_shapes,
 )
 METHOD_DP = replace(

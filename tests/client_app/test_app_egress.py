@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client_app.egress import check_reply
+from client_app.place import Place
 from common.errors import DataError, WireError
 from tests.harness import Exchanged, Federation, deliver, words_of
 
@@ -108,11 +109,11 @@ def test_gate_stops_a_handler_that_sends_more(ran: Federation, tmp_path: Path, m
     """A handler that adds a loss to its words is stopped at the site: nothing but an error leaves."""
     from client_app import app, work
 
-    def leaky(answer: work.Answer) -> RecordDict:
-        words = ConfigRecord({**answer.words, "loss": 0.123456})
-        return RecordDict({"words": words, "tensors": ArrayRecord(dict(answer.tensors))})
+    def leaky(place: Place, task: work.Work) -> work.Answer:
+        answer = work.answer_train(place, task)
+        return work.Answer(answer.tensors, {**answer.words, "loss": "0.123456"})
 
-    monkeypatch.setattr(app, "_records", leaky)
+    monkeypatch.setattr(app, "answer_train", leaky)
     reply = deliver(Federation.create(tmp_path, 1).sites[0], ran.asked("train", "site-1"))
     assert words_of(reply)["error"] == "wire"
     assert not reply.content.array_records

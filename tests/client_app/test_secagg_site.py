@@ -227,6 +227,7 @@ def test_unmasked_release_is_refused_under_secagg(tmp_path: Path, kind: str) -> 
     asked = "query.statistics" if kind == "query.baseline" else kind
     message = changed(federation.asked(asked, "site-1"), {"config": {"trust": "secagg"}}, run="other")
     if kind == "query.baseline":
+        message = changed(message, noise_multiplier=1.0)
         message.metadata.__dict__["_message_type"] = kind
     words = words_of(deliver(site, message))
     assert str(words["error"]).startswith("policy")

@@ -49,6 +49,8 @@ _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     "mixing": _number(0.0, 1.0),
     "what": _text(40),
     "attempt": _text(64),
+    "receipt": _text(200),
+    "seal": _text(200),
 }
 """By name; other words are texts of any content, or checked as settings of a run."""
 

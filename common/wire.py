@@ -70,6 +70,7 @@ _PLACE = frozenset(
 )
 _TASK = frozenset({"context", "run", "index"})
 _SUM = _TASK | {"what", "attempt"}
+_RECEIPT = frozenset({"receipt", "seal"})
 _VERSION = frozenset({"version", "base"})
 REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "hello": (
@@ -78,14 +79,14 @@ REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
         ),
         frozenset(),
     ),
-    "statistics": (_TASK, frozenset()),
-    "train": (_TASK | {"round"}, _VERSION),
-    "baseline": (_TASK | {"noise_multiplier"}, frozenset()),
-    "evaluate": (_TASK | {"mixing"}, frozenset()),
-    "secagg_keys": (_SUM, frozenset({"round"})),
-    "secagg_shares": (_SUM | {"cards"}, frozenset({"round"})),
-    "secagg_masked": (_SUM | {"boxes"}, _VERSION | {"round"}),
-    "secagg_unmask": (_SUM | {"survivors"}, frozenset({"round"})),
+    "statistics": (_TASK, _RECEIPT),
+    "train": (_TASK | {"round"}, _RECEIPT | _VERSION),
+    "baseline": (_TASK | {"noise_multiplier"}, _RECEIPT),
+    "evaluate": (_TASK | {"mixing"}, _RECEIPT),
+    "secagg_keys": (_SUM, _RECEIPT | {"round"}),
+    "secagg_shares": (_SUM | {"cards"}, _RECEIPT | {"round"}),
+    "secagg_masked": (_SUM | {"boxes"}, _RECEIPT | _VERSION | {"round"}),
+    "secagg_unmask": (_SUM | {"survivors"}, _RECEIPT | {"round"}),
 }
 ERROR_WORDS = frozenset({"error", "reference"})
 # Settings that a run may change when it goes on: folders, patience, devices, and what is only told.

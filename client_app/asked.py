@@ -39,6 +39,10 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _scalar(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not (isinstance(value, str) and len(value) > _LONGEST)
+
+
 _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     "run": lambda value: isinstance(value, str) and 1 <= len(value) <= 200 and value.isprintable(),
     "index": _whole,
@@ -75,8 +79,7 @@ def read_words(kind: Kind, message: Message) -> dict[str, str | int | float]:
     if wrong:
         raise ConfigError(f"message {kind}: word {wrong[0]!r:.100} is missing or not one of its words")
     for name, value in words.items():
-        fits = isinstance(value, (str, int, float)) and (not isinstance(value, str) or len(value) <= _LONGEST)
-        if not fits or not _ALLOWED.get(name, lambda _: True)(value):
+        if not _ALLOWED.get(name, _scalar)(value):
             raise ConfigError(f"message {kind}: word {name!r} can't be {value!r:.100}; nothing was charged")
     return words
 
@@ -106,7 +109,7 @@ def _tensor(name: str, kind: str, content: bytes) -> Tensor:
     try:
         if kind != "numpy.ndarray" or content[:8] != _NPY:
             raise ValueError
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except ValueError:
         raise ConfigError(f"tensor {name!r:.100} is no array in numpy's format; nothing was charged") from None
     start = stream.tell()

@@ -16,8 +16,8 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.methods.base import Method, RunContext, Shapes, Tensors
 
-# Norm of a trained tensor, and so of each of its rows and columns. Measured over the methods of the comparison, tests
-# and benchmarks: at most RECORDED.
+# Norm of a trained tensor, and so of each of its rows and columns. With the default rates it was at most 81 in every
+# method, at 20 records in all and epsilon 0.3 as well.
 LARGEST_NORM = 1e4
 _CONSTANT = "constant."
 
@@ -68,7 +68,10 @@ def check_received(context: RunContext, method: Method, site_index: int, tensors
     for name, value in tensors.items():
         bound = known.get(name, None if name.startswith(_CONSTANT) else _TRAINED)
         if bound is None or not bound.allows(value):
-            raise ConfigError(f"parameter {name!r} is not finite or beyond its public bound; nothing was charged")
+            raise ConfigError(
+                f"parameter {name!r} is not finite or beyond its public bound; nothing was charged. In an honest run "
+                "the learning rates are too high for so few records: lower them, or set score-noise"
+            )
 
 
 def check_shapes(tensors: Tensors, shapes: Shapes) -> None:

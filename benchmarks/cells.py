@@ -35,6 +35,7 @@ from common.methods.base import RunContext, seeded
 from common.methods.linear import CENTRE, published_head
 from common.nonlinear_heads import score_heads
 from common.rivals import RivalsConfig
+from common.row_sets import published_set
 
 _SCORES = ("synthetic_only", "mixed", "own_lambda", "personalised")
 _TEST_ROWS = 2000
@@ -102,15 +103,15 @@ def train(federation: Federation, row: Row, changes: dict[str, Scalar] | None = 
     """
     if row.registered is None:
         raise ConfigError(f"{row.method} is a reference row, fitted at once: expected a row with a registered method")
-    config, method = row.config(federation, changes), get_method(row.registered)
+    config = row.config(federation, changes)
     sites = [site.train for site in federation.sites]
     if row.trust == "none":
         sites = [replace(site, groups=None) for site in sites]
     result = run_loop(config, sites, federation.class_names)
     head, synthetic, fitted = published_head(result.artifact), None, None
-    if method.sample is not None:
-        labels = torch.arange(config.synthesis.synthetic_rows) % federation.num_classes
-        synthetic = method.sample(result.context, result.artifact, labels, federation.seed)
+    due = published_set(result.context, result.artifact)
+    if due is not None:
+        synthetic = due.all(threads=1)
         if head is None:
             head = fitted = fit_linear_head(*synthetic, federation.num_classes)
     return Trained(result, head, synthetic, fitted)

@@ -22,14 +22,7 @@ import torch
 from torch import Tensor
 
 from common.bundle_parquet import stream_rows
-from common.bundle_sampling import (
-    Code,
-    interleaved_labels,
-    piece_rows,
-    stream_blocks,
-    wanted_counts,
-    with_code,
-)
+from common.bundle_sampling import Code, class_weights, interleaved_labels, wanted_counts, with_code
 from common.classifier import Split
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, FedHypeVAEError
@@ -37,11 +30,14 @@ from common.identity import EncoderIdentity
 from common.methods import get_method
 from common.methods.base import Artifact, RunContext
 from common.privacy_statement import why_not_private
+from common.row_numbers import row_key
+from common.row_sets import MOST_TRIES, RowSet, published_set
 from common.wire import load_context
 
 GENERATOR = "generator.safetensors"
 STATEMENT = "privacy_statement.json"
 FORCED = "not_private_because"  # of the generator's metadata: why a bundle was released against its gate
+ROWS = "rows"  # of the generator's metadata: how its rows are drawn
 FREE_OF_COST = (
     "Drawing more rows costs no privacy: they are a function of the released generator alone (post-processing)."
 )
@@ -58,6 +54,7 @@ class Bundle:
         artifact: kind, tensors and settings that the method published.
         encoder: the encoder that embeddings must come from; None where an older run did not note it.
         statement: the privacy statement; None where only the generator is there.
+        rows_format: how its rows are drawn; empty where an older version of this program wrote it.
         not_private: why there is no end-to-end guarantee; empty where there is one.
     """
 
@@ -66,6 +63,7 @@ class Bundle:
     artifact: Artifact
     encoder: EncoderIdentity | None
     statement: Mapping[str, Any] | None
+    rows_format: str
     not_private: tuple[str, ...]
 
     @property
@@ -86,7 +84,7 @@ class Bundle:
     @property
     def can_sample(self) -> bool:
         """Whether the method publishes something that samples can be drawn from."""
-        return get_method(self.config.method).sample is not None
+        return get_method(self.config.method).law is not None
 
     @property
     def folder(self) -> Path:
@@ -97,6 +95,11 @@ class Bundle:
     def generator_file(self) -> Path:
         """The generator's file."""
         return self.path / GENERATOR if self.path.is_dir() else self.path
+
+    @property
+    def due_set(self) -> RowSet | None:
+        """The set that the run's generator, settings and seed give: what the published one has to be."""
+        return published_set(self.context, self.artifact)
 
     def published_files(self) -> tuple[Path, ...]:
         """The parquet files of the published set, in order; empty where there are none."""
@@ -131,11 +134,10 @@ class Bundle:
         threads: int | None = None,
         as_drawn: bool = False,
     ) -> Iterator[Split]:
-        """Draw rows, in blocks, until each class has as many as it should.
+        """Draw rows, in blocks, so that each class has as many as it should.
 
-        Where the generator's own posterior relabels rows, rows too many of an easy class are left out and a hard one is
-        asked for again, in at most eight draws for each row. A class that can't be had so stays short, and others fill
-        its places: count the labels.
+        Where the generator's own posterior relabels rows, each row is tried again until it has its class, at most 128
+        times. A class that can't be had so stays short, and others fill its places: count the labels.
 
         Args:
             rows: how many; left out where `labels` are given.
@@ -143,7 +145,8 @@ class Bundle:
             balance: "uniform" over the classes; "dp-counts", by the noised class counts; "given", by `shares`.
             shares: (K,) weights of the classes.
             code: None as published, "meta", "mixture", or the number of a code.
-            seed: the same seed gives the same rows on the same kind of machine, whatever `threads` is.
+            seed: the same seed gives the same rows, on any machine but for the last digit of float32. They are others
+                than those of the published set.
             threads: at most so many; default: one a core, at most 4.
             as_drawn: leave each row the class that the generator gave it, however uneven the classes become: the rows
                 then follow the generator's own law.
@@ -155,8 +158,8 @@ class Bundle:
         Raises:
             ConfigError: the method publishes nothing to sample from, or an argument is out of range.
         """
-        draw = get_method(self.config.method).sample
-        if draw is None:
+        law = get_method(self.config.method).law
+        if law is None:
             raise ConfigError(
                 f"method {self.config.method} publishes a {self.artifact.kind}, which no embeddings can be drawn from: "
                 "take a run of fedhypevae, dp_gauss, dp_cvae or dp_cgan"
@@ -165,20 +168,19 @@ class Bundle:
         if labels is not None:
             total = _check_labels(labels, rows, classes)
 
-            def labels_of(start: int, stop: int) -> Tensor:
-                return labels[start:stop]
+            def labels_of(numbers: Tensor) -> Tensor:
+                return labels[numbers]
         else:
             if rows is None:
                 raise ConfigError("say how many rows to draw, or which labels")
             counts, total = wanted_counts(rows, self._weights(balance, shares)), rows
 
-            def labels_of(start: int, stop: int) -> Tensor:
-                return interleaved_labels(counts, start, stop)
+            def labels_of(numbers: Tensor) -> Tensor:
+                return interleaved_labels(counts, numbers)
 
-        def one_piece(wanted: Tensor, piece_seed: int) -> Split:
-            return draw(self.context, artifact, wanted, piece_seed)
-
-        return stream_blocks(one_piece, labels_of, total, piece_rows(self.dim), seed, threads, as_drawn=as_drawn)
+        tries = 1 if as_drawn else MOST_TRIES
+        rows_asked = RowSet(law(self.context, artifact), row_key("more", seed), total, labels_of, tries)
+        return rows_asked.blocks(threads)
 
     def draw(self, rows: int | None = None, **options: Any) -> Split:
         """As `sample`, but all rows at once in memory."""
@@ -197,9 +199,7 @@ class Bundle:
             return [1.0] * classes
         if balance != "dp-counts":
             raise ConfigError(f"balance must be uniform, dp-counts or given, found {balance!r}")
-        if "class_counts" not in self.artifact.tensors:
-            raise ConfigError("this run published no noised class counts: take the balance uniform or given")
-        return [float(count) for count in self.artifact.tensors["class_counts"]]
+        return class_weights(self.artifact)
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -230,7 +230,9 @@ def load_bundle(path: Path | str) -> Bundle:
     except (KeyError, ValueError, TypeError, FedHypeVAEError) as error:
         raise DataError(f"{file} is no generator of this project, or of another version ({error})") from None
     reasons = (*why_not_private(context), *forced)
-    return Bundle(path, context, artifact, encoder, _read_statement(file.with_name(STATEMENT)), reasons)
+    return Bundle(
+        path, context, artifact, encoder, _read_statement(file.with_name(STATEMENT)), metadata.get(ROWS, ""), reasons
+    )
 
 
 def _read_generator(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -21,9 +21,11 @@ import torch
 from common.classifier import Split
 from common.durable import sync_path
 from common.errors import DataError, FedHypeVAEError
+from common.methods.base import RunContext
 
 METADATA_KEY = b"fedhypevae.synthetic"
 _BATCH_VALUES = 2**24
+_FRAME_BYTES = 12  # the mark at both ends of a parquet file, and the length of its footer
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,50 @@ def read_notes(path: Path) -> Mapping[str, Any]:
     found = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
     notes = {} if found is None else json.loads(found)
     return notes if isinstance(notes, dict) else {}
+
+
+def set_notes(context: RunContext, reasons: Sequence[str]) -> dict[str, Any]:
+    """What a run's published set says of itself in its metadata; `reasons` are why it is not private, if it is not."""
+    return {
+        "synthetic": True,
+        "class_names": list(context.problem.class_names),
+        "private": not reasons,
+        "not_private_because": list(reasons),
+        "config": context.config.to_flat(),
+    }
+
+
+def check_layout(path: Path, dim: int) -> None:
+    """Refuse a file with anything beside the two columns and the metadata that `write_rows` writes.
+
+    Columns, metadata and bytes that no reader of the set looks at could hold records.
+
+    Raises:
+        DataError: another column or type, other metadata, or bytes that belong to no column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found = pq.ParquetFile(path)
+        with found:
+            metadata, schema, size = found.metadata, found.schema_arrow, path.stat().st_size
+            wanted = pa.schema([pa.field("embedding", pa.list_(pa.float32(), dim)), pa.field("label", pa.int64())])
+            if not schema.equals(wanted, check_metadata=False):
+                raise DataError(
+                    f"{path}: expected the columns embedding and label alone, found {', '.join(schema.names)}"
+                )
+            keys = set(metadata.metadata or {}) - {b"ARROW:schema"}
+            if keys != {METADATA_KEY, b"huggingface"}:
+                raise DataError(
+                    f"{path} holds metadata that `fedhypevae release` does not write: fetch the bundle again"
+                )
+            groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+            columns = sum(g.column(index).total_compressed_size for g in groups for index in range(g.num_columns))
+            if columns + metadata.serialized_size + _FRAME_BYTES != size:
+                raise DataError(f"{path} holds bytes that belong to no column: fetch the bundle again")
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Drawing synthetic embeddings from a trained generator (Eqs. 12-13). All of it is post-processing.
+"""The law of rows of a trained generator (Eqs. 12-13). All of it is post-processing.
 
 Samples may be drawn without limit: they are functions of released values, so drawing more costs no privacy.
 """
@@ -6,109 +6,155 @@ Samples may be drawn without limit: they are functions of released values, so dr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.cvae import decoded_given_labels
-from common.hypernetwork import GeneratorShape, class_scores, generate, mix_generated
+from common.heads import LinearHead
+from common.hypernetwork import Generated, GeneratorShape, decode, generate, mix_generated, score_head
+from common.row_law import Middle, RowLaw, relabelled
 from common.synthesis import MetaCodes, mixture_means
 from common.tape import Tensors
 
+_CODE, _WAY, _BARE, _WIDE = range(4)
+_NUM_UNIFORMS = 4  # of a try, by the names above
 
-def sample_embeddings(
-    shape: GeneratorShape,
-    params: Tensors,
-    meta: MetaCodes,
-    labels: Tensor,
-    generator: torch.Generator,
-    *,
-    mixture: Literal["samples", "parameters"] = "samples",
-    latent_law: Literal["prior", "standard"] = "prior",
-    relabel: Literal["none", "likeliest", "drawn"] = "none",
-    temperature: float = 1.0,
-    placement: Tensor | None = None,
-    centre: Tensor | None = None,
-    prototypes: Tensor | None = None,
-    prototype_share: float = 0.0,
-    prototype_spread: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Draw synthetic embeddings around the centre (Eqs. 12-13).
 
-    Args:
-        shape: public sizes.
-        params: Φ.
-        meta: codes and weights.
-        labels: (n,) wanted classes.
-        generator: source of the samples.
+@dataclass(frozen=True)
+class RowSettings:
+    """How rows are drawn from a generator.
+
+    Attributes:
         mixture: "samples" draws a code for each row; "parameters" averages generated parameters as Eq. 13 prints.
         latent_law: "prior" draws z from the generated prior as Eq. 11 means; "standard" from N(0, I) as Eq. 12 prints.
         relabel: keep the wanted label, or give each row the class that the generator's own posterior finds likeliest
             there, or one drawn from that posterior.
         temperature: T > 0; the posterior's logits are divided by it before a draw.
-        placement: (K, d_x) shifts of the wanted classes, from `place_classes`, or None. Each row is moved a part of the
-            way, uniform on [0, 1].
-        centre: (d_x,), where embeddings have unit length and so should rows: the noise then has what a row's mean
-            leaves of it, in expectation. None keeps the decoder's variance.
-        prototypes: (K, d_x), from `class_prototypes`, or None.
+        unit_rows: whether embeddings have unit length and so should rows: the noise then has what a row's mean leaves
+            of it, in expectation. Else it has the decoder's variance.
         prototype_share: that share of the rows is the prototype of the wanted class itself, without noise.
         prototype_spread: that share of the prototypes is drawn around itself as the latent spreads its class.
+    """
+
+    mixture: Literal["samples", "parameters"] = "samples"
+    latent_law: Literal["prior", "standard"] = "prior"
+    relabel: Literal["none", "likeliest", "drawn"] = "none"
+    temperature: float = 1.0
+    unit_rows: bool = False
+    prototype_share: float = 0.0
+    prototype_spread: float = 0.0
+
+
+def generator_law(
+    shape: GeneratorShape,
+    params: Tensors,
+    meta: MetaCodes,
+    settings: RowSettings,
+    *,
+    centre: Tensor,
+    placement: Tensor | None = None,
+    prototypes: Tensor | None = None,
+) -> RowLaw:
+    """The law of a generator's rows (Eqs. 12-13).
+
+    Args:
+        shape: public sizes.
+        params: Φ.
+        meta: codes and weights.
+        settings: how rows are drawn.
+        centre: (d_x,), which the generator's values lie around.
+        placement: (K, d_x) shifts of the wanted classes, from `place_classes`, or None. Each row is moved a part of the
+            way, uniform on [0, 1].
+        prototypes: (K, d_x), from `class_prototypes`, or None.
 
     Returns:
-        embeddings (n, d_x) and labels (n,).
+        The law of rows as an encoder would give them: the centre is added.
     """
-    parts = [generate(shape, params, code) for code in meta.codes]
-    if mixture == "parameters" and len(parts) > 1:
-        parts, chosen = [mix_generated(parts, meta.weights)], torch.zeros_like(labels)
-    elif len(parts) > 1:
-        chosen = torch.multinomial(meta.weights, labels.shape[0], replacement=True, generator=generator)
-    else:
-        chosen = torch.zeros_like(labels)
-    spreads = prototypes is not None and prototype_spread > 0 and shape.model.latent_dim > 0
-    spread_around = mixture_means(shape, params, meta) if spreads else None
-    embeddings = torch.empty(labels.shape[0], shape.dim)
-    drawn = labels.clone()
-    for index, part in enumerate(parts):
-        rows = torch.nonzero(chosen == index)[:, 0]
-        one_hot = functional.one_hot(labels[rows], shape.num_classes).float()
-        _, values = decoded_given_labels(
-            shape, params, part, one_hot, generator, standard_latent=latent_law == "standard"
-        )
-        decoded = values
-        noise = torch.randn(values.shape, generator=generator)
-        if placement is not None:
+    exact = {name: value.double() for name, value in params.items()}
+    codes = MetaCodes(meta.codes.double(), meta.weights.double())
+    parts = [generate(shape, exact, code) for code in codes.codes]
+    if settings.mixture == "parameters" and len(parts) > 1:
+        parts = [mix_generated(parts, codes.weights)]
+    origin = centre.double()
+    shown = prototypes if settings.prototype_share > 0 else None
+    spreads = shown is not None and settings.prototype_spread > 0 and shape.model.latent_dim > 0
+    law = _GeneratorRows(
+        shape,
+        exact,
+        settings,
+        parts,
+        torch.cumsum(codes.weights, 0),
+        origin,
+        None if placement is None else placement.double(),
+        None if shown is None else shown.double(),
+        mixture_means(shape, exact, codes) if spreads else None,
+    )
+    heads = [score_head(shape, exact, part.features) for part in parts]
+    around = [LinearHead(weight, bias - weight @ origin) for weight, bias in heads]
+    return RowLaw(
+        shape.dim,
+        _NUM_UNIFORMS,
+        shape.model.latent_dim,
+        law.middle,
+        relabelled(around, settings.relabel),
+        settings.relabel == "drawn",
+        settings.temperature,
+    )
+
+
+@dataclass(frozen=True)
+class _GeneratorRows:
+    shape: GeneratorShape
+    params: Tensors
+    settings: RowSettings
+    parts: Sequence[Generated]
+    shares: Tensor
+    centre: Tensor
+    placement: Tensor | None
+    prototypes: Tensor | None
+    spread_around: Tensor | None
+
+    def middle(self, labels: Tensor, uniforms: Tensor, normals: Tensor) -> Middle:
+        """Rows without their noise: see `RowLaw`."""
+        part = torch.zeros_like(labels)
+        if len(self.parts) > 1:
+            part = torch.searchsorted(self.shares, uniforms[:, _CODE].contiguous(), right=True)
+            part = part.clamp(max=len(self.parts) - 1)
+        decoded = self._decoded(labels, part, normals)
+        values = decoded
+        if self.placement is not None:
             # any part of the way: rows lie between the classes too, where a head learns the boundaries
-            way = torch.rand(rows.numel(), 1, generator=generator)
-            values = values + way * placement[labels[rows]]
-        values = values + _noise_scale(shape, values, centre) * noise
-        if prototypes is not None and prototype_share > 0:
-            bare = torch.rand(rows.numel(), 1, generator=generator) < prototype_share
-            still = prototypes[labels[rows]]
-            if spread_around is not None:
-                wide = torch.rand(rows.numel(), 1, generator=generator) < prototype_spread
-                still = still + wide * (decoded - spread_around[labels[rows]])
-            values = torch.where(bare, still, values)
-        embeddings[rows] = values
-        if relabel != "none" and rows.numel() > 0:
-            scores = class_scores(shape, params, part.features, values)
-            drawn[rows] = relabelled(scores, relabel, temperature, generator)
-    return embeddings, drawn
+            values = values + uniforms[:, [_WAY]] * self.placement[labels]
+        scale = self._noise_scale(values)
+        if self.prototypes is not None:
+            bare = uniforms[:, [_BARE]] < self.settings.prototype_share
+            still = self.prototypes[labels]
+            if self.spread_around is not None:
+                wide = uniforms[:, [_WIDE]] < self.settings.prototype_spread
+                still = still + wide * (decoded - self.spread_around[labels])
+            values, scale = torch.where(bare, still, values), scale.masked_fill(bare, 0.0)
+        return Middle(values + self.centre, scale, part)
 
+    def _decoded(self, labels: Tensor, part: Tensor, normals: Tensor) -> Tensor:
+        """What the decoder makes of latents, without noise: (n, d_x) around the centre."""
+        one_hot = functional.one_hot(labels, self.shape.num_classes).double()
+        decoded = torch.empty(len(labels), self.shape.dim, dtype=torch.float64)
+        for index, generated in enumerate(self.parts):
+            rows = torch.nonzero(part == index)[:, 0] if len(self.parts) > 1 else slice(None)
+            latent = normals[rows]
+            if self.settings.latent_law == "prior" and self.shape.model.latent_dim > 0:
+                scale = torch.exp(generated.prior_log_scale)
+                latent = generated.prior_mean[labels[rows]] + scale[labels[rows]] * latent
+            decoded[rows] = decode(self.shape, self.params, generated.features, latent, one_hot[rows])
+        return decoded
 
-def _noise_scale(shape: GeneratorShape, means: Tensor, centre: Tensor | None) -> Tensor:
-    """Standard deviation of the noise in a coordinate: the decoder's, or what brings rows to unit length: (n, 1)."""
-    if centre is None:
-        return means.new_full((means.shape[0], 1), math.sqrt(shape.observation_variance))
-    left = 1.0 - (means + centre).square().sum(1, keepdim=True)
-    return (left.clamp(min=0.0) / shape.dim).sqrt()
-
-
-def relabelled(
-    scores: Tensor, relabel: Literal["likeliest", "drawn"], temperature: float, generator: torch.Generator
-) -> Tensor:
-    """Labels from class scores (log posterior up to a constant): (n, K) -> (n,). See `sample_embeddings`."""
-    if relabel == "likeliest":
-        return scores.argmax(1)
-    return torch.multinomial(torch.softmax(scores / temperature, 1), 1, generator=generator)[:, 0]
+    def _noise_scale(self, values: Tensor) -> Tensor:
+        """Standard deviation of the noise, (n, 1): the decoder's, or what brings rows to unit length."""
+        if not self.settings.unit_rows:
+            return values.new_full((len(values), 1), math.sqrt(self.shape.observation_variance))
+        left = 1.0 - (values + self.centre).square().sum(1, keepdim=True)
+        return (left.clamp(min=0.0) / self.shape.dim).sqrt()

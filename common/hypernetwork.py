@@ -158,7 +158,8 @@ def generate(shape: GeneratorShape, params: Tensors, code: Tensor | None) -> Gen
     if shape.model.latent_dim == 0:
         empty = params["class_bias.weight"].new_zeros(shape.num_classes, 0)
         return Generated(features, empty, empty)
-    mean, log_scale = class_prior(params, code, torch.eye(shape.num_classes))
+    one_hot = torch.eye(shape.num_classes, dtype=params["class_bias.weight"].dtype)
+    mean, log_scale = class_prior(params, code, one_hot)
     return Generated(features, mean, log_scale)
 
 
@@ -238,6 +239,14 @@ def class_prior_on_tape(tape: Tape, one_hot: Tensor) -> tuple[Tensor, Tensor]:
 def class_scores(shape: GeneratorShape, params: Tensors, features: Tensor | None, embeddings: Tensor) -> Tensor:
     """Log posterior of the classes, up to a constant, at embeddings around the centre: (..., d_x) -> (..., K)."""
     return class_score_layer(params, shape.output_layer, features, embeddings, shape.class_bias_scale)[2]
+
+
+def score_head(shape: GeneratorShape, params: Tensors, features: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`class_scores` as a linear head around the centre: weight (K, d_x), bias (K,)."""
+    at_centre = params["class_bias.weight"].new_zeros(1, shape.dim)
+    offset = class_scores(shape, params, features, at_centre)[0]
+    axes = torch.eye(shape.dim, dtype=offset.dtype)
+    return (class_scores(shape, params, features, axes) - offset).T, offset
 
 
 def project_spectral_norms(params: Tensors, bound: float) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from common.heads import LinearHead, fit_linear_head
 from common.loop import noise_source, run_statistics
 from common.methods.base import RunContext, StepInput
 from common.planner import Cohort, noise_of_sum, planned_context
+from common.row_sets import published_set
 from common.sampling import SiteData, on_sphere
 
 Progress = Callable[[str], None]
@@ -136,8 +137,6 @@ def _simulated_score(
 ) -> SiteScores:
     """Score of one simulation with the noise of `total` records at the cohort's sites; None: without noise."""
     method, context = planned_context(config.replace(unit="record"), cohort)
-    if method.sample is None:
-        raise ConfigError(f"method {config.method} publishes a head: there is no synthetic set to score")
     records = train.labels.shape[0]
     share = 0.0 if total is None else noise_of_sum(context.config, cohort) * records / total
     noised = context.config.replace(num_sites=1, min_sites=1, seed=seed, noise="test", trust="local")
@@ -156,9 +155,10 @@ def _simulated_score(
         work = StepInput(method.params_for(alone, state, 0), site, train, index, 0, noise_source(noised, 0, index))
         site, upload = method.client_step(alone, work)
         state = method.server_step(alone, state, {0: upload})
-    labels = torch.arange(config.synthesis.synthetic_rows) % cohort.num_classes
-    synthetic = method.sample(alone, method.finish(alone, state), labels, seed)
-    head: LinearHead = fit_linear_head(*synthetic, num_classes=cohort.num_classes)
+    due = published_set(alone, method.finish(alone, state))
+    if due is None:
+        raise ConfigError(f"method {config.method} publishes a head: there is no synthetic set to score")
+    head: LinearHead = fit_linear_head(*due.all(), num_classes=cohort.num_classes)
     return score(head, _seen(config, test.embeddings), test.labels)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.hypernetwork import GeneratorShape, class_scores, code_features
+from common.hypernetwork import GeneratorShape, code_features, score_head
 from common.statistics import ReleasedStatistics
 from common.synthesis import MetaCodes, mixture_means
 from common.tape import Tensors
@@ -67,8 +67,7 @@ def posterior_head(shape: GeneratorShape, params: Tensors, meta: MetaCodes) -> t
     """The generator's class scores as a linear head around the centre, mean over codes: (K, d_x), (K,)."""
     weight, bias = torch.zeros(shape.num_classes, shape.dim), torch.zeros(shape.num_classes)
     for code, share in zip(meta.codes, meta.weights, strict=True):
-        features = code_features(params, code)
-        offset = class_scores(shape, params, features, torch.zeros(1, shape.dim))[0]
-        weight += share * (class_scores(shape, params, features, torch.eye(shape.dim)) - offset).T
+        of_code, offset = score_head(shape, params, code_features(params, code))
+        weight += share * of_code
         bias += share * offset
     return weight, bias

@@ -1,6 +1,6 @@
 """After training: the meta-code, mixtures of codes, and where classes lie (Eq. 11). All of it is post-processing.
 
-The meta-code is fitted to the noised statistics that the sites released before training. Rows are drawn in
+The meta-code is fitted to the noised statistics that the sites released before training. What rows are drawn from is
 `common.generator_rows`.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from common import row_numbers
 from common.adam import adam_step
 from common.hypernetwork import (
     Generated,
@@ -55,7 +57,7 @@ def generated_moments(
     Returns:
         means (K, d_x), and factors A (K, d_x, s) with Cov = A A^T + τ I. Closed form for a linear decoder.
     """
-    one_hot = torch.eye(shape.num_classes)
+    one_hot = torch.eye(shape.num_classes, dtype=normals.dtype)
     scale = torch.exp(generated.prior_log_scale)
     if shape.num_layers == 1:
         means = decode(shape, params, generated.features, generated.prior_mean, one_hot)
@@ -167,9 +169,10 @@ def _mixture_moments(
 
 def mixture_means(shape: GeneratorShape, params: Tensors, meta: MetaCodes) -> Tensor:
     """Generated class means around the centre, over all codes: (K, d_x)."""
-    generator = torch.Generator().manual_seed(0)  # public: of the Monte Carlo means of a decoder with hidden layers
-    normals = torch.randn(_MOMENT_DRAWS, shape.model.latent_dim, generator=generator)
-    return _mixture_moments(shape, params, meta.codes, meta.weights, normals)[0]
+    # public, and the same on every machine: of the Monte Carlo means of a decoder with hidden layers
+    key, rows = row_numbers.row_key("moments", 0), np.arange(_MOMENT_DRAWS)
+    drawn = row_numbers.normals(row_numbers.row_words(key, rows, shape.model.latent_dim, 0))
+    return _mixture_moments(shape, params, meta.codes, meta.weights, drawn.to(meta.codes.dtype))[0]
 
 
 def place_classes(

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from common.bundle_sampling import piece_rows
-from common.class_filling import fill_classes
+from common.bundle import FORCED, ROWS
+from common.bundle_parquet import set_notes, write_rows
 from common.classifier import Split
 from common.clipping import NEIGHBOURING
 from common.composition import epsilon_pld
 from common.identity import EncoderIdentity
-from common.methods import get_method
-from common.methods.base import Artifact, Method, RunContext, seeded
+from common.methods.base import Artifact, Method, RunContext
 from common.privacy_statement import SiteCharge, StatementFacts, build_statement, why_not_private
+from common.row_sets import ROWS_FORMAT, published_set
 from common.secagg.statement import shared_noise_facts
 from common.wire import dump_context
 from server_app.checkpoint import Progress, write_atomically
@@ -33,38 +27,27 @@ from server_app.progress import epsilon_per_site, read_events
 ACCOUNTANT = "privacy loss distributions (dp-accounting), within the run"
 
 
-def wanted_labels(context: RunContext, artifact: Artifact) -> Tensor:
-    """Labels of the synthetic set: uniform over the classes, or by the noised counts; (rows,) sorted by class."""
-    synthesis, classes = context.config.synthesis, context.problem.num_classes
-    shares = torch.full((classes,), 1.0 / classes)
-    if synthesis.balance == "dp-counts" and "class_counts" in artifact.tensors:
-        shares = artifact.tensors["class_counts"] / artifact.tensors["class_counts"].sum()
-    edges = torch.round(torch.cumsum(shares.double(), 0) * synthesis.synthetic_rows).long()
-    counts = torch.diff(edges, prepend=torch.zeros(1, dtype=torch.long))
-    return torch.repeat_interleave(torch.arange(classes), counts)
-
-
 def draw_published(context: RunContext, artifact: Artifact) -> Split | None:
-    """The run's synthetic set, as its settings ask for it; None for a method that publishes no samples.
-
-    Post-processing: the same artifact gives the same rows.
-    """
-    draw, seed = get_method(context.config.method).sample, context.config.federation.seed
-    if draw is None:
-        return None
-    wanted = wanted_labels(context, artifact)
-    drawn = draw(context, artifact, wanted, seed)
-    if not context.config.synthesis.keep_balance:
-        return drawn
-    again = partial(draw, context, artifact)
-    piece = piece_rows(context.problem.dim)
-    return fill_classes(again, wanted, [drawn], piece, lambda number: seeded("more", seed, number).initial_seed())
+    """The run's synthetic set (`common.row_sets`), in memory; None for a method that publishes no samples."""
+    due = published_set(context, artifact)
+    return None if due is None else due.all()
 
 
-def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder: EncoderIdentity | None) -> None:
-    """Save the published parameters as safetensors, with all that is needed to use them in the metadata.
+def write_generator(
+    path: Path,
+    context: RunContext,
+    artifact: Artifact,
+    encoder: EncoderIdentity | None,
+    forced: Sequence[str] = (),
+) -> None:
+    """Save the published parameters as safetensors, with all that is needed to draw its rows in the metadata.
 
-    `encoder` is None where each site has its own.
+    Args:
+        path: the new file.
+        context: the run's; settings and seed are in it.
+        artifact: kind, tensors and settings.
+        encoder: the encoder of the embeddings; None where each site has its own.
+        forced: why the generator is published against the release's gate.
     """
     metadata = {
         "kind": artifact.kind,
@@ -72,13 +55,15 @@ def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder
         "context": dump_context(context),
         "settings": json.dumps(dict(artifact.settings)),
         # the settings alone do not tell: a method may have no privacy whatever they say
-        "private": json.dumps(not why_not_private(context)),
+        "private": json.dumps(not why_not_private(context) and not forced),
+        FORCED: json.dumps(list(forced)),
+        ROWS: ROWS_FORMAT,
         "encoder": json.dumps(None if encoder is None else encoder.to_json()),
     }
     write_atomically(
         path,
         save(
-            {name: value.clone(memory_format=torch.contiguous_format) for name, value in artifact.tensors.items()},
+            {name: value.contiguous() for name, value in artifact.tensors.items()},
             metadata,
         ),
     )
@@ -86,24 +71,9 @@ def write_generator(path: Path, context: RunContext, artifact: Artifact, encoder
 
 def write_synthetic(path: Path, context: RunContext, embeddings: Tensor, labels: Tensor) -> None:
     """Save a synthetic set as parquet: `embedding` (fixed-size list of float32) and `label`."""
-    flat = pa.array(np.ascontiguousarray(embeddings.numpy(), dtype=np.float32).ravel())
-    column = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    reasons = why_not_private(context)
-    notes = {
-        "synthetic": True,
-        "class_names": list(context.problem.class_names),
-        "private": not reasons,
-        "not_private_because": reasons,
-        "config": context.config.to_flat(),
-    }
-    schema = pa.schema(
-        [pa.field("embedding", column.type), pa.field("label", pa.int64())],
-        metadata={"fedhypevae.synthetic": json.dumps(notes, sort_keys=True)},
-    )
-    table = pa.Table.from_arrays([column, pa.array(labels.numpy())], schema=schema)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue())
+    notes = set_notes(context, why_not_private(context))
+    rows, names = [(embeddings, labels)], context.problem.class_names
+    write_rows(path, rows, dim=embeddings.shape[1], class_names=names, notes=notes)
 
 
 def build_summary(

@@ -17,6 +17,7 @@ from torch import Tensor
 from common.config import RunConfig
 from common.events import PrivacyEvent, gaussian, sampled_gaussian
 from common.noise import NoiseSource
+from common.row_law import RowLaw
 from common.sampling import SiteData
 from common.statistics import ReleasedStatistics, StatisticsSpec
 
@@ -177,7 +178,7 @@ class Method:
         client_step: (context, work) -> (new private state, what is sent).
         server_step: (context, state, uploads by site index) -> next state.
         finish: (context, state) -> what is published.
-        sample: (context, artifact, labels (n,), seed) -> (embeddings (n, d_x), labels (n,)); None for heads.
+        law: (context, artifact) -> what synthetic rows are drawn from; None for heads.
         broadcast: (context, state, site_index) -> what that site receives; None: every site receives `state.params`.
         site_upload_shapes: (context, site_index) -> as `upload_shapes`, where sites send different shapes; else None.
         personal_scores: (context, what the site received, embeddings (n, d), site_index) -> class scores (n, K) of the
@@ -202,7 +203,7 @@ class Method:
     client_step: Callable[[RunContext, StepInput], tuple[SiteState, dict[str, Tensor]]]
     server_step: Callable[[RunContext, ServerState, Mapping[int, Tensors]], ServerState]
     finish: Callable[[RunContext, ServerState], Artifact]
-    sample: Callable[[RunContext, Artifact, Tensor, int], tuple[Tensor, Tensor]] | None
+    law: Callable[[RunContext, Artifact], RowLaw] | None
     broadcast: Callable[[RunContext, ServerState, int], Tensors] | None = None
     site_upload_shapes: Callable[[RunContext, int], Shapes] | None = None
     personal_scores: Callable[[RunContext, Tensors, Tensor, int], Tensor] | None = None

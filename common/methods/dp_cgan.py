@@ -19,7 +19,7 @@ from common.adam import adam_step
 from common.cvae import LinearLayers, PlainLayers
 from common.methods import dp_cvae
 from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
-from common.methods.linear import CENTRE, feature_scale
+from common.methods.linear import CENTRE
 from common.methods.private import (
     init_layers,
     network_data,
@@ -28,6 +28,7 @@ from common.methods.private import (
     with_prefix,
 )
 from common.noise import NoiseSource
+from common.row_law import RowLaw
 from common.sampling import UnitBatch, draw_units
 from common.tape import Tape
 
@@ -139,12 +140,9 @@ def generate(layers: LinearLayers, noise: Tensor, one_hot: Tensor) -> Tensor:
     return layers.linear("generator.2", functional.leaky_relu(layers.linear("generator.1", hidden), _SLOPE))
 
 
-def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Fakes with the wanted labels: (n,) -> (n, d_x), (n,). Post-processing."""
-    noise = torch.randn(labels.shape[0], context.config.rivals.noise_dim, generator=seeded("synthesis", seed))
-    one_hot = functional.one_hot(labels, context.problem.num_classes).float()
-    rows = generate(PlainLayers(artifact.tensors), noise, one_hot)
-    return rows / feature_scale(context, context.problem.dim) + artifact.tensors[CENTRE], labels.clone()
+def law(context: RunContext, artifact: Artifact) -> RowLaw:
+    """Fakes with the labels that were asked for. Post-processing."""
+    return dp_cvae.decoded_law(context, artifact, generate)
 
 
 def _moments(site: SiteState, who: str) -> dict[str, Tensor]:
@@ -160,5 +158,5 @@ METHOD = replace(
     init_site=init_site,
     upload_shapes=upload_shapes,
     client_step=client_step,
-    sample=sample,
+    law=law,
 )

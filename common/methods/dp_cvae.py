@@ -10,7 +10,7 @@ released mean, as for every method here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 
@@ -42,6 +42,7 @@ from common.methods.private import (
     with_prefix,
 )
 from common.noise import NoiseSource
+from common.row_law import Middle, RowLaw
 from common.sampling import UnitBatch, draw_units
 from common.tape import Tape
 
@@ -141,13 +142,25 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     return Artifact("generator", dict(state.params), settings)
 
 
-def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Decoded draws of N(0, I) with the wanted labels: (n,) -> (n, d_x), (n,). Post-processing."""
-    generator = seeded("synthesis", seed)
-    latent = torch.randn(labels.shape[0], context.config.rivals.noise_dim, generator=generator)
-    one_hot = functional.one_hot(labels, context.problem.num_classes).float()
-    rows = decode(PlainLayers(artifact.tensors), latent, one_hot)
-    return rows / feature_scale(context, context.problem.dim) + artifact.tensors[CENTRE], labels.clone()
+def law(context: RunContext, artifact: Artifact) -> RowLaw:
+    """Decoded draws of N(0, I) with the labels that were asked for. Post-processing."""
+    return decoded_law(context, artifact, decode)
+
+
+def decoded_law(
+    context: RunContext, artifact: Artifact, decoder: Callable[[LinearLayers, Tensor, Tensor], Tensor]
+) -> RowLaw:
+    """Rows that a decoder of (layers, latents (n, d_z), classes (n, K)) makes, without noise of their own."""
+    layers = PlainLayers({name: value.double() for name, value in artifact.tensors.items()})
+    scale, centre = feature_scale(context, context.problem.dim), artifact.tensors[CENTRE].double()
+
+    def middle(labels: Tensor, uniforms: Tensor, normals: Tensor) -> Middle:
+        del uniforms
+        one_hot = functional.one_hot(labels, context.problem.num_classes).double()
+        rows = decoder(layers, normals, one_hot) / scale + centre
+        return Middle(rows, rows.new_zeros(len(rows), 1), torch.zeros_like(labels))
+
+    return RowLaw(context.problem.dim, 0, context.config.rivals.noise_dim, middle, noisy=False)
 
 
 def _decoder_sizes(context: RunContext) -> dict[str, tuple[int, int]]:
@@ -168,6 +181,6 @@ METHOD = Method(
     client_step=client_step,
     server_step=server_step,
     finish=finish,
-    sample=sample,
+    law=law,
     uploads_sums=False,
 )

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.generator_rows import relabelled
 from common.heads import LinearHead, gaussian_head
 from common.methods.base import (
     Artifact,
@@ -27,8 +26,8 @@ from common.methods.base import (
     StepInput,
     Tensors,
     private_plan,
-    seeded,
 )
+from common.row_law import Middle, RowLaw, relabelled
 from common.statistics import ReleasedStatistics, StatisticsSpec, class_means_spec
 
 
@@ -109,21 +108,32 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     return Artifact("generator", {**state.params, "head.weight": head.weight, "head.bias": head.bias}, settings)
 
 
-def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws of the class Gaussians: (n,) -> (n, d_x), (n,); relabelled by Bayes' rule where the run says so."""
-    tensors, generator = artifact.tensors, seeded("synthesis", seed)
-    rows = torch.randn(labels.shape[0], context.problem.dim, generator=generator)
+def law(context: RunContext, artifact: Artifact) -> RowLaw:
+    """The class Gaussians; labelled by Bayes' rule where the run says so. Post-processing."""
+    tensors, synthesis = artifact.tensors, context.config.synthesis
+    means, scale, root = tensors["class_means"].double(), 1.0, None
     if "covariance" in tensors:
-        values, vectors = torch.linalg.eigh(tensors["covariance"])
-        rows = rows * values.clamp(min=0.0).sqrt() @ vectors.T
+        # the symmetric root: it does not hang on the eigenvectors that a library picks
+        values, vectors = torch.linalg.eigh(tensors["covariance"].double())
+        root = vectors * values.clamp(min=0.0).sqrt() @ vectors.T
     else:
-        rows = rows * float(artifact.settings["observation_variance"]) ** 0.5
-    rows = rows + tensors["class_means"][labels]
-    synthesis = context.config.synthesis
-    if synthesis.relabel == "none":
-        return rows, labels.clone()
-    scores = LinearHead(tensors["head.weight"], tensors["head.bias"]).logits(rows)
-    return rows, relabelled(scores, synthesis.relabel, synthesis.relabel_temperature, generator)
+        scale = float(artifact.settings["observation_variance"]) ** 0.5
+
+    def middle(labels: Tensor, uniforms: Tensor, normals: Tensor) -> Middle:
+        del uniforms, normals
+        return Middle(means[labels], means.new_full((len(labels), 1), scale), torch.zeros_like(labels))
+
+    head = LinearHead(tensors["head.weight"].double(), tensors["head.bias"].double())
+    return RowLaw(
+        context.problem.dim,
+        0,
+        0,
+        middle,
+        relabelled([head], synthesis.relabel),
+        synthesis.relabel == "drawn",
+        synthesis.relabel_temperature,
+        root,
+    )
 
 
 METHOD = Method(
@@ -138,7 +148,7 @@ METHOD = Method(
     client_step=client_step,
     server_step=server_step,
     finish=finish,
-    sample=sample,
+    law=law,
     shares_noise=True,
     receives=receives,
 )

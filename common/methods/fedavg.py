@@ -97,5 +97,5 @@ METHOD = Method(
     client_step=client_step,
     server_step=server_step,
     finish=finish,
-    sample=None,
+    law=None,
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.aggregate import summed
 from common.cvae import init_encoder_params
-from common.generator_rows import sample_embeddings
+from common.generator_rows import RowSettings, generator_law
 from common.hypernetwork import init_code, init_hypernet_params, project_spectral_norms
 from common.methods.base import (
     Artifact,
@@ -44,6 +44,7 @@ from common.methods.hypevae_terms import (
 )
 from common.presence import presence_weights
 from common.prototypes import PROTOTYPES, class_prototypes
+from common.row_law import RowLaw
 from common.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
 from common.synthesis import PLACEMENT, MetaCodes, fit_meta_codes, place_classes
 
@@ -195,26 +196,27 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     return Artifact("generator", tensors, settings)
 
 
-def sample(context: RunContext, artifact: Artifact, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw synthetic embeddings with the wanted labels: (n,) -> (n, d_x), (n,). Post-processing."""
-    synthesis = context.config.synthesis
-    embeddings, drawn = sample_embeddings(
-        generator_shape(context),
-        artifact.tensors,
-        MetaCodes(artifact.tensors["meta.codes"], artifact.tensors["meta.weights"]),
-        labels,
-        seeded("synthesis", seed),
+def law(context: RunContext, artifact: Artifact) -> RowLaw:
+    """What synthetic rows are drawn from. Post-processing."""
+    synthesis, tensors = context.config.synthesis, artifact.tensors
+    settings = RowSettings(
         mixture=synthesis.mixture,
         latent_law=synthesis.latent_law,
         relabel=synthesis.relabel,
         temperature=synthesis.relabel_temperature,
-        placement=artifact.tensors.get(PLACEMENT),
-        centre=artifact.tensors[CENTRE] if synthesis.unit_rows and context.config.training.sphere else None,
-        prototypes=artifact.tensors.get(PROTOTYPES),
+        unit_rows=synthesis.unit_rows and context.config.training.sphere,
         prototype_share=synthesis.prototype_share,
         prototype_spread=synthesis.prototype_spread,
     )
-    return embeddings + artifact.tensors[CENTRE], drawn
+    return generator_law(
+        generator_shape(context),
+        tensors,
+        MetaCodes(tensors["meta.codes"], tensors["meta.weights"]),
+        settings,
+        centre=tensors[CENTRE],
+        placement=tensors.get(PLACEMENT),
+        prototypes=tensors.get(PROTOTYPES),
+    )
 
 
 METHOD = Method(
@@ -229,7 +231,7 @@ METHOD = Method(
     client_step=client_step,
     server_step=server_step,
     finish=finish,
-    sample=sample,
+    law=law,
     upload_weights=upload_weights,
     shares_noise=True,
     receives=receives,

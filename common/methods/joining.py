@@ -17,9 +17,11 @@ from common.adam import adam_step
 from common.errors import ConfigError, DataError
 from common.hypernetwork import class_scores, code_features, generate, project_code
 from common.methods.base import Artifact, RunContext, seeded
-from common.methods.fedhypevae import sample
+from common.methods.fedhypevae import law
 from common.methods.hypevae_terms import generator_shape, normalised
 from common.methods.linear import CENTRE
+from common.row_numbers import row_key
+from common.row_sets import RowSet
 from common.sampling import SiteData
 from common.synthesis import generated_moments
 
@@ -87,4 +89,5 @@ def sample_personal(
     Drawn as the published set is, with the code in place of the meta-codes.
     """
     own = {**artifact.tensors, "meta.codes": code[None], "meta.weights": torch.ones(1)}
-    return sample(context, replace(artifact, tensors=own), labels, seed)
+    of_code = law(context, replace(artifact, tensors=own))
+    return RowSet(of_code, row_key("personal", seed), len(labels), lambda numbers: labels[numbers], 1).all()

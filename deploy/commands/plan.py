@@ -99,7 +99,7 @@ def _outlook(
     from common.planner_scores import simulate_noise, smallest_cohort
     from embeddings.simulated import load_pool, pool_path
 
-    if get_method(config.method).sample is None:
+    if get_method(config.method).law is None:
         return {"no_score": f"{config.method} publishes a head, not a set: nothing to simulate"}
     if not pool_path(cache).is_file():
         return {

@@ -14,14 +14,13 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.bundle import FORCED, GENERATOR, STATEMENT, Bundle
-from common.bundle_parquet import Written, read_notes, sha256_of, write_rows
+from common.bundle import GENERATOR, STATEMENT, Bundle
+from common.bundle_parquet import Written, set_notes, sha256_of, write_rows
 from common.classifier import Split
 from common.durable import sync_path, write_atomically
 from common.errors import ConfigError, FedHypeVAEError
 from common.events import PrivacyEvent
 from common.privacy_statement import check_statement
-from common.wire import dump_context
 from deploy.release.audits import audit_file, in_json
 from deploy.release.describe import DATA_FILE, NOT_PRIVATE, Facts, bundle_json, card, croissant
 from deploy.release.gate import Inspection
@@ -29,6 +28,7 @@ from deploy.release.ledgers import FORMAT as LEDGERS_FORMAT
 from deploy.release.ledgers import published_rows
 from deploy.release.promises import withdraw
 from deploy.release.signing import fingerprint, signature_file
+from server_app.results import write_generator
 
 SUMS, SIGNATURE = "SHA256SUMS", "signature.json"
 FILES = (
@@ -83,7 +83,7 @@ def write_bundle(
         with _whole_folder(out) as folder:
             data = _write_data(folder / DATA_FILE, bundle, reasons, watch)
             watch("describing and signing", 0, 1)
-            _write_generator(folder / GENERATOR, bundle, reasons)
+            write_generator(folder / GENERATOR, bundle.context, bundle.artifact, bundle.encoder, reasons)
             facts = Facts(
                 bundle=bundle,
                 data=data,
@@ -131,14 +131,7 @@ def _statement(found: Inspection, reasons: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_data(path: Path, bundle: Bundle, reasons: Sequence[str], watch: Watch) -> Written:
-    notes = {
-        **read_notes(bundle.published_files()[0]),
-        "synthetic": True,
-        "private": not reasons,
-        "not_private_because": list(reasons),
-        "class_names": list(bundle.class_names),
-        "config": bundle.config.to_flat(),
-    }
+    notes = set_notes(bundle.context, reasons)  # not the run's own: a note could hold anything
 
     def watched() -> Iterator[Split]:
         done = 0
@@ -148,25 +141,6 @@ def _write_data(path: Path, bundle: Bundle, reasons: Sequence[str], watch: Watch
             watch("writing the set", done, max(done, bundle.config.synthesis.synthetic_rows))
 
     return write_rows(path, watched(), dim=bundle.dim, class_names=bundle.class_names, notes=notes)
-
-
-def _write_generator(path: Path, bundle: Bundle, reasons: Sequence[str]) -> None:
-    """The same parameters; the metadata says whether they are private."""
-    from safetensors.torch import save
-
-    metadata = {
-        "kind": bundle.artifact.kind,
-        "method": bundle.config.method,
-        "context": dump_context(bundle.context),
-        "settings": json.dumps(dict(bundle.artifact.settings)),
-        "private": json.dumps(not reasons),
-        FORCED: json.dumps(list(reasons)),
-    }
-    if bundle.encoder is not None:
-        metadata["encoder"] = json.dumps(bundle.encoder.to_json())
-    write_atomically(
-        path, save({name: value.contiguous() for name, value in bundle.artifact.tensors.items()}, metadata)
-    )
 
 
 def _ledgers(found: Inspection, statement: Mapping[str, Any], reasons: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from common.bundle_parquet import Written
 from deploy.release.audits import CONFIDENCE
 from deploy.release.promises import largest_epsilon
 
-BUNDLE_FORMAT = "fedhypevae-bundle/1"
+BUNDLE_FORMAT = "fedhypevae-bundle/2"
 DATA_FILE = "data/train-00000-of-00001.parquet"
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))

@@ -10,24 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from common.audit import AuditResult
 from common.bundle import Bundle, load_bundle
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.events import PrivacyEvent
 from common.privacy_statement import check_statement
+from common.row_sets import ROWS_FORMAT
 from deploy.release.audits import AuditSize, audit_run, in_json, objections
 from deploy.release.ledgers import SiteLedger, checked_sites
 from deploy.release.promises import empty_statement, faults_of, largest_epsilon
-from server_app.results import draw_published
+from deploy.release.redraw import check_every_row
 
 Watch = Callable[[str, int, int], None]
-_SAME_LABELS = 0.999  # a row on the border between two classes may fall on either side on another processor
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,11 @@ def inspect_run(run: Path, ledgers: Path | None, size: AuditSize, watch: Watch) 
         )
     if not bundle.published_files():
         raise DataError(f"no synthetic set in {run}: name the output folder of a completed run")
+    if bundle.rows_format != ROWS_FORMAT:
+        raise ConfigError(
+            f"the set in {run} was drawn by another version of this program, in a way that this one can't draw again: "
+            "release it with that version, or run the federation again"
+        )
     if (run / "SHA256SUMS").exists():
         raise ConfigError(f"{run} is a bundle already: name the output folder of the run")
     watch("checking the privacy statement", 0, 1)
@@ -88,9 +90,10 @@ def inspect_run(run: Path, ledgers: Path | None, size: AuditSize, watch: Watch) 
     watch("checking the ledgers", 0, 1)
     found, unverified = _ledgers(bundle, statement, run, ledgers)
     refusals += unverified
-    watch("drawing the set again", 0, 1)
-    if not _is_drawn(bundle, statement):
-        refusals.append("the synthetic set is not what the generator draws: it was replaced, or changed")
+    try:
+        check_every_row(bundle, watch)
+    except FedHypeVAEError as error:
+        refusals.append(str(error))
     audits: list[AuditResult] = []
     why_none = "the gate refused before: there is no promise to audit"
     if not refusals:
@@ -119,24 +122,6 @@ def _statement(bundle: Bundle) -> tuple[Mapping[str, Any], list[str]]:
     except FedHypeVAEError as error:
         return empty_statement(bundle.context), [str(error)]
     return bundle.statement, faults_of(bundle.statement, bundle.context)
-
-
-def _is_drawn(bundle: Bundle, statement: Mapping[str, Any]) -> bool:
-    """Whether the set is the generator's own, by drawing it again; another torch draws otherwise, so it can't tell."""
-    if statement["software"].get("torch") != metadata.version("torch"):
-        return True
-    drawn = draw_published(bundle.context, bundle.artifact)
-    if drawn is None:
-        return True
-    embeddings, labels = drawn
-    start, same = 0, 0
-    for rows, found in bundle.stream_published():
-        stop = start + len(found)
-        if stop > len(labels) or not torch.allclose(rows, embeddings[start:stop], rtol=1e-3, atol=1e-4):
-            return False
-        same += int((found == labels[start:stop]).sum())
-        start = stop
-    return start == len(labels) and same >= _SAME_LABELS * len(labels)
 
 
 def _ledgers(

@@ -14,15 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.bundle import GENERATOR, STATEMENT, load_bundle
-from common.bundle_parquet import read_notes, sha256_of, stream_rows
+from common.bundle_parquet import check_layout, read_notes, set_notes, sha256_of, stream_rows
 from common.config import RunConfig
 from common.errors import DataError, FedHypeVAEError
 from common.events import PrivacyEvent
+from common.row_sets import ROWS_FORMAT
 from deploy.release.audits import objections
 from deploy.release.build import FILES, SIGNATURE, SUMS
-from deploy.release.describe import DATA_FILE, NOT_PRIVATE
+from deploy.release.describe import BUNDLE_FORMAT, DATA_FILE, NOT_PRIVATE
 from deploy.release.ledgers import check_published
 from deploy.release.promises import faults_of, largest_epsilon
+from deploy.release.redraw import FOREIGN, Watch, check_every_row, check_sampled_rows
 from deploy.release.signing import check_signature
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._/-]{1,200})")
@@ -48,6 +50,8 @@ class Verdict:
         not_private_because: what the bundle says of itself.
         epsilon: the largest ε of a site, recomputed from its events.
         delta: its δ.
+        missed_share: the share of foreign rows above which a sampled set would have been found; None where every row
+            was compared.
     """
 
     checks: tuple[Check, ...]
@@ -55,6 +59,7 @@ class Verdict:
     not_private_because: tuple[str, ...] = ()
     epsilon: float = math.inf
     delta: float = 0.0
+    missed_share: float | None = None
 
     @property
     def intact(self) -> bool:
@@ -62,14 +67,15 @@ class Verdict:
         return all(not check.fault for check in self.checks)
 
 
-def verify_bundle(folder: Path, pinned: str | None, watch: Callable[[str], None]) -> Verdict:
+def verify_bundle(folder: Path, pinned: str | None, watch: Watch, *, quick: bool = False) -> Verdict:
     """Check a bundle.
 
     Args:
         folder: the bundle.
         pinned: fingerprint of the coordinator's key, which the reader has from elsewhere; None: any key will do that
             the bundle itself names.
-        watch: called with what is checked next.
+        watch: called with (what is checked next, done, in all).
+        quick: draw a sample of the rows again, and not all.
 
     Raises:
         DataError: the folder is no bundle at all.
@@ -86,14 +92,17 @@ def verify_bundle(folder: Path, pinned: str | None, watch: Callable[[str], None]
     if any(check.fault for check in checks):
         return Verdict(tuple(checks), "".join(signed))
     contents = _Contents(folder)
+    rows = "sampled rows" if quick else "every row"
     inner: list[tuple[str, Callable[[], object]]] = [
+        ("format", contents.check_format),
         ("marks: every file says the same of the promise", contents.check_marks),
         ("configuration: the same everywhere", contents.check_config),
         ("privacy statement, every epsilon computed again", contents.check_statement),
         ("ledgers", contents.check_ledgers),
         ("audit", contents.check_audit),
         ("generator: rows can be drawn", contents.check_generator),
-        ("synthetic set: every row", contents.check_data),
+        ("synthetic set: layout and numbers", contents.check_data),
+        (f"synthetic set: {rows} drawn again", lambda: contents.check_rows(quick, watch)),
         ("descriptions", contents.check_descriptions),
     ]
     checks += [_checked(what, check, watch) for what, check in inner]
@@ -106,11 +115,12 @@ def verify_bundle(folder: Path, pinned: str | None, watch: Callable[[str], None]
         tuple(contents.json("bundle.json")["not_private_because"]),
         largest_epsilon(statement),
         float(statement["guarantee"]["delta"]),
+        contents.missed_share,
     )
 
 
-def _checked(what: str, check: Callable[[], object], watch: Callable[[str], None]) -> Check:
-    watch(what)
+def _checked(what: str, check: Callable[[], object], watch: Watch) -> Check:
+    watch(what, 0, 1)
     try:
         check()
     except FedHypeVAEError as error:
@@ -181,6 +191,7 @@ class _Contents:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._json: dict[str, Any] = {}
+        self.missed_share: float | None = None
 
     def json(self, name: str) -> dict[str, Any]:
         """One of the JSON files."""
@@ -190,6 +201,14 @@ class _Contents:
             self._json[name] = content
         found: dict[str, Any] = self._json[name]
         return found
+
+    def check_format(self) -> None:
+        found = self.json("bundle.json").get("format")
+        _require(
+            found == BUNDLE_FORMAT and load_bundle(self._folder).rows_format == ROWS_FORMAT,
+            f"expected {BUNDLE_FORMAT}, rows of {ROWS_FORMAT}, found {found!r:.40}: this version can't draw its rows "
+            "again; verify it with the version that made it, or ask for a release of today's format",
+        )
 
     def check_marks(self) -> None:
         reasons = list(self.json("bundle.json")["not_private_because"])
@@ -263,13 +282,25 @@ class _Contents:
         _require(fits and labels.shape == embeddings.shape[:1], f"{GENERATOR} gives rows of another shape")
 
     def check_data(self) -> None:
-        told = self.json("bundle.json")
+        told, bundle = self.json("bundle.json"), load_bundle(self._folder)
+        check_layout(self._folder / DATA_FILE, bundle.dim)
+        due = set_notes(bundle.context, told["not_private_because"])
+        _require(read_notes(self._folder / DATA_FILE) == due, f"{DATA_FILE} notes other facts than the bundle's")
         counts = [0] * len(told["class_names"])
         for _, labels in stream_rows(self._folder / DATA_FILE, told["dim"], len(counts)):
             for label, count in enumerate(labels.bincount(minlength=len(counts)).tolist()):
                 counts[label] += count
         same = counts == told["class_counts"] and sum(counts) == told["rows"]
         _require(same, f"{DATA_FILE} holds other rows than bundle.json counts")
+
+    def check_rows(self, quick: bool, watch: Watch) -> None:
+        # a set that is not the generator's own is in order where the bundle says so itself, and promises nothing
+        if any(FOREIGN in reason for reason in self.json("bundle.json")["not_private_because"]):
+            return
+        if quick:
+            self.missed_share = check_sampled_rows(load_bundle(self._folder), watch)
+        else:
+            check_every_row(load_bundle(self._folder), watch)
 
     def check_descriptions(self) -> None:
         sums, (file,) = _read_sums(self._folder), self.json("croissant.json")["distribution"]

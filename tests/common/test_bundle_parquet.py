@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.bundle_parquet import read_notes, sha256_of, stream_rows, write_rows
+from common.bundle_parquet import check_layout, read_notes, sha256_of, stream_rows, write_rows
 from common.errors import DataError
 
 NAMES = ("liver", "lung")
@@ -85,3 +85,29 @@ def test_other_files_are_refused(tmp_path: Path, kind: str) -> None:
         pq.write_table(pa.table({"embedding": [[1.0], [1.0, 2.0]], "label": np.array([0, 1])}), path)
     with pytest.raises(DataError):
         list(stream_rows(path, 4, 2))
+
+
+@pytest.mark.parametrize("hidden", ["nothing", "column", "type", "metadata", "bytes"])
+def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hidden: str) -> None:
+    """A third column, another key of the metadata, bytes between columns and footer: each could hold records."""
+    import pyarrow as pa
+
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [(torch.rand(9, 4), torch.arange(9) % 2)], dim=4, class_names=("a", "b"), notes={})
+    table = pq.read_table(path)
+    if hidden == "column":
+        pq.write_table(table.append_column("more", pa.array(range(9))), path)
+    elif hidden == "type":
+        pq.write_table(table.set_column(1, "label", table["label"].cast(pa.int32())), path)
+    elif hidden == "metadata":
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"more": b"x"}), path)
+    elif hidden == "bytes":
+        content = path.read_bytes()
+        end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        path.write_bytes(content[:end] + b"record" + content[end:])
+        assert pq.read_table(path).equals(table)
+    if hidden == "nothing":
+        check_layout(path, 4)
+    else:
+        with pytest.raises(DataError):
+            check_layout(path, 4)

@@ -15,12 +15,13 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.heads import gaussian_head
 from common.loop import noise_source, run_loop
-from common.methods import dp_cgan, dp_cvae, get_method
+from common.methods import dp_cgan, dp_cvae, dp_gauss, get_method
 from common.methods.base import RunContext, StepInput, seeded
 from common.methods.private import init_layers, noised_gradient_sum
 from common.noise import TestNoise
 from common.sampling import SiteData, UnitBatch
 from common.tape import Tape
+from tests.row_cases import rows_of
 
 _SMALL = {
     "num_sites": 2,
@@ -263,10 +264,7 @@ def test_dp_gauss_without_noise_is_lda_on_pooled_means() -> None:
 def test_dp_gauss_samples_have_the_released_moments() -> None:
     config = _config("dp_gauss", statistics_share=0.5, relabel="none")
     result = run_loop(config, _sites(2, 9), ["a", "b", "c"])
-    sample = get_method("dp_gauss").sample
-    if sample is None:
-        pytest.fail("dp_gauss draws no samples")
-    rows, labels = sample(result.context, result.artifact, torch.zeros(4000, dtype=torch.long), 3)
+    rows, labels = rows_of(dp_gauss.law(result.context, result.artifact), torch.zeros(4000, dtype=torch.long), 3)
     assert bool((labels == 0).all())
     assert torch.allclose(rows.mean(0), result.artifact.tensors["class_means"][0], atol=0.03)
     assert rows.var(0).mean().item() == pytest.approx(config.model.residual_energy / _DIM, rel=0.05)

@@ -46,8 +46,9 @@ def test_fit_code_finds_the_shift_of_a_new_site() -> None:
     code = fit_code(result.context, result.artifact, newcomer)
     assert all(torch.equal(before[name], value) for name, value in result.artifact.tensors.items())
     assert float(code.norm()) <= result.context.config.training.code_radius + 1e-6
-    neutral, _ = sample_personal(result.context, result.artifact, torch.zeros(2), newcomer.labels, 1)
-    personal, _ = sample_personal(result.context, result.artifact, code, newcomer.labels, 1)
+    wanted = newcomer.labels.repeat(20)  # noise of 0.4 in a row must not decide
+    neutral, _ = sample_personal(result.context, result.artifact, torch.zeros(2), wanted, 1)
+    personal, _ = sample_personal(result.context, result.artifact, code, wanted, 1)
     gaps = [float((rows.mean(0) - newcomer.embeddings.mean(0))[3].abs()) for rows in (neutral, personal)]
     assert gaps[1] < 0.5 * gaps[0]
 

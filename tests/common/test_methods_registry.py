@@ -14,6 +14,7 @@ from common.loop import noise_source, run_loop
 from common.methods import get_method, method_names
 from common.methods.base import StepInput
 from common.sampling import SiteData
+from tests.row_cases import rows_of
 
 _TINY = {
     "num_sites": 3,
@@ -52,8 +53,8 @@ def test_method_runs_three_rounds_and_sends_what_it_declares(name: str) -> None:
         sent = method.client_step(context, work)[1]
         assert {key: tuple(value.shape) for key, value in sent.items()} == dict(method.shapes_from(context, site))
         assert all(value.dtype == torch.float32 for value in sent.values())
-    if method.sample is not None:
-        rows, labels = method.sample(context, result.artifact, torch.arange(6) % 3, 1)
+    if method.law is not None:
+        rows, labels = rows_of(method.law(context, result.artifact), torch.arange(6) % 3)
         assert (rows.shape, labels.shape) == ((6, 6), (6,))
         assert bool(torch.isfinite(rows).all())
 

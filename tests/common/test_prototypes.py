@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from common.config import RunConfig
-from common.generator_rows import sample_embeddings
 from common.hypernetwork import GeneratorShape, class_scores, code_features, init_hypernet_params
 from common.prototypes import class_prototypes
 from common.statistics import ReleasedStatistics
 from common.synthesis import MetaCodes, mixture_means
+from tests.row_cases import generator_rows
 
 COLUMNS = torch.tensor([[1.0, -1.0], [0.0, 0.0]])  # (d_x, K)
 NOTHING = MetaCodes(torch.zeros(1, 0), torch.ones(1))
@@ -80,28 +80,20 @@ def test_the_nearest_prototype_is_that_of_the_likeliest_class() -> None:
     assert float((torch.cdist(rows, prototypes).argmin(1) == likeliest).float().mean()) > 0.999
 
 
-def test_sample_embeddings_draws_the_share_of_prototypes_bare() -> None:
+def test_generator_draws_the_share_of_prototypes_bare() -> None:
     shape, params = _two_classes()
     prototypes = torch.tensor([[3.0, 0.5], [-3.0, 0.5]])
     labels = torch.arange(4000) % 2
-    rows, drawn = sample_embeddings(
-        shape,
-        params,
-        NOTHING,
-        labels,
-        torch.Generator().manual_seed(0),
-        prototypes=prototypes,
-        prototype_share=0.25,
-        relabel="likeliest",
-    )
+    settings = {"prototypes": prototypes, "relabel": "likeliest"}
+    rows, drawn = generator_rows(shape, params, NOTHING, labels, prototype_share=0.25, **settings)
     bare = (rows == prototypes[labels]).all(1)
     assert abs(float(bare.float().mean()) - 0.25) < 0.03
     assert torch.equal(drawn[bare], labels[bare])  # labelled by the posterior, which knows them
-    plain, _ = sample_embeddings(shape, params, NOTHING, labels, torch.Generator().manual_seed(0))
+    plain, _ = generator_rows(shape, params, NOTHING, labels, relabel="likeliest")
     assert torch.equal(rows[~bare], plain[~bare])
 
 
-def test_sample_embeddings_spreads_a_share_of_the_prototypes_as_the_latent_does() -> None:
+def test_generator_spreads_a_share_of_the_prototypes_as_the_latent_does() -> None:
     config = RunConfig().replace(latent_dim=1, code_dim=0, residual_energy=0.2)
     shape = GeneratorShape.of(2, 2, config.model, config.training)
     params = init_hypernet_params(shape, torch.Generator().manual_seed(0))
@@ -112,9 +104,8 @@ def test_sample_embeddings_spreads_a_share_of_the_prototypes_as_the_latent_does(
     labels = torch.arange(20_000) % 2
 
     def rows(spread: float) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
         settings = {"prototype_share": 1.0, "prototype_spread": spread}
-        return sample_embeddings(shape, params, NOTHING, labels, generator, prototypes=prototypes, **settings)[0]
+        return generator_rows(shape, params, NOTHING, labels, prototypes=prototypes, **settings)[0]
 
     around = rows(0.25) - prototypes[labels]
     moved = around.abs().sum(1) > 0
@@ -125,7 +116,7 @@ def test_sample_embeddings_spreads_a_share_of_the_prototypes_as_the_latent_does(
     assert torch.equal(rows(0.0), prototypes[labels])
 
 
-def test_sample_embeddings_fills_rows_up_to_unit_length_around_the_centre() -> None:
+def test_generator_fills_rows_up_to_unit_length_around_the_centre() -> None:
     variance = 0.67 / 400
     columns = torch.zeros(400, 2)
     columns[0, 0], columns[1, 1] = 0.6 / variance, 1.4 / variance
@@ -133,7 +124,8 @@ def test_sample_embeddings_fills_rows_up_to_unit_length_around_the_centre() -> N
     centre = torch.zeros(400)
     centre[2] = 0.5
     labels = torch.arange(2000) % 2
-    rows, _ = sample_embeddings(shape, params, NOTHING, labels, torch.Generator().manual_seed(0), centre=centre)
+    drawn, _ = generator_rows(shape, params, NOTHING, labels, centre=centre, unit_rows=True)
+    rows = drawn - centre
     # class 0 has the mean (0.6, 0, 0.5): 0.61 of its squared length, which leaves 0.39 over 400 coordinates to noise
     first = rows[labels == 0]
     assert abs(float((first + centre).square().sum(1).mean()) - 1.0) < 0.01

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from common.generator_rows import sample_embeddings
 from common.hypernetwork import generate
 from common.statistics import ReleasedStatistics
 from common.synthesis import (
@@ -15,6 +14,7 @@ from common.synthesis import (
     place_classes,
 )
 from tests.common.clipping_cases import make_case
+from tests.row_cases import generator_rows
 
 
 def test_moment_loss_is_eq_11_with_explicit_matrices() -> None:
@@ -40,7 +40,7 @@ def test_generated_moments_are_the_samples_moments() -> None:
         means, factors = generated_moments(case.shape, case.params, generated, normals)
         meta = MetaCodes(case.code[None], torch.ones(1))
         labels = torch.ones(40_000, dtype=torch.long)
-        draws, _ = sample_embeddings(case.shape, case.params, meta, labels, torch.Generator().manual_seed(1))
+        draws, _ = generator_rows(case.shape, case.params, meta, labels, 1)
         covariance = factors[1] @ factors[1].T + case.shape.observation_variance * torch.eye(4)
         size = float(covariance.diagonal().max())
         assert torch.allclose(draws.mean(0), means[1], atol=0.05 * size**0.5)
@@ -79,8 +79,7 @@ def test_standard_latents_are_eq_12_as_printed() -> None:
     mean = columns[:, 1] + case.params["decoder.0.base_bias"] + case.params["decoder.0.bias_shift"] @ case.code
     covariance = weight @ weight.T + case.shape.observation_variance * torch.eye(4)
     labels, meta = torch.ones(40_000, dtype=torch.long), MetaCodes(case.code[None], torch.ones(1))
-    generator = torch.Generator().manual_seed(1)
-    draws, _ = sample_embeddings(case.shape, case.params, meta, labels, generator, latent_law="standard")
+    draws, _ = generator_rows(case.shape, case.params, meta, labels, 1, latent_law="standard")
     size = float(covariance.diagonal().max())
     assert torch.allclose(draws.mean(0), mean, atol=0.05 * size**0.5)
     assert torch.allclose(draws.T.cov(), covariance, atol=0.06 * size)
@@ -95,8 +94,7 @@ def test_samples_mixture_is_a_mixture_and_parameters_mixture_is_not() -> None:
     labels = torch.zeros(4000, dtype=torch.long)
 
     def first(mixture: str) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return sample_embeddings(case.shape, params, meta, labels, generator, mixture=mixture)[0][:, 0]
+        return generator_rows(case.shape, params, meta, labels, mixture=mixture)[0][:, 0]
 
     samples, parameters = first("samples"), first("parameters")
     assert abs(float((samples > samples.mean()).float().mean()) - 0.25) < 0.03
@@ -129,9 +127,7 @@ def test_place_classes_moves_classes_within_the_columns_span_and_less_the_noisie
     kept = 1.0 - 0.04 / (wanted - own).square().sum(1)
     assert torch.allclose(noisy[:2], (kept[:, None] * (wanted - own))[:2], atol=1e-4)
     assert torch.equal(noisy[2], torch.zeros(4))
-    draws, _ = sample_embeddings(
-        case.shape, params, meta, torch.zeros(500, dtype=torch.long), torch.Generator().manual_seed(0), placement=exact
-    )
+    draws, _ = generator_rows(case.shape, params, meta, torch.zeros(500, dtype=torch.long), placement=exact)
     way = (draws - own[0]) @ exact[0] / exact[0].square().sum()  # rows lie all along the way
     assert abs(float(way.mean()) - 0.5) < 0.05
     assert abs(float(way.std()) - 12**-0.5) < 0.03

@@ -265,7 +265,7 @@ def test_exchanged_rows_fail_though_signed_again(bundle: Path, key: Path) -> Non
     rows = torch.zeros(6, 12), torch.zeros(6, dtype=torch.int64)
     write_rows(bundle / DATA_FILE, [rows], dim=12, class_names=("a", "b", "c"), notes=notes)
     sign_again(bundle, key)
-    assert refused(bundle) == ["synthetic set", "descriptions"]
+    assert refused(bundle) == ["synthetic set", "synthetic set", "descriptions"]
 
 
 @pytest.mark.parametrize("name", ["bundle.json", "audit.json", "ledgers.json"])

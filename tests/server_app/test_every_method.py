@@ -35,7 +35,7 @@ def test_method_runs_over_the_strategy(tmp_path: Path, name: str) -> None:
     assert all(0.0 <= scores["accuracy"] <= 1.0 for scores in summary["scores"].values())
     with safe_open(federation.output / "generator.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["private"]) is private
-    if get_method(name).sample is not None:
+    if get_method(name).law is not None:
         notes = read_notes(federation.output / "synthetic.parquet")
         assert notes["private"] is private
         assert bool(notes["not_private_because"]) is not private

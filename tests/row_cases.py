@@ -1,0 +1,42 @@
+"""Rows of a law or of a small generator, for the tests of what is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.classifier import Split
+from common.generator_rows import RowSettings, generator_law
+from common.hypernetwork import GeneratorShape
+from common.row_law import RowDrawer, RowLaw
+from common.row_numbers import row_key
+from common.synthesis import MetaCodes
+from common.tape import Tensors
+
+
+def rows_of(law: RowLaw, labels: Tensor, seed: int = 0, tries: int = 1) -> Split:
+    """Rows 0..n-1 with the wanted labels."""
+    return RowDrawer(law, row_key("test", seed), tries).draw(np.arange(len(labels)), labels)
+
+
+def generator_rows(
+    shape: GeneratorShape,
+    params: Tensors,
+    meta: MetaCodes,
+    labels: Tensor,
+    seed: int = 0,
+    *,
+    centre: Tensor | None = None,
+    placement: Tensor | None = None,
+    prototypes: Tensor | None = None,
+    **settings: Any,
+) -> Split:
+    """Rows of a generator, around 0 unless a centre is given."""
+    origin = torch.zeros(shape.dim) if centre is None else centre
+    law = generator_law(
+        shape, params, meta, RowSettings(**settings), centre=origin, placement=placement, prototypes=prototypes
+    )
+    return rows_of(law, labels, seed)

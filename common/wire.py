@@ -63,7 +63,6 @@ def dtype_of(kind: Kind, name: str) -> torch.dtype:
 # Scores travel only where the site's policy declares its data public.
 SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda", "personal")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
-_MOST_EVENTS = 1_000_000
 # Words that a server's message may hold, by kind: those that must be there, and those that may.
 _PLACE = frozenset(
     {"seed", "alpha", "sites_dir", "cache_dir", "output_dir", "pool", "data_is_public", "epsilon", "unit"}
@@ -160,26 +159,6 @@ def tell_charged(events: Sequence[str]) -> str:
     A ledger holds an event for every round; told one by one they would outgrow the sums that they are about.
     """
     return json.dumps([[event, len(list(same))] for event, same in groupby(events)])
-
-
-def read_charged(text: str) -> list[str]:
-    """The inverse of `tell_charged`.
-
-    Raises:
-        WireError: it is none, or more events than any run has; nothing of it is quoted.
-    """
-    try:
-        found = json.loads(text)
-        pairs = [(event, times) for event, times in found]
-        if not isinstance(found, list):
-            raise ValueError
-    except (ValueError, TypeError):
-        raise WireError("word charged can't be read; nothing of it is used") from None
-    if not all(isinstance(event, str) and type(times) is int and times > 0 for event, times in pairs):
-        raise WireError("word charged must be events and how often; nothing of it is used")
-    if sum(times for _, times in pairs) > _MOST_EVENTS:
-        raise WireError(f"word charged has more than {_MOST_EVENTS} events; nothing of it is used")
-    return [event for event, times in pairs for _ in range(times)]
 
 
 def check_scores(scores: Mapping[str, object]) -> None:

@@ -15,10 +15,12 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from common.errors import ConfigError
+from common.names import SITE_NAME
 from deploy.environment import flower_environment, tool
 from deploy.supervise import Program
+from server_app.register import REGISTER
 
-SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+SiteName = Annotated[str, StringConstraints(pattern=SITE_NAME)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 CONNECTION = "federation"  # the name of our server in Flower's own configuration
 
@@ -93,9 +95,14 @@ class ServerFolder:
         """Where runs write their results."""
         return self.path / "work"
 
+    @property
+    def register(self) -> Path:
+        """Which sites are known: by it the server app holds a site's name against its key."""
+        return self.path / "sites.json"
+
     def environment(self) -> dict[str, str]:
         """Of the server's programs and of the coordinator's commands: Flower's files lie in this folder."""
-        return _environment(self.path, self.work)
+        return {**_environment(self.path, self.work), REGISTER: str(self.register.resolve())}
 
     def programs(self) -> tuple[Program, ...]:
         """The SuperLink, and the process that runs server apps; the second can't be replaced from outside."""

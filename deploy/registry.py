@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, FederationError
+from common.names import SITE_NAME
 from deploy.environment import tool
 from deploy.folders import CONNECTION, ServerFolder
 from deploy.keys import fingerprint
 from server_app.receipts import FILE as RECEIPTS
 from server_app.receipts import move_receipt
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
+from server_app.register import REVOKED
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ def register(server: ServerFolder, name: str, public_key: Path) -> Registered:
         ConfigError: no such key, or a site of this name is registered. FederationError: the server can't be asked, or
             refuses the key.
     """
-    if _NAME.fullmatch(name) is None:
+    if re.fullmatch(SITE_NAME, name) is None:
         raise ConfigError(f"a site's name has small letters, digits and hyphens, found {name!r}")
     shown = fingerprint(public_key)
     book = _read(server)
-    if any(site.name == name and site.status != "revoked" for site in book):
+    if any(site.name == name and site.status != REVOKED for site in book):
         raise ConfigError(f"site {name} is registered already: revoke it first, or rotate its key")
     answer = _flower(server, "register", str(public_key.resolve()), CONNECTION, "--name", name)
     site = Registered(
@@ -57,17 +57,17 @@ def register(server: ServerFolder, name: str, public_key: Path) -> Registered:
 
 
 def revoke(server: ServerFolder, name: str) -> Registered:
-    """Shut a site out: its key is refused from now on.
+    """Shut a site out, by its name or the number of its node: its key is refused from now on.
 
     Raises:
         ConfigError: no such site. FederationError: the server can't be asked.
     """
     book = _read(server)
-    site = next((one for one in book if one.name == name and one.status != "revoked"), None)
+    site = next((one for one in book if name in (one.name, one.node_id) and one.status != REVOKED), None)
     if site is None:
         raise ConfigError(f"no site {name} is registered; see `fedhypevae site list`")
     _flower(server, "unregister", site.node_id, CONNECTION)
-    revoked = Registered(site.name, site.node_id, site.fingerprint, site.since, "revoked")
+    revoked = Registered(site.name, site.node_id, site.fingerprint, site.since, REVOKED)
     _write(server, [revoked if one is site else one for one in book])
     return revoked
 
@@ -100,15 +100,10 @@ def list_sites(server: ServerFolder) -> list[Registered]:
     status = {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
     return [
         site
-        if site.status == "revoked"
+        if site.status == REVOKED
         else Registered(site.name, site.node_id, site.fingerprint, site.since, status.get(site.node_id, "unknown"))
         for site in _read(server)
     ]
-
-
-def site_names(server: ServerFolder) -> dict[str, str]:
-    """Node id -> name of the sites that are not revoked."""
-    return {site.node_id: site.name for site in _read(server) if site.status != "revoked"}
 
 
 def _flower(server: ServerFolder, verb: str, *words: str) -> dict[str, Any]:
@@ -143,12 +138,8 @@ def _last_json(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _book(server: ServerFolder) -> Path:
-    return server.path / "sites.json"
-
-
 def _read(server: ServerFolder) -> list[Registered]:
-    path = _book(server)
+    path = server.register
     if not path.is_file():
         return []
     try:
@@ -160,4 +151,4 @@ def _read(server: ServerFolder) -> list[Registered]:
 def _write(server: ServerFolder, sites: Sequence[Registered]) -> None:
     from server_app.checkpoint import write_atomically
 
-    write_atomically(_book(server), (json.dumps([asdict(site) for site in sites], indent=2) + "\n").encode())
+    write_atomically(server.register, (json.dumps([asdict(site) for site in sites], indent=2) + "\n").encode())

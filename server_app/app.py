@@ -27,6 +27,7 @@ from server_app.newcomers import Newcomers, settled, takes_newcomers
 from server_app.progress import RoundPrinter, finite_or_none
 from server_app.receipts import FILE as RECEIPTS
 from server_app.receipts import Receipts
+from server_app.refusals import Refusals
 from server_app.results import (
     build_privacy_statement,
     build_summary,
@@ -75,7 +76,8 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     known = {} if before is None else before[1].members
     # who left for good must not keep a run from going on; where the noise is shared out, all must be there
     least = config.federation.min_sites if known and is_open else None
-    meeting = settled(meet(grid, config, printer, least), known, is_open)
+    refusals = Refusals(printer.say, () if before is None else before[1].refused)
+    meeting = settled(meet(grid, config, printer, refusals, least), known, is_open)
     problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), meeting.site_dims)
     if before is not None:  # some may be missing now; whoever is there is held against the width that it had
         earlier = load_context(before[1].context).problem
@@ -109,14 +111,14 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     facts |= {"sites": len(meeting.members), "delta": config.privacy.delta}
     facts |= {"epsilon_target": finite_or_none(config.privacy.epsilon)}
     watch = RunWatch(folder, printer, config.federation.tracking, facts)
-    simulated = any(fact.position >= 0 for fact in meeting.facts.values())
+    simulated = all(fact.position >= 0 for fact in meeting.facts.values())
     receipts = Receipts(None if simulated else work_folder() / RECEIPTS)
-    newcomers = Newcomers(config, meeting, progress.members, is_open, watch.say)
+    newcomers = Newcomers(config, meeting, progress.members, is_open, watch.say, refusals)
     strategy = FederatedStrategy(
-        method, run_context, meeting.members, state, progress, folder, watch, held, newcomers.look, receipts
+        method, run_context, meeting.members, state, progress, folder, watch, refusals, held, newcomers.look, receipts
     )
     strategy.run(grid)
-    summary = _publish(grid, strategy, method, run_context, folder, meeting)
+    summary = _publish(grid, strategy, method, run_context, folder, meeting, refusals)
     statement = build_privacy_statement(run_context, strategy.progress, data_is_public=meeting.data_is_public)
     write_json(folder / "privacy_statement.json", statement)
     write_json(folder / "summary.json", summary)
@@ -124,7 +126,13 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
 
 
 def _publish(
-    grid: Grid, strategy: FederatedStrategy, method: Method, context: RunContext, folder: Path, meeting: Meeting
+    grid: Grid,
+    strategy: FederatedStrategy,
+    method: Method,
+    context: RunContext,
+    folder: Path,
+    meeting: Meeting,
+    refusals: Refusals,
 ) -> dict[str, Any]:
     """Fit and sample the artifact, write it, and score it where all data is public."""
     artifact = method.finish(context, strategy.state)
@@ -144,6 +152,7 @@ def _publish(
         scores=scores,
         data_is_public=meeting.data_is_public,
         seconds=round(strategy.seconds(), 3),
+        refused=refusals.found,
     )
 
 

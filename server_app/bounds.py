@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
+from common.errors import WireError
 from common.methods.base import Method, RunContext, ServerState
 
 
@@ -33,3 +36,10 @@ def largest_norm(context: RunContext, method: Method, state: ServerState, indice
     size = sum(math.prod(shape) for index in indices for shape in method.shapes_from(context, index).values())
     noise = plan.training_noise * math.sqrt(size)
     return 10.0 * plan.steps_per_round * privacy.clip_norm * (units + noise)
+
+
+def check_norm(tensors: Mapping[str, Tensor], largest: float) -> None:
+    """Refuse a reply that is larger than any honest one (WireError)."""
+    norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+    if not norm <= largest:
+        raise WireError(f"sent tensors of norm {norm:.3g}, more than the {largest:.3g} that clipping and noise allow")

@@ -43,12 +43,13 @@ class Progress:
         taken_part: for each round, the sites whose sums were used.
         missing: for each round, site -> why it was not.
         history: for each round, its seconds, bytes and each site's ε by then (see `RoundRecord.history`).
-        charged: site -> JSON of the events in its own ledger, as it last said.
+        charged: site -> JSON list of the events in its own ledger, as it last said: each mechanism once.
         receipts: site -> head of its ledger after its last release: shows, later, whether an old ledger was put back.
         members: index of every site that ever was in the run, by name.
         bytes_up: site -> bytes received. bytes_down: site -> bytes sent.
         versions: site -> version of the parameters that it last answered with.
         seconds: time spent so far.
+        refused: replies that broke a rule, see `Refusals.found`.
     """
 
     run_name: str
@@ -63,6 +64,7 @@ class Progress:
     bytes_down: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    refused: tuple[Mapping[str, Any], ...] = ()
 
 
 def save_checkpoint(
@@ -135,6 +137,7 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress, dict[str, Held
             "taken_part": tuple(tuple(sites) for sites in progress["taken_part"]),
             "missing": tuple(progress["missing"]),
             "history": tuple(progress.get("history", ())),
+            "refused": tuple(progress.get("refused", ())),
         }
     )
     return state, done, held

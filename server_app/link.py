@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,10 +18,12 @@ from common.secagg.quantise import Quantisation
 from common.secagg.release import assumptions_of
 from common.transfer import upload_reference
 from common.wire import Kind, dump_context
+from server_app.charges import Charges
 from server_app.checkpoint import Progress
 from server_app.downlink import Downlink, Parcel
-from server_app.exchange import Outcome, Take, build_messages, exchange
+from server_app.exchange import Check, Outcome, Take, build_messages, exchange
 from server_app.receipts import Receipts
+from server_app.refusals import Refusals
 from server_app.secagg import SecureSum, secure_sum, sender
 from server_app.tracking import RunWatch
 
@@ -48,6 +50,7 @@ class Link:
         downlink: versions of the parameters.
         watch: tells people who is missing.
         receipts: what sites gave, and get back.
+        refusals: is told whose reply broke a rule.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Link:
         downlink: Downlink,
         watch: RunWatch,
         receipts: Receipts,
+        refusals: Refusals,
     ) -> None:
         self.members = dict(members)
         self.progress = progress
         self.downlink = downlink
-        self._method, self._context, self._watch = method, context, watch
+        self._method, self._context, self._watch, self._refusals = method, context, watch, refusals
+        self._charges = Charges.of(method, context)
         self._receipts = receipts
         self._context_text = dump_context(context)
         self._federation = context.config.federation
@@ -90,7 +95,7 @@ class Link:
 
         return self.messages("train", nodes, parcel, f"round-{number}", {"round": number - 1})
 
-    def train(self, grid: Grid, messages: list[Message], number: int, largest_norm: float, take: Take) -> Outcome:
+    def train(self, grid: Grid, messages: list[Message], number: int, check: Check, take: Take) -> Outcome:
         """A round's sums, each taken in as it comes; sites that need the whole parameters get them.
 
         Raises:
@@ -104,7 +109,7 @@ class Link:
             return upload_reference(self._method, self.downlink.tensors(self.members[node].index))
 
         def send(some: list[Message]) -> Outcome:
-            return self._exchange(grid, "train", some, shapes, largest_norm, reference, take)
+            return self._exchange(grid, "train", some, shapes, check, reference, take)
 
         outcome = send(messages)
         if outcome.stale:
@@ -114,9 +119,15 @@ class Link:
         return self._checked(outcome, f"round {number}")
 
     def ask(
-        self, grid: Grid, kind: Kind, tensors: Callable[[int], Tensors], shapes: Shapes, words: Words | None = None
+        self,
+        grid: Grid,
+        kind: Kind,
+        tensors: Callable[[int], Tensors],
+        shapes: Shapes,
+        words: Words | None = None,
+        check: Check = lambda _: None,
     ) -> Outcome:
-        """One exchange outside the rounds; `tensors` are for the site with an index.
+        """One exchange outside the rounds; `tensors` are for the site with an index, `check` as in `exchange`.
 
         Raises:
             FederationError: fewer than `min-sites` answered.
@@ -126,7 +137,7 @@ class Link:
             return Parcel({}, tensors(self.members[node].index))
 
         messages = self.messages(kind, self.members, parcel, kind, words or {})
-        outcome = self._exchange(grid, kind, messages, lambda _: shapes, math.inf, lambda _: {})
+        outcome = self._exchange(grid, kind, messages, lambda _: shapes, check, lambda _: {})
         return self._checked(outcome, kind)
 
     def secure_sum(self, grid: Grid, what: str, arguments: Quantisation, extra: Words) -> SecureSum:
@@ -144,8 +155,7 @@ class Link:
 
         def note(kind: Kind, outcome: Outcome) -> None:
             self._count(outcome)
-            for node, why in outcome.missing.items():
-                self._watch.say(f"{what}: {self.members[node].name} is missing after {kind}: {why}")
+            self._tell(outcome, what, f" after {kind}")
             if kind == "secagg_masked" and parcel is not None:
                 for node in outcome.replies:
                     self.downlink.took(self.members[node])
@@ -158,7 +168,7 @@ class Link:
             return self.downlink.parcel(self.members[node], whole=whole)
 
         parcel = of_round if "round" in extra else None
-        send = sender(grid, what, self._words, self._federation.round_timeout, note, parcel)
+        send = sender(grid, what, self._words, self._federation.round_timeout, note, parcel, self._charges)
         return secure_sum(send, self.members, session, arguments, extra)
 
     def _words(self, node: int) -> dict[str, str | int | float]:
@@ -172,19 +182,18 @@ class Link:
         kind: Kind,
         messages: list[Message],
         shapes: Callable[[int], Shapes],
-        largest_norm: float,
+        check: Check,
         reference: Callable[[int], Tensors],
         take: Take | None = None,
     ) -> Outcome:
         bits = self._federation.wire_bits if kind in _IN_FEW_BITS else OFF
         timeout = self._federation.round_timeout
-        return exchange(grid, kind, messages, timeout, shapes, largest_norm, bits, reference, take)
+        return exchange(grid, kind, messages, timeout, shapes, check, bits, reference, take, self._charges)
 
     def _checked(self, outcome: Outcome, what: str) -> Outcome:
         """Count an exchange, say who is missing, and see that enough answered."""
         self._count(outcome)
-        for node, why in outcome.missing.items():
-            self._watch.say(f"{what}: {self.members[node].name} is missing: {why}")
+        self._tell(outcome, what)
         if len(outcome.replies) < self._federation.min_sites:
             reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in outcome.missing.items())
             raise FederationError(
@@ -192,6 +201,14 @@ class Link:
                 f"({reasons}); mend the sites, then resume the run"
             )
         return outcome
+
+    def _tell(self, outcome: Outcome, what: str, when: str = "") -> None:
+        """Say who is missing, and whose reply broke a rule."""
+        for node, why in outcome.missing.items():
+            if node in outcome.broke:
+                self._refusals.add(self.members[node].name, f"{what}{when}", why)
+            else:
+                self._watch.say(f"{what}: {self.members[node].name} is missing{when}: {why}")
 
     def _count(self, outcome: Outcome) -> None:
         """Add an exchange's bytes and the sites' charges to the progress."""
@@ -203,9 +220,9 @@ class Link:
             reply = outcome.replies.get(node)
             if reply is not None:
                 up[member.name] = up.get(member.name, 0) + reply.num_bytes
-                if "charged" in reply.words:
-                    charged[member.name] = str(reply.words["charged"])
-                    receipt, seal = str(reply.words.get("receipt", "")), str(reply.words.get("seal", ""))
+                if reply.charged is not None:
+                    charged[member.name] = json.dumps([event.to_json() for event in reply.charged])
+                    receipt, seal = str(reply.words["receipt"]), str(reply.words["seal"])
                     receipts[member.name] = receipt
                     if receipt and seal:
                         given[node] = member.name, receipt, seal

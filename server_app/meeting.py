@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from common.agreement import require_agreement
+from common.agreement import check_sites
 from common.config import RunConfig
-from common.errors import DataError, MeetingError
+from common.errors import MeetingError, WireError
 from common.identity import EncoderIdentity
 from common.wire import SiteFacts
-from server_app.exchange import Reply, build_messages, exchange
+from server_app.exchange import build_messages, exchange
 from server_app.link import Member
 from server_app.progress import RoundPrinter
+from server_app.refusals import Refusals
+from server_app.register import registered_names
+from server_app.replies import facts_of
 
 _HELLO_S = 120.0
 _RETURN_S = 60.0  # a node that crashed is refused for about as long
@@ -50,30 +52,50 @@ class Meeting:
         return dims if len(set(dims)) > 1 else ()
 
 
-def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, least: int | None = None) -> Meeting:
+@dataclass(frozen=True)
+class Heard:
+    """What nodes said of themselves.
+
+    Attributes:
+        facts: of those whose hello kept the rules, by node; no two have one name.
+        missing: why others said nothing, by node.
+        refused: those whose hello broke a rule.
+    """
+
+    facts: Mapping[int, SiteFacts]
+    missing: Mapping[int, str]
+    refused: frozenset[int] = field(default_factory=frozenset)
+
+
+def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusals, least: int | None = None) -> Meeting:
     """Wait for `num-sites` sites and compare what they say.
+
+    A site whose hello breaks a rule is left out, and so is one that differs from more than half of the sites: the
+    others go on without it, if they are `min-sites`.
 
     Args:
         grid: the link to the sites.
         config: of the run.
         printer: told of a wait.
+        refusals: is told who is left out.
         least: number of sites that is enough once the others have had a minute; for a run that is resumed.
 
     Raises:
-        MeetingError: fewer sites than asked for, two with one name, or sites that differ in width, class set or
-            encoder; the text names the site and the field.
+        MeetingError: fewer sites than asked for, or sites that differ in width, class set or encoder where none of
+            them has more than half on its side; the text names the site and the field.
     """
     federation = config.federation
     needed = federation.num_sites if least is None else least
     nodes = _wait_for_nodes(grid, federation.num_sites, needed, federation.round_timeout, printer)
     # the first message may make a simulated site extract its embeddings: allow for it
-    facts, missing = say_hello(grid, config, nodes, max(federation.round_timeout, _HELLO_S))
-    if len(facts) < max(needed, 1):
-        reasons = "; ".join(f"site {node} {why}" for node, why in missing.items())
+    heard = say_hello(grid, config, nodes, max(federation.round_timeout, _HELLO_S), refusals)
+    enough = min(federation.min_sites, needed)
+    if len(heard.facts) + len(heard.refused) < needed or len(heard.facts) < max(enough, 1):
+        reasons = "; ".join(f"site {node} {why}" for node, why in heard.missing.items())
         raise MeetingError(
-            f"expected {needed} sites, {len(facts)} said hello ({reasons}); mend them, or lower num-sites"
+            f"expected {needed} sites, {len(heard.facts)} said hello ({reasons}); mend them, or lower num-sites"
         )
-    _check_agreement(facts, own_encoders=config.rivals.own_encoders)
+    facts = _that_agree(heard.facts, enough, refusals, own_encoders=config.rivals.own_encoders)
     order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
     members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
     first, public = facts[order[0]].identity, all(fact.public for fact in facts.values())
@@ -82,19 +104,18 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, least: int | None
     return Meeting(members, first.dimension, first.class_names, shared, public, by_name)
 
 
-def say_hello(
-    grid: Grid, config: RunConfig, nodes: Iterable[int], patience: float
-) -> tuple[dict[int, SiteFacts], Mapping[int, str]]:
+def say_hello(grid: Grid, config: RunConfig, nodes: Iterable[int], patience: float, refusals: Refusals) -> Heard:
     """Ask nodes what they hold.
+
+    Where the coordinator keeps a register, a site must have the name under which its key is registered. Where there is
+    none, nobody knows whose name it is: the node with the lower number has it.
 
     Args:
         grid: the link to the sites.
         config: of the run.
         nodes: whom to ask.
         patience: seconds to wait.
-
-    Returns:
-        What each said, and why others said nothing that can be used, by node.
+        refusals: is told whose hello broke a rule.
     """
     federation = config.federation
     words: dict[str, str | int | float | bool] = {
@@ -107,13 +128,32 @@ def say_hello(
     words |= {"epsilon": config.privacy.epsilon, "unit": config.privacy.unit}
     messages = build_messages("hello", nodes, lambda _: words, lambda _: {}, "hello", patience)
     outcome = exchange(grid, "hello", messages, patience, lambda _: {})
-    facts, missing = {}, dict(outcome.missing)
-    for node, reply in outcome.replies.items():
+    registered = registered_names()
+    facts: dict[int, SiteFacts] = {}
+    broke = {node: outcome.missing[node] for node in outcome.broke}
+    for node, reply in sorted(outcome.replies.items()):
         try:
-            facts[node] = _facts(reply)
-        except MeetingError as error:
-            missing[node] = str(error)
-    return facts, missing
+            facts[node] = facts_of(reply)
+            _check_name(node, facts, registered)
+        except WireError as error:
+            facts.pop(node, None)
+            broke[node] = f"{error} (it calls itself {reply.words['site']})"
+    for node, why in sorted(broke.items()):
+        refusals.add((registered or {}).get(node, str(node)), "hello", why)
+    return Heard(facts, {**outcome.missing, **broke}, frozenset(broke))
+
+
+def _check_name(node: int, facts: Mapping[int, SiteFacts], registered: Mapping[int, str] | None) -> None:
+    """Refuse a name that is another site's (WireError)."""
+    name = facts[node].site
+    if registered is None:
+        other = next((one for one, fact in facts.items() if one != node and fact.site == name), None)
+        if other is not None:
+            raise WireError(f"has the name of node {other}: give each site its own site-name")
+    elif node not in registered:
+        raise WireError("its key is not in the register: see `fedhypevae site register`")
+    elif registered[node] != name:
+        raise WireError(f"its key is registered as {registered[node]}")
 
 
 def _wait_for_nodes(grid: Grid, wanted: int, least: int, timeout: float, printer: RoundPrinter) -> list[int]:
@@ -134,24 +174,20 @@ def _wait_for_nodes(grid: Grid, wanted: int, least: int, timeout: float, printer
         time.sleep(0.5)
 
 
-def _facts(reply: Reply) -> SiteFacts:
-    words = reply.words
-    try:
-        return SiteFacts(
-            str(words["site"]),
-            int(words["position"]),
-            EncoderIdentity.from_json(json.loads(str(words["identity"]))),
-            str(words["canary"]),
-            bool(words["public"]),
-        )
-    except (KeyError, ValueError, TypeError, DataError):
-        raise MeetingError("a site said hello in words that can't be read: it must run the same version") from None
-
-
-def _check_agreement(facts: Mapping[int, SiteFacts], *, own_encoders: bool) -> None:
-    ordered = sorted(facts.values(), key=lambda fact: (fact.position, fact.site))
-    names = [fact.site for fact in ordered]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise MeetingError(f"two sites call themselves {double!r}: give each its own site-name")
-    require_agreement({fact.site: fact for fact in ordered}, own_encoders=own_encoders)
+def _that_agree(
+    facts: Mapping[int, SiteFacts], least: int, refusals: Refusals, *, own_encoders: bool
+) -> dict[int, SiteFacts]:
+    """The sites whose embeddings mean the same as those of more than half of all."""
+    kept, odd = dict(facts), dict[str, str]()
+    while True:
+        in_order = sorted(kept.values(), key=lambda fact: (fact.position, fact.site))
+        found = check_sites({fact.site: fact for fact in in_order}, own_encoders=own_encoders)
+        if not found:
+            break
+        odd |= {mismatch.site: str(mismatch) for mismatch in reversed(found)}
+        kept = {node: fact for node, fact in kept.items() if fact.site not in odd}
+        if len(kept) < max(least, len(facts) // 2 + 1):
+            raise MeetingError("the sites' embeddings differ: " + "; ".join(str(mismatch) for mismatch in found))
+    for site, why in odd.items():
+        refusals.add(site, "hello", why)
+    return kept

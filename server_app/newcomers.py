@@ -14,6 +14,7 @@ from common.methods.base import Method
 from common.wire import SiteFacts
 from server_app.link import Member
 from server_app.meeting import Meeting, say_hello
+from server_app.refusals import Refusals
 
 # A round waits no longer than this for a newcomer's hello, and for no newcomer more than so many times.
 _PATIENCE_S = 60.0
@@ -37,6 +38,7 @@ class Newcomers:
         known: index of every site that ever was in the run, by name.
         is_open: whether sites that were not there before are taken in, see `takes_newcomers`.
         tell: gets a line for each site that comes.
+        refusals: is told whose hello broke a rule.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Newcomers:
         known: Mapping[str, int],
         is_open: bool,
         tell: Callable[[str], None],
+        refusals: Refusals,
     ) -> None:
         self.known = {**known, **{member.name: member.index for member in meeting.members.values()}}
         self._config = config
         self._meeting = meeting
         self._is_open = is_open
         self._tell = tell
+        self._refusals = refusals
         self._tries: dict[int, int] = {}
 
     def look(self, grid: Grid, members: Mapping[int, Member]) -> dict[int, Member]:
@@ -63,10 +67,12 @@ class Newcomers:
             return now
         for node in new:
             self._tries[node] = self._tries.get(node, 0) + 1
-        facts, missing = say_hello(grid, self._config, new, min(self._config.federation.round_timeout, _PATIENCE_S))
-        for why in missing.values():
+        patience = min(self._config.federation.round_timeout, _PATIENCE_S)
+        heard = say_hello(grid, self._config, new, patience, self._refusals)
+        self._tries |= dict.fromkeys(heard.refused, _TRIES)
+        for why in heard.missing.values():
             self._tell(f"a site came, but said no hello: {why}")
-        for node, fact in facts.items():
+        for node, fact in heard.facts.items():
             self._tries[node] = _TRIES  # it has answered: there is nothing more to ask
             try:
                 now = self._with(now, node, fact, connected)
@@ -79,6 +85,7 @@ class Newcomers:
     ) -> dict[int, Member]:
         before = next((old for old, member in members.items() if member.name == fact.site), None)
         if before in connected:
+            self._refusals.add(str(node), "hello", f"has the name of {fact.site}, which is connected already")
             raise MeetingError("a site of that name is connected already: give each its own site-name")
         if fact.site not in self.known and not self._is_open:
             raise MeetingError("this run is shared out among the sites that met at its start: it can join the next")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ def build_summary(
     scores: Mapping[str, Any],
     data_is_public: bool,
     seconds: float,
+    refused: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The summary of a completed run, JSON-ready. ε comes from the events in the sites' own ledgers."""
     privacy = context.config.privacy
@@ -123,6 +124,7 @@ def build_summary(
         "bytes_down_per_site": max(progress.bytes_down.values(), default=0),
         "rounds_taken_part": [list(sites) for sites in progress.taken_part],
         "rounds_missing": [dict(sites) for sites in progress.missing],
+        "refused_replies": [dict(reply) for reply in refused],
         "history": [dict(entry) for entry in progress.history],
         "config": context.config.to_flat(),
     }

@@ -27,8 +27,10 @@ from common.secagg.messages import (
 from common.secagg.quantise import Quantisation, Words, unpack
 from common.secagg.server import unmask
 from common.wire import MASKED, Kind
+from server_app.charges import NO_CHARGES, Charges
 from server_app.downlink import Member, Parcel
-from server_app.exchange import Outcome, Reply, build_messages, exchange
+from server_app.exchange import Outcome, build_messages, exchange
+from server_app.replies import Reply
 
 SiteWords = Mapping[str, str | int | float]
 _NOTHING: Tensors = {}
@@ -99,6 +101,7 @@ def sender(
     timeout: float,
     note: Callable[[Kind, Outcome], None],
     parcel: Callable[[int, bool], Parcel] | None = None,
+    charges: Charges = NO_CHARGES,
 ) -> Send:
     """How `secure_sum` sends: each site's own words and those of the exchange, one timeout for each exchange.
 
@@ -109,6 +112,7 @@ def sender(
         timeout: seconds to wait for replies.
         note: told of every exchange.
         parcel: (node, whether the whole) -> the parameters that come with the task; all sites must get the same.
+        charges: what a site can have been charged in this run.
     """
 
     def once(kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes, nodes: Iterable[int], whole: bool) -> Outcome:
@@ -121,7 +125,7 @@ def sender(
             group,
             timeout,
         )
-        return exchange(grid, kind, messages, timeout, lambda _: shapes)
+        return exchange(grid, kind, messages, timeout, lambda _: shapes, charges=charges)
 
     def send(kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes) -> Outcome:
         outcome = once(kind, words, shapes, list(words), False)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -29,13 +30,15 @@ from common.secagg.release import (
 from common.statistics import combine_statistics
 from common.transfer import Held
 from common.wire import Kind, check_tensors
-from server_app.bounds import largest_norm
+from server_app.bounds import check_norm, largest_norm
 from server_app.checkpoint import Progress, save_checkpoint, with_round
 from server_app.downlink import Downlink
-from server_app.exchange import Outcome, Reply, check_norm
+from server_app.exchange import Outcome
 from server_app.link import Link, Member
 from server_app.progress import Pace, RoundRecord, epsilon_per_site
 from server_app.receipts import Receipts
+from server_app.refusals import Refusals
+from server_app.replies import Reply
 from server_app.tracking import RunWatch
 
 
@@ -51,6 +54,7 @@ class FederatedStrategy(Strategy):
         held: what the sites hold, from a checkpoint.
         folder: where checkpoints go.
         watch: tells people how far it is.
+        refusals: is told whose reply broke a rule.
         look: (grid, members) -> members of the next round: whoever came meanwhile is among them.
         receipts: what sites gave in earlier runs, and get back.
     """
@@ -64,6 +68,7 @@ class FederatedStrategy(Strategy):
         progress: Progress,
         folder: Path,
         watch: RunWatch,
+        refusals: Refusals,
         held: Mapping[str, Held] | None = None,
         look: Callable[[Grid, Mapping[int, Member]], dict[int, Member]] = lambda _, members: dict(members),
         receipts: Receipts | None = None,
@@ -76,7 +81,9 @@ class FederatedStrategy(Strategy):
         self._look = look
         self._started = time.monotonic() - progress.seconds
         self._downlink = Downlink(method, context, held or {}, progress.versions)
-        self._link = Link(method, context, members, progress, self._downlink, watch, receipts or Receipts(None))
+        self._refusals = refusals
+        given = receipts or Receipts(None)
+        self._link = Link(method, context, members, progress, self._downlink, watch, given, refusals)
         self._outcome = Outcome({}, {}, {})
         self._uploads: MutableMapping[int, Tensors] = {}
 
@@ -145,7 +152,8 @@ class FederatedStrategy(Strategy):
                 else:
                     messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
                     self._uploads = gather(self.method, self.context, self.state)
-                    self._outcome = self._link.train(grid, messages, number, self._largest_norm(), self._take)
+                    check = partial(check_norm, largest=self._largest_norm())
+                    self._outcome = self._link.train(grid, messages, number, check, self._take)
             self.aggregate_train(number, [])
             check_tensors("train", self.state.params, {n: tuple(v.shape) for n, v in self.state.params.items()})
             taken = tuple(sorted(self.members[node].name for node in self._outcome.replies))
@@ -258,5 +266,10 @@ class FederatedStrategy(Strategy):
             raise
 
     def _save(self) -> None:
-        self._link.progress = replace(self.progress, versions=dict(self._downlink.known), seconds=self.seconds())
+        self._link.progress = replace(
+            self.progress,
+            versions=dict(self._downlink.known),
+            seconds=self.seconds(),
+            refused=self._refusals.found,
+        )
         save_checkpoint(self._folder, self.state, self.progress, self._downlink.held)

@@ -230,7 +230,7 @@ def list_all(folder: ServerFolder) -> None:
 
 
 @app.command("revoke")
-def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name.")]) -> None:
+def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name, or its node.")]) -> None:
     """At the server: shut a site out; its key is refused from now on.
 
     Example: fedhypevae site revoke /srv/fedhypevae-server st-anna

@@ -1,0 +1,315 @@
+"""What a site may say: every word, number and tensor of a reply is held against public limits before it is used.
+
+Nothing that a site sends is trusted: not its length, not its depth, not its types. What breaks a rule is refused whole,
+and the error names the rule, never the content: it is printed to a coordinator's terminal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Message
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from torch import Tensor
+
+from common import errors
+from common.agreement import decode
+from common.compression import OFF
+from common.errors import DataError, FedHypeVAEError, StaleError, WireError
+from common.events import PrivacyEvent
+from common.identity import EncoderIdentity
+from common.names import SITE_NAME
+from common.transfer import from_wire, wire_shapes
+from common.wire import ERROR_WORDS, REPLY_WORDS, SCORE_PARTS, Kind, SiteFacts, check_scores
+from server_app.arrays import read_tensors
+from server_app.charges import NO_CHARGES, Charges
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Public limits. An honest site stays far below each of them.
+MOST_SITES = 100_000
+MOST_CLASSES = 10_000
+WIDEST_EMBEDDING = 65_536
+_IDENTITY = 2_000_000  # characters; the names of the classes are in it
+_CANARY = 8 + WIDEST_EMBEDDING * 4 * 4 // 3
+_EVENT = 1_000
+_RUNS_OF_EVENTS = 2_000
+_SITE_ENTRY = 1_000  # characters of one site's entry in a table of secure aggregation
+
+_ADVICE = {
+    "policy:run_name": ": it knows a run of this name with other settings; give this one another run-name",
+    "ledger": ": its privacy ledger can't be used, or is older than what it released: its own log says what to do",
+    "receipt": ": the receipt kept of it here is not one that it gave: ask its people, its own log says what to do",
+}
+_APP_REFUSED = "AppRefused"  # the error that a site's launcher reports before any of the app's code runs
+_ERROR_CODES = {2: "its app failed", 3: "answered too late", 5: "unreachable", 8: "its app was killed"}
+_POLICY_RULE = re.compile(r"[a-z][a-z0-9_]{0,60}")
+_REFERENCE = re.compile(r"[0-9a-f]{8}")
+
+
+class Declined(WireError):
+    """A site did not answer, or said by the rules that it can't or won't."""
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected printable characters")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_printable)]
+ShortLine = Annotated[Line, Field(max_length=300)]
+Receipt = Annotated[Line, Field(max_length=4000)]
+Seal = Annotated[Line, Field(max_length=1000)]
+Charged = Annotated[str, Field(max_length=200_000)]
+Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$", max_length=1000)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class IdentityFields(_Model):
+    """The encoder's identity as a site tells it."""
+
+    encoder: ShortLine
+    revision: ShortLine
+    dimension: Annotated[int, Field(ge=1, le=WIDEST_EMBEDDING)]
+    preprocessing: Annotated[Line, Field(max_length=5000)]
+    weights_digest: ShortLine
+    precision: ShortLine
+    class_names: Annotated[tuple[ShortLine, ...], Field(min_length=1, max_length=MOST_CLASSES)]
+
+
+class HelloWords(_Model):
+    """What a site says of itself before a run."""
+
+    site: Annotated[str, StringConstraints(pattern=SITE_NAME)]
+    position: Annotated[int, Field(ge=-1, le=MOST_SITES)]
+    identity: Annotated[str, Field(max_length=_IDENTITY)]
+    canary: Annotated[str, Field(max_length=_CANARY)]
+    public: bool
+
+
+class ReleaseWords(_Model):
+    """What comes with a release: the head of the site's ledger, and what it was charged."""
+
+    receipt: Receipt
+    seal: Seal
+    charged: Charged
+
+
+class CardWords(_Model):
+    """Public keys for one secure sum."""
+
+    card: Annotated[Line, Field(max_length=4000)]
+
+
+class BoxesWords(_Model):
+    """Sealed shares for the other sites."""
+
+    boxes: Line
+
+
+class MaskedWords(_Model):
+    """What comes with a masked vector."""
+
+    signature: Hex
+    receipt: Receipt
+    seal: Seal
+    charged: Charged
+
+
+class UnmaskWords(_Model):
+    """Shares that take the masks off a sum."""
+
+    shares: Line
+    receipt: Receipt
+    seal: Seal
+    charged: Charged
+
+
+class NoWords(_Model):
+    """A reply without words."""
+
+
+class ErrorWords(_Model):
+    """A site's refusal: a known code, and a reference to its own log."""
+
+    error: str
+    reference: Annotated[str, StringConstraints(pattern=rf"^{_REFERENCE.pattern}$")]
+
+
+WORDS: dict[Kind, type[_Model]] = {
+    "hello": HelloWords,
+    "statistics": ReleaseWords,
+    "train": ReleaseWords,
+    "baseline": NoWords,
+    "evaluate": NoWords,
+    "secagg_keys": CardWords,
+    "secagg_shares": BoxesWords,
+    "secagg_masked": MaskedWords,
+    "secagg_unmask": UnmaskWords,
+}
+_EventRun = tuple[Annotated[str, Field(max_length=_EVENT)], Annotated[int, Field(ge=1, le=1_000_000)]]
+_RUNS: TypeAdapter[list[_EventRun]] = TypeAdapter(
+    Annotated[list[_EventRun], Field(max_length=_RUNS_OF_EVENTS)], config=ConfigDict(strict=True)
+)
+_SCORE: TypeAdapter[float] = TypeAdapter(
+    Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)], config=ConfigDict(strict=True)
+)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one site's reply must hold.
+
+    Attributes:
+        kind: of the message.
+        shapes: allowed tensors, by name.
+        bits: of a number in a reply.
+        reference: what a reply in few bits is told as a difference from.
+        charges: what the site can have been charged.
+        sites: how many sites the exchange is with.
+    """
+
+    kind: Kind
+    shapes: Shapes
+    bits: int = OFF
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
+    charges: Charges = NO_CHARGES
+    sites: int = 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A site's answer that passed the checks.
+
+    Attributes:
+        words: strings and numbers, by name.
+        tensors: float32 tensors, by name; none where they were taken in at once.
+        scores: numbers of an evaluation, by name.
+        num_bytes: size of its arrays.
+        charged: what the site's ledger holds against the run; None where the reply does not say.
+    """
+
+    words: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    scores: Mapping[str, float]
+    num_bytes: int
+    charged: tuple[PrivacyEvent, ...] | None = None
+
+
+def read_reply(message: Message, expected: Expected) -> Reply:
+    """The checked content of a reply.
+
+    Raises:
+        Declined: it is an error or a refusal, by the rules. StaleError: the site needs the whole parameters.
+        WireError: it breaks a rule, and the text says which.
+    """
+    if message.has_error():
+        if _APP_REFUSED in (message.error.reason or ""):
+            raise Declined("refused the app: its digest is not one that the site approved, so none of it was run")
+        raise Declined(_ERROR_CODES.get(message.error.code, f"failed (code {message.error.code})"))
+    content, kind = message.content, expected.kind
+    told = (content.array_records, content.config_records, content.metric_records)
+    if any(set(records) - {name} for records, name in zip(told, ("tensors", "words", "scores"), strict=True)):
+        raise WireError(f"message {kind}: a record is not on the allow-list; nothing of it is used")
+    words = dict(content.config_records.get("words", {}))
+    if "error" in words:
+        raise _refusal(words)
+    if words or REPLY_WORDS[kind]:
+        words = _checked_words(kind, WORDS[kind], words).model_dump()
+    if any(len(words.get(table, "")) > _SITE_ENTRY * expected.sites for table in ("boxes", "shares")):
+        raise WireError(f"message {kind}: a table is longer than its sites need; nothing of it is used")
+    charged = read_charged(words["charged"], expected.charges) if "charged" in words else None
+    arrays = content.array_records.get("tensors", ArrayRecord())
+    received = read_tensors(kind, arrays, wire_shapes(expected.shapes, expected.bits))
+    scores = _scores(kind, dict(content.metric_records.get("scores", {})))
+    tensors = from_wire(received, expected.shapes, expected.bits, expected.reference)
+    return Reply(words, tensors, scores, arrays.count_bytes(), charged)
+
+
+def facts_of(reply: Reply) -> SiteFacts:
+    """What a site said of itself (WireError: an identity or a canary that is none)."""
+    words = reply.words
+    try:
+        identity = EncoderIdentity(**IdentityFields.model_validate_json(words["identity"]).model_dump())
+        canary = decode(words["canary"])
+    except (ValidationError, DataError) as error:
+        which = _broken(error, IdentityFields) if isinstance(error, ValidationError) else "canary is no embedding"
+        raise WireError(f"message hello: {which}; nothing of it is used") from None
+    if words["canary"] and (canary.size != identity.dimension or not np.isfinite(canary).all()):
+        raise WireError("message hello: canary is no embedding of the encoder's width; nothing of it is used")
+    return SiteFacts(words["site"], words["position"], identity, words["canary"], words["public"])
+
+
+def read_charged(text: str, charges: Charges) -> tuple[PrivacyEvent, ...]:
+    """What a site was charged, as `wire.tell_charged` wrote it: each mechanism once, with its number of releases.
+
+    Raises:
+        WireError: it is none, or nothing that this run can have cost; nothing of it is quoted.
+    """
+    try:
+        runs = _RUNS.validate_json(text)
+        told = [(PrivacyEvent.from_json(event), times) for event, times in runs]
+    except (ValidationError, FedHypeVAEError, RecursionError, OverflowError):
+        raise WireError("word charged must be events and how often; nothing of it is used") from None
+    return charges.check(told)
+
+
+def known_codes() -> frozenset[str]:
+    """The codes that a site's error may have; a refusal by policy also names its rule."""
+    found = [value for value in vars(errors).values() if isinstance(value, type)]
+    return frozenset(value.code for value in found if issubclass(value, FedHypeVAEError))
+
+
+def _refusal(words: Mapping[str, Any]) -> WireError:
+    """A site's own error, as what is to be raised."""
+    if set(words) != ERROR_WORDS:
+        return WireError("sent an error with fields that are not on the allow-list")
+    code = str(words["error"])
+    policy, _, rule = code.partition(":")
+    try:
+        told = _checked_words("error", ErrorWords, words)
+    except WireError as error:
+        return error
+    if code not in known_codes() and not (policy == "policy" and _POLICY_RULE.fullmatch(rule)):
+        return WireError("sent an error of no known code")
+    text = f"refused: {code} (reference {told.model_dump()['reference']} in its own log){_ADVICE.get(code, '')}"
+    return StaleError(text) if code == StaleError.code else Declined(text)
+
+
+def _checked_words(kind: str, model: type[_Model], words: Mapping[str, Any]) -> _Model:
+    unknown = sorted(set(words) - set(model.model_fields))
+    if unknown:
+        raise WireError(f"message {kind}: field {unknown[0][:40]!r} is not on the allow-list; nothing of it is used")
+    try:
+        return model.model_validate(words)
+    except ValidationError as error:
+        raise WireError(f"message {kind}: {_broken(error, model)}; nothing of it is used") from None
+
+
+def _broken(error: ValidationError, model: type[_Model]) -> str:
+    """The first rule that was broken: the field's name and the rule's, and nothing of what was sent."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    where = f"field {name!r}" if name in model.model_fields else "its content"
+    return f"{where} breaks the rule {first['type']}"
+
+
+def _scores(kind: Kind, scores: Mapping[str, Any]) -> dict[str, float]:
+    if scores and kind != "evaluate":
+        raise WireError(f"message {kind}: scores are not on the allow-list; nothing of it is used")
+    check_scores(scores)
+    parts = {name.partition(".")[0] for name in scores}
+    if len(scores) != len(parts) * len(SCORE_PARTS):
+        raise WireError("message evaluate: a score lacks a part; nothing of it is used")
+    try:
+        return {name: _SCORE.validate_python(value) for name, value in scores.items()}
+    except ValidationError:
+        raise WireError("message evaluate: a score must be a number from 0 to 1; nothing of it is used") from None

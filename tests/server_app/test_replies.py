@@ -1,0 +1,127 @@
+"""The public limits of what a site may say, one by one; the lies of a whole run are in test_hostile_site.py."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord
+
+from common.config import RunConfig
+from common.errors import WireError
+from common.events import PrivacyEvent
+from common.methods import get_method
+from common.methods.base import Problem, RunContext
+from common.secagg.assumptions import Assumptions, charged_events
+from common.wire import ERROR_WORDS, REPLY_WORDS, Kind, tell_charged
+from server_app.arrays import read_tensors
+from server_app.charges import NO_CHARGES, Charges
+from server_app.replies import WORDS, ErrorWords, known_codes, read_charged
+
+SECAGG = {"trust": "secagg", "num-sites": 6, "dropouts": 1, "colluders": 1}
+
+
+def context_of(**changes: str | int | float | bool) -> RunContext:
+    config = RunConfig.from_flat({"num-rounds": 3, "spare-rounds": 1, "sampling-rate": 0.5, **changes})
+    return RunContext(config, Problem(8, ("a", "b"), 6), get_method(config.method).plan(config))
+
+
+def charges_of(context: RunContext) -> Charges:
+    return Charges.of(get_method(context.config.method), context)
+
+
+def told(*events: PrivacyEvent) -> str:
+    return tell_charged([event.to_json() for event in events])
+
+
+def test_every_kind_of_reply_has_a_model_of_exactly_the_allowed_words() -> None:
+    assert set(WORDS) == set(REPLY_WORDS) == set(get_args(Kind))
+    for kind, model in WORDS.items():
+        assert set(model.model_fields) == REPLY_WORDS[kind]
+        assert model.model_config["extra"] == "forbid"
+        assert model.model_config["strict"]
+    assert set(ErrorWords.model_fields) == ERROR_WORDS
+
+
+def test_codes_are_those_of_the_projects_errors() -> None:
+    assert {"failure", "config", "data", "policy", "budget", "ledger", "wire", "stale", "protocol"} <= known_codes()
+
+
+def test_charges_of_a_whole_run_are_read_each_mechanism_once() -> None:
+    context = context_of()
+    plan = context.plan
+    charged = (*plan.statistics_events, *plan.round_events, *plan.round_events, *plan.round_events)
+    found = read_charged(told(*charged), charges_of(context))
+    assert {event.label: event.count for event in found} == {"statistics": 1, "training": 3}
+    assert {(event.noise_multiplier, event.sampling_rate) for event in found} == {
+        (event.noise_multiplier, event.sampling_rate) for event in charged
+    }
+
+
+def test_charges_of_a_run_without_protection_are_none() -> None:
+    charges = charges_of(context_of(epsilon=float("inf")))
+    assert charges == NO_CHARGES
+    assert read_charged("[]", charges) == ()
+    with pytest.raises(WireError, match="does not have"):
+        read_charged(told(*context_of().plan.statistics_events), charges)
+
+
+@pytest.mark.parametrize("feared", [2, 3])
+def test_site_that_fears_more_colluders_may_be_charged_more(feared: int) -> None:
+    context = context_of(**SECAGG)
+    worse = charged_events(context.plan.all_events, Assumptions(6, 1, 1), feared)
+    assert worse[0].noise_multiplier < context.plan.all_events[0].noise_multiplier
+    assert len(read_charged(told(*worse), charges_of(context))) == 2
+    with pytest.raises(WireError, match="does not have"):
+        read_charged(told(*worse), charges_of(context_of()))  # under local nobody is charged for colluders
+
+
+def impossible() -> dict[str, str]:
+    plan = context_of().plan
+    (training,) = plan.round_events
+    fields = json.loads(training.to_json())
+    text = training.to_json()
+    return {
+        "no JSON": "[",
+        "an object": "{}",
+        "a number": "[1]",
+        "a negative number of times": json.dumps([[text, -1]]),
+        "true times": json.dumps([[text, True]]),
+        "2.0 times": json.dumps([[text, 2.0]]),
+        "infinite times": f"[[{json.dumps(text)}, Infinity]]",
+        "an event of numbers": "[[3, 1]]",
+        "an event that is none": '[["x", 1]]',
+        "an event of other form": json.dumps([[json.dumps(fields), 1]]),
+        "a deep event": json.dumps([["[" * 990, 1]]),
+        "less noise": json.dumps([[PrivacyEvent(**{**fields, "noise_multiplier": 0.1}).to_json(), 1]]),
+        "another rate": json.dumps([[PrivacyEvent(**{**fields, "sampling_rate": 0.4}).to_json(), 1]]),
+        "another label": json.dumps([[PrivacyEvent(**{**fields, "label": "more"}).to_json(), 1]]),
+        "more rounds than can be": json.dumps([[text, 10_000]]),
+        "more in one event": json.dumps([[PrivacyEvent(**{**fields, "count": 10_000}).to_json(), 1]]),
+        "more in many events": json.dumps([[text, 100]] * 3),
+        "more runs of events than can be": json.dumps([[text, 1]] * 3000),
+        "nothing": "[]",
+    }
+
+
+@pytest.mark.parametrize("case", impossible())
+def test_charges_that_make_no_sense_are_refused_and_not_quoted(case: str) -> None:
+    text = impossible()[case]
+    with pytest.raises(WireError, match="charged") as refused:
+        read_charged(text, charges_of(context_of()))
+    assert len(str(refused.value)) < 100
+
+
+def test_headers_that_numpy_writes_are_read_whatever_their_padding() -> None:
+    values = torch.arange(6.0).reshape(2, 3)
+    array = Array(values)
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
+    for padding in (b"\n", b" " * 50 + b"\n"):
+        head = b"\x93NUMPY\x01\x00" + len(text + padding).to_bytes(2, "little") + text + padding
+        made = Array(array.dtype, array.shape, array.stype, head + values.numpy().tobytes())
+        assert torch.equal(read_tensors("train", ArrayRecord({"x": made}), {"x": (2, 3)})["x"], values)
+    assert torch.equal(read_tensors("train", ArrayRecord({"x": array}), {"x": (2, 3)})["x"], values)
+    scalar = Array(torch.tensor(4.0))
+    assert read_tensors("train", ArrayRecord({"x": scalar}), {"x": ()})["x"].item() == 4.0

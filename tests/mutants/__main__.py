@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 
 from tests.mutants.planting import Mutant, Sources, StaleError, Tests, load_mutants
 
@@ -168,13 +169,16 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
     TABLE.write_text(text[:start] + table(outcomes) + text[end + len(_END) :], encoding="utf-8")
 
 
-def kept_results(mutants: Sequence[Mutant], fresh: Iterable[Outcome]) -> list[Outcome]:
-    """The outcomes of this run, and of earlier ones of mutants that are still in the list, in its order."""
+def write_results(fresh: Iterable[Outcome]) -> list[Outcome]:
+    """Write these outcomes beside those of earlier runs; mutants that are not in the list any more are left out."""
     known: dict[str, Outcome] = {}
     if RESULTS.is_file():
         known = {values["name"]: Outcome(**values) for values in json.loads(RESULTS.read_text(encoding="utf-8"))}
     known |= {found.name: found for found in fresh}
-    return [known[mutant.name] for mutant in mutants if mutant.name in known]
+    kept = [known[mutant.name] for mutant in load_mutants(HERE) if mutant.name in known]
+    content = json.dumps([asdict(found) for found in kept], indent=1, ensure_ascii=False) + "\n"
+    RESULTS.write_text(content, encoding="utf-8")
+    return kept
 
 
 def main() -> int:
@@ -214,21 +218,23 @@ def main() -> int:
         for name in spoiled:
             print(f"fails without any bug: {name}", flush=True)
 
+        writing = Lock()
+
         def one(mutant: Mutant) -> Outcome:
             tree = trees.get()
             try:
                 found = try_mutant(tree, sources, tests, mutant, spoiled)
             finally:
                 trees.put(tree)
+            with writing:
+                write_results([found])
             print(f"{found.status:<12} {found.name:<44} {found.by} ({found.seconds:.0f} s)", flush=True)
             return found
 
         with ThreadPoolExecutor(options.jobs) as pool:
             outcomes = list(pool.map(one, mutants))
-    every_outcome = kept_results(every, outcomes)
-    RESULTS.write_text(json.dumps([asdict(found) for found in every_outcome], indent=1, ensure_ascii=False) + "\n")
     if options.write_table:
-        write_table(every_outcome)
+        write_table(write_results(outcomes))
     uncaught = [found.name for found in outcomes if found.status != "caught"]
     print(f"{len(outcomes)} mutants, {len(outcomes) - len(uncaught)} caught")
     print(f"uncaught: {', '.join(uncaught) if uncaught else 'none'}")

@@ -9,7 +9,7 @@ from common.loop import problem_of, site_statistics
 from common.methods import get_method
 from common.methods.base import PrivacyPlan, RunContext
 from common.noise import SecureNoise
-from common.sampling import SiteData, draw_units
+from common.sampling import SiteData, by_unit, draw_units
 
 CAP = 2
 
@@ -41,3 +41,14 @@ def test_statistics_see_no_more_records_of_a_patient_than_the_cap() -> None:
     assert spec is not None
     released = site_statistics(context, spec, 0.0, patient_of_ten(1e-6), SecureNoise())
     assert float(released["class_counts"].sum()) == CAP + 1
+
+
+def test_records_of_no_class_are_left_out_and_the_others_stay() -> None:
+    """A label outside the classes would end the release of all: whether it ends would tell of one record."""
+    labels = torch.tensor([0, 1, 2, 3, -1, 2**40])
+    data = SiteData(torch.arange(6.0)[:, None], labels, torch.arange(6))
+    for unit in ("record", "patient"):
+        kept = by_unit(data, unit, 3)
+        assert kept.embeddings[:, 0].tolist() == [0.0, 1.0, 2.0]
+        assert kept.labels.tolist() == [0, 1, 2]
+        assert (kept.groups is None) == (unit == "record")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.classifier import Split
+from common.errors import FedHypeVAEError
 from common.heads import LinearHead
 from common.row_numbers import normals, row_words, uniforms
 
@@ -163,6 +164,8 @@ def _span(law: RowLaw, head: LinearHead) -> tuple[Tensor, Tensor]:
     that a library picks for U and V, and is the same on every machine.
     """
     matrix = head.weight.T if law.root is None else law.root.T @ head.weight.T
+    if not bool(matrix.isfinite().all()):
+        raise FedHypeVAEError("the generator's values are not finite, so no rows can be drawn: its training diverged")
     left, strengths, right = torch.linalg.svd(matrix, full_matrices=False)
     kept = strengths > _LEAST_STRENGTH * max(float(strengths.max()), math.ulp(0.0))
     span = left[:, kept] @ right[kept]

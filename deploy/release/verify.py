@@ -22,6 +22,7 @@ from common.row_sets import ROWS_FORMAT
 from deploy.release.audits import objections
 from deploy.release.build import FILES, SIGNATURE, SUMS
 from deploy.release.describe import BUNDLE_FORMAT, DATA_FILE, NOT_PRIVATE
+from deploy.release.layout import check_generator_layout
 from deploy.release.ledgers import check_published
 from deploy.release.promises import faults_of, largest_epsilon
 from deploy.release.redraw import FOREIGN, Watch, check_every_row, check_sampled_rows
@@ -100,7 +101,7 @@ def verify_bundle(folder: Path, pinned: str | None, watch: Watch, *, quick: bool
         ("privacy statement, every epsilon computed again", contents.check_statement),
         ("ledgers", contents.check_ledgers),
         ("audit", contents.check_audit),
-        ("generator: rows can be drawn", contents.check_generator),
+        ("generator: what its method publishes, rows can be drawn", contents.check_generator),
         ("synthetic set: layout and numbers", contents.check_data),
         (f"synthetic set: {rows} drawn again", lambda: contents.check_rows(quick, watch)),
         ("descriptions", contents.check_descriptions),
@@ -277,6 +278,7 @@ class _Contents:
 
     def check_generator(self) -> None:
         bundle = load_bundle(self._folder)
+        check_generator_layout(bundle)
         embeddings, labels = bundle.draw(len(bundle.class_names), threads=1)
         fits = embeddings.shape == (len(bundle.class_names), bundle.dim) and bool(embeddings.isfinite().all())
         _require(fits and labels.shape == embeddings.shape[:1], f"{GENERATOR} gives rows of another shape")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.bundle import Bundle, load_bundle
-from common.bundle_parquet import set_notes, sha256_of, write_rows
+from common.bundle_parquet import read_notes, set_notes, sha256_of, write_rows
 from common.classifier import Split
 from common.config import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
@@ -25,6 +28,7 @@ from common.methods.base import Problem, RunContext
 from common.statistics import ReleasedStatistics
 from deploy.release import redraw
 from deploy.release.describe import DATA_FILE
+from deploy.release.layout import check_generator_layout
 from deploy.release.redraw import FOREIGN, check_every_row, check_sampled_rows, missed_share
 from server_app.results import draw_published, write_generator, write_synthetic
 from tests.deploy.release_cases import change_json, failed_checks, invoke, release, sign_again
@@ -84,6 +88,7 @@ def test_own_set_is_accepted(tmp_path: Path, kind: str) -> None:
     """Read from its files alone, in blocks of other sizes than it was written in."""
     check_every_row(make(tmp_path, kind), silent)
     check_sampled_rows(load_bundle(tmp_path), silent)
+    check_generator_layout(load_bundle(tmp_path))
 
 
 def replaced(rows: Tensor, labels: Tensor) -> Split:
@@ -286,18 +291,8 @@ def test_gate_refuses_and_verify_finds_whatever_the_statement_says(
         done = release(copied.run, tmp_path / "new", copied.key, "--ledgers", copied.sites)
         assert FOREIGN in str(done.exception), done.output
         assert not (tmp_path / "new").exists()
-    bundle = load_bundle(copied.bundle)
-    rewrite(bundle, lie, DATA_FILE)
-    labels = bundle.published()[1]
-    told = {"rows": len(labels), "class_counts": labels.bincount(minlength=3).tolist()}
-    change_json(copied.bundle, "bundle.json", lambda content: content.update(told))
     change_json(copied.bundle, "privacy_statement.json", lambda content: content["software"].update(torch="2.0.0"))
-    change_json(
-        copied.bundle,
-        "croissant.json",
-        lambda content: content["distribution"][0].update(sha256=sha256_of(copied.bundle / DATA_FILE)),
-    )
-    sign_again(copied.bundle, copied.key)
+    sign_exchanged(copied.bundle, copied.key, lie)
     done = invoke("release", "verify", copied.bundle)
     assert failed_checks(done) == ["synthetic set"], done.output
     assert FOREIGN in done.output
@@ -362,3 +357,72 @@ def test_forced_bundle_with_a_foreign_set_says_so_itself(copied: Any, tmp_path: 
         assert "sampled:" not in done.output
     reasons = json.loads((tmp_path / "new" / "bundle.json").read_text())["not_private_because"]
     assert any(FOREIGN in reason for reason in reasons)
+
+
+def test_set_exchanged_in_a_forced_bundle_is_found(copied: Any, tmp_path: Path) -> None:
+    """A bundle that is not private for another reason still has to hold what it says."""
+    assert release(copied.run, tmp_path / "new", copied.key, "--ledgers", copied.sites, "--force").exit_code == 0
+    sign_exchanged(tmp_path / "new", copied.key, short_replaced)
+    done = invoke("release", "verify", tmp_path / "new", "--allow-not-private")
+    assert failed_checks(done) == ["synthetic set"], done.output
+
+
+def sign_exchanged(folder: Path, key: Path, change: Callable[[Tensor, Tensor], Split]) -> None:
+    """Exchange the set of a bundle, and let every other file agree with it, signed by the coordinator's own key."""
+    bundle = load_bundle(folder)
+    rewrite(bundle, change, DATA_FILE)
+    describe_again(folder, key, bundle.not_private)
+
+
+def describe_again(folder: Path, key: Path, reasons: tuple[str, ...] = ()) -> None:
+    """Numbers and checksums of a bundle's set as it is now, and the signature."""
+    labels = load_bundle(folder).published()[1]
+    told = {"rows": len(labels), "class_counts": labels.bincount(minlength=3).tolist()}
+    change_json(folder, "bundle.json", lambda content: content.update(told))
+    digest = sha256_of(folder / DATA_FILE)
+    change_json(folder, "croissant.json", lambda content: content["distribution"][0].update(sha256=digest))
+    sign_again(folder, key, reasons)
+
+
+@pytest.mark.parametrize("hidden", ["column", "note", "bytes", "tensor", "shape", "metadata"])
+def test_anything_beside_the_rows_is_found(copied: Any, hidden: str) -> None:
+    """The rows are the generator's own, everything is signed, and records lie where no reader looks."""
+    data, generator = copied.bundle / DATA_FILE, copied.bundle / "generator.safetensors"
+    with safe_open(generator, framework="pt") as file:
+        metadata = file.metadata()
+    tensors, table = load_file(generator), pq.read_table(data)
+    if hidden == "column":
+        pq.write_table(table.append_column("record", pa.array(range(len(table)))), data)
+    elif hidden == "note":
+        rows, notes = load_bundle(copied.bundle).published(), {**read_notes(data), "record": [1.0, 2.0]}
+        write_rows(data, [rows], dim=DIM, class_names=NAMES, notes=notes)
+    elif hidden == "bytes":
+        content = data.read_bytes()
+        end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        data.write_bytes(content[:end] + b"record" + content[end:])
+    elif hidden == "tensor":
+        save_file({**tensors, "decoder.0.record": torch.ones(5, DIM)}, generator, metadata)
+    elif hidden == "shape":
+        save_file({**tensors, "class_counts": torch.ones(3, DIM)}, generator, metadata)
+    else:
+        save_file(tensors, generator, {**metadata, "record": "1.0 2.0"})
+    describe_again(copied.bundle, copied.key)
+    done = invoke("release", "verify", copied.bundle)
+    assert failed_checks(done) == ["synthetic set" if hidden in ("column", "note", "bytes") else "generator"], (
+        done.output
+    )
+
+
+def test_notes_of_the_run_s_file_are_not_published(copied: Any, tmp_path: Path) -> None:
+    run = load_bundle(copied.run)
+    notes = {**set_notes(run.context, ()), "record": [1.0, 2.0]}
+    write_rows(copied.run / "synthetic.parquet", [run.published()], dim=DIM, class_names=NAMES, notes=notes)
+    assert release(copied.run, tmp_path / "new", copied.key, "--ledgers", copied.sites).exit_code == 0
+    assert read_notes(tmp_path / "new" / DATA_FILE) == set_notes(run.context, ())
+
+
+def test_generator_that_is_not_finite_is_refused_in_words(tmp_path: Path) -> None:
+    bundle = make(tmp_path, "generator")
+    tensors = {**bundle.artifact.tensors, "decoder.0.class_weight": torch.full((DIM, 3), torch.nan)}
+    with pytest.raises(FedHypeVAEError, match="diverged"):
+        draw_published(bundle.context, replace(bundle.artifact, tensors=tensors))

@@ -14,6 +14,7 @@ from client_app.ledger_chain import Head
 from client_app.receipts import key_path
 from common.errors import LedgerError
 from tests.harness import Federation, Handler, HarnessSite, changed, deliver, words_of
+from tests.secagg_cases import SHARED, keyed_federation, phase_of
 
 RELEASES = ("query.statistics", "train")
 
@@ -23,14 +24,15 @@ def copy_of(site: HarnessSite, place: Path) -> Path:
     return Path(shutil.copytree(site.folder, place))
 
 
-def put_back(site: HarnessSite, copy: Path, *, ledger_alone: bool = False) -> None:
-    if ledger_alone:
-        for leftover in site.folder.glob("ledger.db*"):
-            leftover.unlink()
-        shutil.copy(copy / "ledger.db", site.folder / "ledger.db")
-    else:
+def put_back(site: HarnessSite, copy: Path, *files: str) -> None:
+    """Put back certain files of a copy; with none named, the whole folder."""
+    if not files:
         shutil.rmtree(site.folder)
         shutil.copytree(copy, site.folder)
+    for name in files:
+        for leftover in site.folder.glob(f"{name}*"):
+            leftover.unlink()
+        shutil.copy(copy / name, site.folder / name)
 
 
 def arrays_of(federation: Federation, site: str) -> int:
@@ -38,8 +40,8 @@ def arrays_of(federation: Federation, site: str) -> int:
     return sum(bool(seen.message.content.array_records) for seen in federation.sent(site) if seen.kind in RELEASES)
 
 
-@pytest.mark.parametrize("ledger_alone", [False, True])
-def test_old_ledger_put_back_between_rounds_is_refused(tmp_path: Path, ledger_alone: bool) -> None:
+@pytest.mark.parametrize("files", [(), ("ledger.db",), ("ledger.db", "releases.jsonl")])
+def test_old_ledger_put_back_between_rounds_is_refused(tmp_path: Path, files: tuple[str, ...]) -> None:
     """With all that lies beside it, the server's receipt is all there is. Others go on; the summary names the site."""
     federation = Federation.create(tmp_path, 3)
     copy = tmp_path / "copy"
@@ -50,7 +52,7 @@ def test_old_ledger_put_back_between_rounds_is_refused(tmp_path: Path, ledger_al
             if number == 0:
                 copy_of(site, copy)
             if number == 1:
-                put_back(site, copy, ledger_alone=ledger_alone)
+                put_back(site, copy, *files)
         return handler()
 
     summary = federation.run(num_rounds=3, tamper=tamper)
@@ -92,7 +94,7 @@ def test_old_ledger_beside_a_newer_log_is_refused(tmp_path: Path) -> None:
     empty = copy_of(site, tmp_path / "empty")
     federation.run(num_rounds=1)
     sent = arrays_of(federation, "site-1")
-    put_back(site, empty, ledger_alone=True)
+    put_back(site, empty, "ledger.db")
     (tmp_path / "receipts.json").unlink()
     with pytest.raises(SystemExit):
         federation.run(num_rounds=1, run_id=2)
@@ -180,6 +182,53 @@ def test_forged_receipt_costs_that_site_the_round_alone(tmp_path: Path, forged: 
     log = federation.site("site-2").log()
     assert "this site never gave" in log
     assert "rolled back" not in log
+
+
+@pytest.mark.parametrize("phase", ["secagg_keys", "secagg_masked", "secagg_unmask"])
+def test_secure_sum_goes_on_without_a_site_whose_ledger_is_old(tmp_path: Path, phase: str) -> None:
+    """Found with the first message, before anybody is charged; and later, where it was put back in between."""
+    federation, copy = keyed_federation(tmp_path), tmp_path / "copy"
+
+    def tamper(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
+        what = str(message.content.config_records["words"].get("what", ""))
+        if site.name == "site-2" and what == "round-1" and phase_of(message) == "secagg_keys":
+            copy_of(site, copy)
+        if site.name == "site-2" and what == "round-2" and phase_of(message) == phase:
+            put_back(site, copy, "ledger.db", "releases.jsonl")
+        return handler()
+
+    summary = federation.run(**SHARED, tamper=tamper)
+    others = ["site-1", "site-3", "site-4"]
+    in_sum = phase == "secagg_unmask"  # then its vector is in the sum, and it only did not help to unmask
+    assert summary["rounds_taken_part"] == [sorted([*others, "site-2"]), sorted([*others, *["site-2"] * in_sum])]
+    if not in_sum:
+        assert "refused: ledger" in summary["rounds_missing"][1]["site-2"]
+    site = federation.site("site-2")
+    assert "was rolled back" in site.log()
+    (run,) = site.runs().values()
+    assert sorted(run.rounds) == ["statistics"]
+    told = [phase_of(seen.message) for seen in federation.sent("site-2") if "error" in words_of(seen.message)]
+    assert told == [phase]
+
+
+@pytest.mark.parametrize("phase", ["secagg_keys", "secagg_masked"])
+def test_forged_receipt_costs_that_site_the_sum_alone(tmp_path: Path, phase: str) -> None:
+    federation = keyed_federation(tmp_path)
+
+    def tamper(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
+        what = str(message.content.config_records["words"].get("what", ""))
+        if (site.name, what, phase_of(message)) != ("site-2", "round-1", phase):
+            return handler()
+        reply = deliver(site, changed(message, receipt="9:" + "0" * 64))
+        reply.metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+        return reply
+
+    summary = federation.run(**SHARED, tamper=tamper)
+    others = ["site-1", "site-3", "site-4"]
+    assert summary["rounds_taken_part"] == [others, sorted([*others, "site-2"])]
+    assert "refused: receipt" in summary["rounds_missing"][0]["site-2"]
+    (run,) = federation.site("site-2").runs().values()
+    assert sorted(run.rounds) == ["round-2", "statistics"]
 
 
 def test_lost_or_exchanged_key_is_a_refusal(tmp_path: Path) -> None:

@@ -110,6 +110,19 @@ def test_site_refuses_a_policy_breach_before_the_records_are_opened(
     assert words_of(reply)["error"] == "policy:max_clip_norm"
 
 
+def test_public_site_sends_no_score_where_its_policy_says_no(tmp_path: Path) -> None:
+    """Public data alone is not enough: the policy has a word of its own on scores."""
+    allowed = Federation.create(tmp_path / "allowed", 1, data_is_public=True, metrics_may_leave=True)
+    allowed.run(num_rounds=1)
+    site = Federation.create(tmp_path / "not", 1, data_is_public=True, metrics_may_leave=False).sites[0]
+    for kind in ("query.baseline", "evaluate"):
+        reply = deliver(site, allowed.asked(kind, "site-1"))
+        assert words_of(reply)["error"] == "policy:metrics_may_leave"
+        assert not reply.content.metric_records
+        assert not reply.content.array_records
+    assert site.releases() == ()
+
+
 @pytest.mark.parametrize("kind", ["query.baseline", "evaluate"])
 def test_private_site_refuses_metrics(tmp_path: Path, asked: dict[str, Message], kind: str) -> None:
     site = Federation.create(tmp_path, 1).sites[0]

@@ -11,9 +11,11 @@ from flwr.app import Message
 
 from client_app.ledger import Ledger
 from client_app.ledger_chain import Head
+from client_app.policy_template import policy_template
 from client_app.receipts import key_path
 from common.errors import LedgerError
-from tests.harness import Federation, Handler, HarnessSite, changed, deliver, words_of
+from server_app.receipts import move_receipt
+from tests.harness import POLICY, Federation, Handler, HarnessSite, changed, deliver, words_of
 from tests.secagg_cases import SHARED, keyed_federation, phase_of
 
 RELEASES = ("query.statistics", "train")
@@ -243,6 +245,24 @@ def test_lost_or_exchanged_key_is_a_refusal(tmp_path: Path) -> None:
     key_path(site.folder).write_bytes(b"short")
     summary = federation.run(num_rounds=1, run_id=3)
     assert "refused: ledger" in summary["rounds_missing"][0]["site-1"]
+
+
+def test_ledger_of_another_cohort_needs_the_coordinators_word(tmp_path: Path) -> None:
+    """New people, a new ledger: the server forgets the old receipt, and the site moves its log away."""
+    federation = Federation.create(tmp_path, 2)
+    site = federation.site("site-1")
+    federation.run(num_rounds=1)
+    site.folder.joinpath("policy.toml").write_text(policy_template("another/cohort", **{**POLICY, "ledger": "new.db"}))
+    Ledger.create(site.folder / "new.db", "another/cohort").close()
+    summary = federation.run(num_rounds=1, run_id=2)
+    assert "refused: receipt" in summary["rounds_missing"][0]["site-1"]
+    assert "site rotate --forget" in site.log()
+    move_receipt(tmp_path / "receipts.json", str(site.node), None)
+    summary = federation.run(num_rounds=1, run_id=3)
+    assert "refused: ledger" in summary["rounds_missing"][0]["site-1"]
+    assert "move that log away" in site.log()
+    site.folder.joinpath("releases.jsonl").rename(site.folder / "releases-of-before.jsonl")
+    assert federation.run(num_rounds=1, run_id=4)["rounds_taken_part"] == [["site-1", "site-2"]]
 
 
 def test_any_earlier_receipt_will_do(tmp_path: Path) -> None:

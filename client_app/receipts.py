@@ -24,7 +24,7 @@ from pathlib import Path
 
 from client_app.ledger import Head, Ledger
 from client_app.place import Place
-from client_app.release_log import ReleaseLog
+from client_app.release_log import Release, ReleaseLog
 from client_app.task import Work
 from common.durable import lock_file, write_atomically
 from common.errors import LedgerError, ReceiptError
@@ -46,6 +46,8 @@ def message_ledger(place: Place, work: Work) -> Iterator[Ledger]:
         LedgerError: the ledger does not hold the receipt's entry or the last release of the site's own log, or can't be
             used.
     """
+    # read before the ledger: what another message's process logs in between, that ledger holds already
+    last = ReleaseLog(place.folder / "releases.jsonl").last_charged()
     with Ledger.open(
         place.policy.ledger_path(place.folder),
         place.policy.cohort_id,
@@ -62,21 +64,18 @@ def message_ledger(place: Place, work: Work) -> Iterator[Ledger]:
                     "renew-key` here and `fedhypevae site rotate --forget` at the server let this site in without it"
                 )
             ledger.check(Head.parse(receipt))
-        _check_log(ReleaseLog(place.folder / "releases.jsonl"), ledger)
+        _check_logged(last, ledger)
         yield ledger
 
 
-def _check_log(log: ReleaseLog, ledger: Ledger) -> None:
-    """Look in the ledger for the last release that the site's own log lists: what left was committed before."""
-    last = log.last_charged()
-    if last is None:
-        return
-    run = ledger.runs.get(last.run_id)
-    known = None if run is None else run.rounds.get(last.round_key)
-    if known is None or known.payload_digest != last.payload_digest:
+def _check_logged(last: Release | None, ledger: Ledger) -> None:
+    """Look in the ledger for the last release that the site's own log lists: it was committed before it was logged."""
+    run = None if last is None else ledger.runs.get(last.run_id)
+    known = None if run is None or last is None else run.rounds.get(last.round_key)
+    if last is not None and (known is None or known.payload_digest != last.payload_digest):
         raise LedgerError(
-            f"privacy ledger {ledger.path} is older than the site's own log: {log.path}, line {last.place}, lists a "
-            f"release of run {last.run_id}, {last.round_key}, that the ledger never committed: put the newest ledger "
+            f"privacy ledger {ledger.path} is older than the site's own log: line {last.place} of releases.jsonl lists "
+            f"a release of run {last.run_id}, {last.round_key}, that the ledger never committed: put the newest ledger "
             "back; nothing is released until then. Only with another cohort's ledger, move that log away"
         )
 

@@ -106,6 +106,24 @@ def test_old_ledger_beside_a_newer_log_is_refused(tmp_path: Path) -> None:
     assert site.entries() == 1
 
 
+def test_release_of_another_message_in_between_is_no_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs at once: what one logs after the other has opened the ledger is not held against that one."""
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=2)
+    site, opened = federation.site("site-1"), Ledger.open
+    waiting = [changed(federation.asked("query.statistics", "site-1"), run="another")]
+
+    def open_slowly(*words: Any, **options: Any) -> Ledger:
+        ledger = opened(*words, **options)
+        if waiting:
+            assert "error" not in words_of(deliver(site, waiting.pop()))
+        return ledger
+
+    monkeypatch.setattr(Ledger, "open", open_slowly)
+    assert "error" not in words_of(deliver(site, federation.asked("train", "site-1")))
+    assert len(site.releases()) == 4
+
+
 def test_missing_witness_is_refused_even_at_a_ledger_that_was_never_used(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, 1, witness="kept/witness.json")
     site = federation.site("site-1")

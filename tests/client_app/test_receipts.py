@@ -12,7 +12,7 @@ from flwr.app import Message
 from client_app.ledger import Ledger
 from client_app.ledger_chain import Head
 from client_app.policy_template import policy_template
-from client_app.receipts import key_path
+from client_app.receipts import key_path, make_key
 from common.errors import LedgerError
 from server_app.receipts import move_receipt
 from tests.harness import POLICY, Federation, Handler, HarnessSite, changed, deliver, words_of
@@ -72,16 +72,20 @@ def test_old_ledger_put_back_between_rounds_is_refused(tmp_path: Path, files: tu
 
 
 @pytest.mark.parametrize("witness", ["", "kept/witness.json"])
-def test_old_ledger_put_back_between_runs_is_refused(tmp_path: Path, witness: str) -> None:
+@pytest.mark.parametrize("code", ["ledger", "receipt"])
+def test_old_ledger_put_back_between_runs_is_refused(tmp_path: Path, witness: str, code: str) -> None:
     """The server's receipts outlive its runs: a copy of the whole site, of before the first run, is found."""
     federation = Federation.create(tmp_path, 2, witness=witness)
     site = federation.site("site-1")
+    if code == "ledger":
+        make_key(site.folder)  # as `site init` does; otherwise the copy is of before there was one
     empty = copy_of(site, tmp_path / "empty")
     federation.run(num_rounds=1)
     newest, sent = copy_of(site, tmp_path / "newest"), arrays_of(federation, "site-1")
     put_back(site, empty)
     summary = federation.run(num_rounds=1, run_id=2)
     assert summary["rounds_taken_part"] == [["site-2"]]
+    assert f"refused: {code}" in summary["rounds_missing"][0]["site-1"]
     assert arrays_of(federation, "site-1") == sent
     assert site.entries() == 1  # not even a run was declared
     put_back(site, newest)

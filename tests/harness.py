@@ -323,6 +323,11 @@ def words_of(reply: Message) -> dict[str, Any]:
     return dict(reply.content.config_records["words"])
 
 
+def charged_in(reply: Message) -> list[str]:
+    """The events that a site says it was charged, one by one, as the ledger has them."""
+    return [event for event, times in json.loads(words_of(reply)["charged"]) for _ in range(times)]
+
+
 def changed(message: Message, context: Mapping[str, Any] | None = None, **words: Any) -> Message:
     """A copy of a server's message with other words, or other parts of its context ("config": {...}, ...)."""
     copy = message_from_proto(message_to_proto(message))

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from common.wire import read_charged
-from tests.harness import Federation, changed, deliver, words_of
+from tests.harness import Federation, changed, charged_in, deliver, words_of
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +177,6 @@ def test_ledger_is_charged_exactly_the_events_of_the_run(tmp_path: Path) -> None
     federation = Federation.create(tmp_path, 1)
     federation.run(num_rounds=2)
     (run,) = federation.sites[0].runs().values()
-    told = read_charged(words_of(federation.sent("site-1", "train")[-1].message)["charged"])
+    told = charged_in(federation.sent("site-1", "train")[-1].message)
     assert [event.to_json() for event in run.charged] == told
     assert [event.label for event in run.charged] == ["statistics", "training", "training"]

@@ -19,9 +19,9 @@ from common.compression import packed_size
 from common.methods import get_method
 from common.methods.base import Shapes, SiteState
 from common.transfer import from_wire
-from common.wire import PACKED, load_context, read_charged
+from common.wire import PACKED, load_context
 from embeddings.store import read_metadata, read_store
-from tests.harness import CLASSES, DIM, Exchanged, Federation, Handler, HarnessSite, words_of
+from tests.harness import CLASSES, DIM, Exchanged, Federation, Handler, HarnessSite, charged_in, words_of
 
 WORDS = {
     "query.hello": {"site", "position", "identity", "canary", "public"},
@@ -97,7 +97,7 @@ def test_words_are_the_allowed_ones_and_tell_nothing_of_records(recorded: Record
             }
         else:
             assert re.fullmatch(r"\d+:[0-9a-f]{64}", words["receipt"])
-            charged = read_charged(words["charged"])
+            charged = charged_in(sent.message)
             assert charged == [event.to_json() for event in events[: len(charged)]]
 
 

@@ -155,8 +155,13 @@ def _blocks(shapes: Shapes, bits: int) -> tuple[NDArray[np.int64], NDArray[np.in
         size = math.prod(shapes[name])
         for start in range(0, size, BLOCK):
             lengths.append(min(BLOCK, size - start))
-            widths.append(_SMALL_BITS if size <= _SMALL else bits)
+            widths.append(code_bits(size, bits))
     return np.array(lengths, dtype=np.int64), np.array(widths, dtype=np.int64)
+
+
+def code_bits(size: int, bits: int) -> int:
+    """Width of a code in a tensor of so many values."""
+    return _SMALL_BITS if size <= _SMALL else bits
 
 
 def _levels(widths: NDArray[np.int64]) -> Codes:

@@ -14,6 +14,7 @@ from common.classifier import LinearHead, fit_linear_head
 from common.methods.base import Artifact, RunContext, seeded
 from common.statistics import ReleasedStatistics, class_means_spec, combine_statistics
 from common.wire import SCORE_NAMES
+from server_app.statistics_bounds import StatisticsBounds
 from server_app.strategy import FederatedStrategy
 
 _PARTS = ("accuracy", "balanced_accuracy")
@@ -67,7 +68,9 @@ def _baseline_head(grid: Grid, strategy: FederatedStrategy, context: RunContext)
         noise = calibrate_noise_multiplier(privacy.epsilon, privacy.delta, 1.0, 1)
     radius = 1.0 if context.config.training.sphere else context.config.training.embedding_radius
     spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
-    outcome = strategy.ask(grid, "baseline", {}, spec.shapes, {"noise_multiplier": noise})
+    bounds = StatisticsBounds.of(context.config, spec, noise, bits=context.config.federation.wire_bits)
+    words = {"noise_multiplier": noise}
+    outcome = strategy.ask(grid, "baseline", {}, spec.shapes, words, check=bounds.check)
     releases = {strategy.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
     statistics = combine_statistics(spec, [releases[index] for index in sorted(releases)], noise)
     return _gaussian_head(context, statistics)

@@ -22,23 +22,26 @@ from common.errors import FederationError, WireError
 from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
 from common.privacy_statement import why_not_private
 from common.secagg.release import (
-    combined_statistics,
+    mean_statistics,
     mean_uploads,
+    shared_statistics_noise,
     statistics_arguments,
     training_arguments,
 )
-from common.statistics import combine_statistics
+from common.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics
 from common.transfer import Held
 from common.wire import Kind, check_tensors
 from server_app.bounds import check_norm, largest_norm
 from server_app.checkpoint import Progress, save_checkpoint, with_round
 from server_app.downlink import Downlink
-from server_app.exchange import Outcome
+from server_app.exchange import Check, Outcome
 from server_app.link import Link, Member
 from server_app.progress import Pace, RoundRecord, epsilon_per_site
 from server_app.receipts import Receipts
 from server_app.refusals import Refusals
 from server_app.replies import Reply
+from server_app.secagg import SecureSum
+from server_app.statistics_bounds import StatisticsBounds
 from server_app.tracking import RunWatch
 
 
@@ -173,6 +176,7 @@ class FederatedStrategy(Strategy):
         words: Mapping[str, str | int | float] | None = None,
         *,
         personal: bool = False,
+        check: Check = lambda _: None,
     ) -> Outcome:
         """One exchange outside the rounds: a baseline or an evaluation; with `personal` each site's own model too."""
 
@@ -180,7 +184,7 @@ class FederatedStrategy(Strategy):
             return {**tensors, **self.method.params_for(self.context, self.state, index)}
 
         with self._saved_on_failure():
-            return self._link.ask(grid, kind, own if personal else lambda _: tensors, shapes, words)
+            return self._link.ask(grid, kind, own if personal else lambda _: tensors, shapes, words, check)
 
     def seconds(self) -> float:
         """Time spent on the run so far, earlier processes of a resumed run included."""
@@ -218,13 +222,26 @@ class FederatedStrategy(Strategy):
             return
         if self._shared:
             summed = self._link.secure_sum(grid, "statistics", statistics_arguments(self.context, spec), {})
-            statistics = combined_statistics(self.context, spec, summed.total, len(summed.nodes))
+            statistics = self._checked_sum(spec, summed)
         else:
-            outcome = self._link.ask(grid, "statistics", lambda _: {}, spec.shapes)
+            bits = self.context.config.federation.wire_bits
+            bounds = StatisticsBounds.of(self.context.config, spec, noise, bits=bits)
+            outcome = self._link.ask(grid, "statistics", lambda _: {}, spec.shapes, check=bounds.check)
             by_index = {self.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
             sites = sorted(by_index)
             statistics = combine_statistics(spec, [by_index[index] for index in sites], noise, sites)
         self.state = self.method.prepare(self.context, self.state, statistics)
+
+    def _checked_sum(self, spec: StatisticsSpec, summed: SecureSum) -> ReleasedStatistics:
+        """The statistics from a sum of the sites' (FederationError: honest sites have no such sum)."""
+        sites, share = len(summed.nodes), shared_statistics_noise(self.context)
+        mean = mean_statistics(self.context, spec, summed.total, sites)
+        bounds = StatisticsBounds.of(self.context.config, spec, share, sites=sites)
+        try:
+            bounds.check({name: value * sites for name, value in mean.items()})
+        except WireError as error:
+            raise FederationError(f"statistics: a site {error}: nobody knows which; the sum is not used") from None
+        return combine_statistics(spec, [mean] * sites, share)
 
     @property
     def _shared(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from torch import Tensor
+
 from common.errors import ConfigError
 from common.methods.base import Method, RunContext, Tensors
 from common.methods.hypevae_terms import known_total
@@ -95,8 +97,8 @@ def statistics_vector(context: RunContext, spec: StatisticsSpec, data: SiteData,
     return encode(statistics_arguments(context, spec), summed.tensors, source)
 
 
-def combined_statistics(context: RunContext, spec: StatisticsSpec, total: Words, num_summed: int) -> ReleasedStatistics:
-    """The statistics of all sites from their sum; post-processing.
+def mean_statistics(context: RunContext, spec: StatisticsSpec, total: Words, num_summed: int) -> dict[str, Tensor]:
+    """The sum of the sites' statistics as an equal part of it for each; post-processing.
 
     Args:
         context: the run.
@@ -105,9 +107,18 @@ def combined_statistics(context: RunContext, spec: StatisticsSpec, total: Words,
         num_summed: how many sites are in it.
     """
     arguments, weights = statistics_arguments(context, spec), part_weights(spec)
-    mean = {name: value / weights[name] for name, value in decode(arguments, total, num_summed).items()}
-    share = (context.plan.statistics_noise or 0.0) * assumptions_of(context).share
-    return combine_statistics(spec, [mean] * num_summed, share)
+    return {name: value / weights[name] for name, value in decode(arguments, total, num_summed).items()}
+
+
+def shared_statistics_noise(context: RunContext) -> float:
+    """Noise multiplier of one site's share of the statistics' noise."""
+    return (context.plan.statistics_noise or 0.0) * assumptions_of(context).share
+
+
+def combined_statistics(context: RunContext, spec: StatisticsSpec, total: Words, num_summed: int) -> ReleasedStatistics:
+    """The statistics of all sites from their sum; post-processing. Args as `mean_statistics`."""
+    mean = mean_statistics(context, spec, total, num_summed)
+    return combine_statistics(spec, [mean] * num_summed, shared_statistics_noise(context))
 
 
 def mean_uploads(arguments: Quantisation, total: Words, indices: Iterable[int]) -> dict[int, Tensors]:

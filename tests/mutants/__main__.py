@@ -14,16 +14,16 @@ import os
 import queue
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from threading import Lock
 
+from tests.mutants.forked import make_context, run_pytest
 from tests.mutants.planting import Mutant, Sources, StaleError, Tests, load_mutants
 
 HERE = Path(__file__).resolve().parent
@@ -54,8 +54,8 @@ class Outcome:
 class Tree:
     """A copy of the working tree in which one bug at a time is planted."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, context: ForkServerContext) -> None:
+        self.folder, self._context = folder, context
         self._written = int(time.time())
         for item in ROOT.iterdir():
             ignored = shutil.ignore_patterns(*_NOT_COPIED)
@@ -74,20 +74,10 @@ class Tree:
 
     def pytest(self, arguments: Sequence[str]) -> tuple[int, str]:
         """Exit code and output of a run of these tests here."""
-        settings = {
-            "PYTHONPATH": str(self.folder),
-            "OMP_NUM_THREADS": "1",
-            "FLWR_HOME": str(self.folder / ".flwr"),
-            "FEDHYPEVAE_HOME": str(self.folder),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-        }
-        command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
-        command += [f"--timeout={_LIMIT_S}", *arguments]
-        done = subprocess.run(
-            command, cwd=self.folder, env={**os.environ, **settings}, capture_output=True, text=True, check=False
-        )
-        return done.returncode, done.stdout + done.stderr
+        words = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", f"--timeout={_LIMIT_S}", *arguments]
+        output = self.folder / ".output"
+        code = run_pytest(self._context, self.folder, words, output)
+        return code, output.read_text(encoding="utf-8", errors="replace")
 
 
 def try_mutant(tree: Tree, sources: Sources, tests: Tests, mutant: Mutant, spoiled: Sequence[str]) -> Outcome:
@@ -206,12 +196,14 @@ def main() -> int:
                 print(f"{mutant.name}: STALE: {error}")
         print(f"{len(mutants)} mutants, {stale} stale")
         return int(stale > 0)
+    os.environ |= {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    context = make_context()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trees: queue.SimpleQueue[Tree] = queue.SimpleQueue()
         for number in range(options.jobs):
             home = Path(folder) / str(number)
             home.mkdir()
-            trees.put(Tree(home))
+            trees.put(Tree(home, context))
         first = trees.get()
         spoiled = control(first, tests, mutants, options.jobs)
         trees.put(first)

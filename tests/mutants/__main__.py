@@ -54,12 +54,12 @@ class Outcome:
 class Tree:
     """A copy of the working tree in which one bug at a time is planted."""
 
-    def __init__(self, folder: Path, context: ForkServerContext) -> None:
+    def __init__(self, folder: Path, context: ForkServerContext, root: Path = ROOT) -> None:
         self.folder, self._context = folder, context
         self._written = int(time.time())
-        for item in ROOT.iterdir():
+        for item in root.iterdir():
             ignored = shutil.ignore_patterns(*_NOT_COPIED)
-            if item.name in ignored(str(ROOT), [item.name]):
+            if item.name in ignored(str(root), [item.name]):
                 continue
             if item.is_dir():
                 shutil.copytree(item, folder / item.name, ignore=ignored)
@@ -120,23 +120,23 @@ def try_mutant(tree: Tree, sources: Sources, tests: Tests, mutant: Mutant, spoil
     return outcome("caught", failed[1], start)
 
 
-def control(tree: Tree, tests: Tests, mutants: Iterable[Mutant], jobs: int) -> list[str]:
-    """Tests of all these mutants that fail without any bug."""
-    wanted: dict[str, None] = {}
+def modules_of(tests: Tests, mutants: Iterable[Mutant]) -> list[list[str]]:
+    """What the mutants' tests are run by without any bug: the arguments for each test module."""
+    found: dict[str, dict[str, None]] = {}
     for mutant in mutants:
         try:
-            wanted |= dict.fromkeys(tests.arguments(mutant.tests))
+            for argument in tests.arguments(mutant.tests):
+                found.setdefault(argument.split("::")[0], {})[argument] = None
         except StaleError:
             continue  # said where the mutant is tried
-    if not wanted:
-        return []
-    whole = {name for name in wanted if "::" not in name}
-    chosen = [name for name in wanted if name in whole or name.split("::")[0] not in whole]
-    parallel = ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
-    code, output = tree.pytest([*parallel, *chosen])
-    if code not in (0, 1):
-        raise SystemExit(f"the tests can't be run without any bug:\n{output[-3000:]}")
-    return [match[1] for match in _FAILED.finditer(output)]
+    return [[module] if module in arguments else list(arguments) for module, arguments in sorted(found.items())]
+
+
+def control(tree: Tree, arguments: Sequence[str]) -> list[str]:
+    """Tests of one module that fail without any bug; the module itself where it can't be run at all."""
+    code, output = tree.pytest(arguments)
+    failed = [match[1] for match in _FAILED.finditer(output)]
+    return failed if code in (0, 1) else [arguments[0].split("::")[0]]
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -204,12 +204,18 @@ def main() -> int:
             home = Path(folder) / str(number)
             home.mkdir()
             trees.put(Tree(home, context))
-        first = trees.get()
-        spoiled = control(first, tests, mutants, options.jobs)
-        trees.put(first)
+
+        def checked(arguments: Sequence[str]) -> list[str]:
+            tree = trees.get()
+            try:
+                return control(tree, arguments)
+            finally:
+                trees.put(tree)
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            spoiled = [name for names in pool.map(checked, modules_of(tests, mutants)) for name in names]
         for name in spoiled:
             print(f"fails without any bug: {name}", flush=True)
-
         writing = Lock()
 
         def one(mutant: Mutant) -> Outcome:

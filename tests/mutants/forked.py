@@ -26,10 +26,10 @@ _LIBRARIES = (
 )
 
 
-def make_context() -> ForkServerContext:
+def make_context(libraries: Sequence[str] = _LIBRARIES) -> ForkServerContext:
     """A server of forks; its libraries are loaded at the first run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_LIBRARIES))
+    context.set_forkserver_preload(list(libraries))
     return context
 
 

@@ -180,8 +180,8 @@ def _watched() -> Iterator[dict[str, float]]:
 
         for module, name, part in (
             (sys.modules["client_app.app"], "find_place", "policy"),
-            (sys.modules["client_app.app"], "load_context", "context"),
-            (sys.modules.get("client_app.task", work), "load_records", "records"),
+            (sys.modules["client_app.asked"], "load_context", "context"),
+            (sys.modules["client_app.data"], "load_records", "records"),
         ):
             if hasattr(module, name):
                 watch(module, name, part)

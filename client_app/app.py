@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from client_app.asked import read_words, read_work
-from client_app.data import check_records, load_records
+from client_app.data import read_facts
 from client_app.egress import check_reply
 from client_app.place import Place, find_place
 from client_app.scores import answer_baseline, answer_evaluate
@@ -33,18 +33,13 @@ app = ClientApp()
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Say what the site holds: name, encoder, class set, canary; no counts.
-
-    This is where records that can't be used are refused: before any run, when nothing has been charged.
-    """
+    """Say what the site's file holds: encoder, class set, canary; no counts. No record is read."""
 
     def reply() -> RecordDict:
         words = read_words("hello", message)
         config = RunConfig.from_flat({key.replace("_", "-"): value for key, value in words.items()})
         place = find_place(context.node_config, config.federation, config.privacy)
-        records = load_records(place.records, place.cache_dir)
-        check_records(records, place.policy.unit)
-        metadata = records.metadata
+        metadata = read_facts(place.records, place.cache_dir, place.policy.unit)
         facts = {
             "site": place.name,
             "position": place.position,

@@ -18,7 +18,7 @@ from common.methods.base import RunContext
 from common.sampling import SiteData
 
 if TYPE_CHECKING:
-    from embeddings.store import EmbeddingSet
+    from embeddings.sets import EmbeddingSet, SetMetadata
 
 # Shares of a deployed site's split, where its file has none, as ends of intervals in [0, 1).
 _TRAIN_END, _VALIDATION_END = 0.64, 0.80
@@ -43,23 +43,55 @@ class Simulated:
     pool: Path | None = None
 
 
+def read_facts(source: Path | Simulated, cache_dir: Path, unit: str) -> SetMetadata:
+    """What a site's file says of itself; no record is read, so whether this fails tells nothing about one.
+
+    Args:
+        source: the site's parquet file, or its place in a simulation.
+        cache_dir: where a simulation's pool is cached.
+        unit: "patient" needs the patients' column.
+
+    Raises:
+        DataError: the file is missing, no embedding store, or has no patients where they are the unit.
+    """
+    from embeddings.store import read_head
+
+    path = _pool(source, cache_dir) if isinstance(source, Simulated) else source
+    _modified(path)
+    metadata, columns = read_head(path)
+    if unit == "patient" and "patient" not in columns:
+        raise DataError("the run protects patients, but the site's file has no patient column: embed with --patient")
+    return metadata
+
+
 def load_records(source: Path | Simulated, cache_dir: Path) -> EmbeddingSet:
-    """The site's embedding set, with its splits.
+    """The records of a site that can be used, with their splits; no other row has a say in whether one is.
 
     Args:
         source: the site's parquet file, or its place in a simulation.
         cache_dir: where a simulation's pool is cached.
 
     Returns:
-        The validated set; `splits` is filled in.
+        The set; `splits` is filled in. It may be empty.
 
     Raises:
-        DataError: the file is missing or damaged, rows are not finite (named by number), labels lie outside the class
-            set, or there is no record.
+        DataError: the file is missing or damaged. `fedhypevae embed` and `doctor` refuse rows that can't be used.
     """
     if isinstance(source, Simulated):
         return _simulated(source, cache_dir)
     return _stored(source, _modified(source))
+
+
+def training_data(source: Path | Simulated, cache_dir: Path, context: RunContext) -> SiteData:
+    """The records that training may read, as tensors."""
+    return split_data(load_records(source, cache_dir), "train", context.config.privacy.unit)
+
+
+def no_data(context: RunContext, site_index: int) -> SiteData:
+    """As `training_data`, of a site without a record."""
+    labels = torch.zeros(0, dtype=torch.long)
+    groups = labels.clone() if context.config.privacy.unit == "patient" else None
+    return SiteData(torch.zeros(0, context.problem.dim_of(site_index)), labels, groups)
 
 
 def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
@@ -68,35 +100,11 @@ def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
     Args:
         records: the site's set.
         name: the split.
-        unit: "patient" keeps the groups; "record" drops them.
-
-    Raises:
-        DataError: patients are the unit but the file has no patient column; or a row is all zero.
+        unit: "patient" keeps the groups, which the file must have (`read_facts`); "record" drops them.
     """
     part = records.split(name)
-    check_records(part, unit, f" of {name}")
     groups = torch.from_numpy(np.asarray(part.groups)) if unit == "patient" else None
     return SiteData(torch.from_numpy(part.embeddings), torch.from_numpy(part.labels), groups)
-
-
-def check_records(records: EmbeddingSet, unit: str, where: str = "") -> None:
-    """Refuse records that no run could use: asked at a site's hello, so that a bad file costs no budget.
-
-    Args:
-        records: the site's set, or one split of it.
-        unit: "patient" needs the patients' column.
-        where: ends the message's row number, such as " of train".
-
-    Raises:
-        DataError: patients are the unit but there is no such column; or a row is all zero.
-    """
-    if unit == "patient" and records.groups is None:
-        raise DataError("the run protects patients, but the site's file has no patient column: embed with --patient")
-    zero = np.flatnonzero(~records.embeddings.any(axis=1))
-    if len(zero):
-        raise DataError(
-            f"embeddings must not be all zero, found {len(zero)} such rows, first at row {zero[0]}{where}: remove them"
-        )
 
 
 def split_by_unit(records: EmbeddingSet) -> NDArray[np.str_]:
@@ -121,34 +129,29 @@ def split_by_unit(records: EmbeddingSet) -> NDArray[np.str_]:
     return np.asarray(("train", "validation", "test"))[parts]
 
 
-def check_matches(records: EmbeddingSet, context: RunContext, site_index: int) -> None:
-    """Refuse records that are not what the run is about (DataError): another width or class set."""
-    check_identity(records.dimension, records.metadata.class_names, context, site_index)
-
-
-def check_identity(dimension: int, class_names: tuple[str, ...], context: RunContext, site_index: int) -> None:
-    """As `check_matches`, from a file's metadata alone."""
-    expected = context.problem.dim_of(site_index)
-    if dimension != expected:
-        raise DataError(f"the run has embeddings of width {expected} here, this site's have {dimension}")
-    if class_names != context.problem.class_names:
+def check_matches(metadata: SetMetadata, context: RunContext, site_index: int) -> None:
+    """Refuse a file that is not what the run is about (DataError): of another width or class set."""
+    expected, found = context.problem.dim_of(site_index), metadata.identity.dimension
+    if found != expected:
+        raise DataError(f"the run has embeddings of width {expected} here, this site's have {found}")
+    if metadata.class_names != context.problem.class_names:
         raise DataError("the run has another class set than this site's file: embed with the federation's class list")
 
 
 @lru_cache(maxsize=4)
 def _stored(path: Path, modified: int) -> EmbeddingSet:
     del modified
-    from embeddings.store import read_store
+    from embeddings.store import read_usable
 
-    records = read_store(path)
+    records = read_usable(path)
     return records if records.splits is not None else dataclasses.replace(records, splits=split_by_unit(records))
 
 
 @lru_cache(maxsize=8)
 def _simulated(source: Simulated, cache_dir: Path) -> EmbeddingSet:
-    from embeddings.simulated import ensure_pool, take_site
+    from embeddings.simulated import take_site
 
-    path = ensure_pool(cache_dir) if source.pool is None else source.pool
+    path = _pool(source, cache_dir)
     pool, owners = _dealt(path, _modified(path), source.num_sites, source.alpha, source.seed)
     return take_site(pool, owners, source.index, source.seed)
 
@@ -160,10 +163,17 @@ def _dealt(
     """A pool, read and divided once a process: it is many sites, and for each anew that would cost their square."""
     del modified
     from embeddings.simulated import deal
-    from embeddings.store import read_store
+    from embeddings.store import read_usable
 
-    pool = read_store(path)
+    pool = read_usable(path)
     return pool, deal(pool, num_sites, alpha if alpha > 0 else None, seed)
+
+
+def _pool(source: Simulated, cache_dir: Path) -> Path:
+    """The file that a simulation divides; the demonstration's is made on first use."""
+    from embeddings.simulated import ensure_pool
+
+    return ensure_pool(cache_dir) if source.pool is None else source.pool
 
 
 def _modified(path: Path) -> int:

@@ -51,6 +51,11 @@ def client_step(
     return SiteState(moved(after.tensors, cpu)), moved(uploads, cpu)
 
 
+def check_device(place: Place, context: RunContext) -> None:
+    """Refuse a device that is not there (ConfigError), before anything is charged."""
+    choose_device(place.device or context.config.federation.device)
+
+
 def step_bytes(step: StepInput) -> int:
     """Memory that a step may need, in bytes."""
     held = [step.data.embeddings, *step.params.values(), *step.site.tensors.values()]

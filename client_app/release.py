@@ -1,31 +1,55 @@
 """The only way anything about records leaves a site that shares no noise: checked, reserved, computed, kept, committed.
 
-The order is the protection. A request is held against the site's own policy before any record is read; the budget is
-reserved before the data is opened; a release is committed when its bytes are on the disk, and then sent. A message that
-comes twice gets the same bytes twice, and is charged once.
+The order is the protection. A request is held against public bounds and the site's policy before any record is read;
+room on the disk is taken, and the budget reserved, before the data is opened; a release is committed when its bytes are
+on the disk, and then sent. From the first record on nothing can fail for a reason that lies in the records
+(`last_resort`). A message that comes twice gets the same bytes twice, and is charged once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
 
+from client_app.data import training_data
+from client_app.granted import committed_rounds, granted, room_for
+from client_app.last_resort import from_records
 from client_app.ledger_runs import events_to_json
 from client_app.place import Place
 from client_app.private_state import PrivateState
-from client_app.receipts import message_ledger, receipt_words
 from client_app.release_log import ReleaseLog
-from client_app.task import Answer, Work, fingerprint_of, request_of
+from client_app.task import Answer, Work, request_of
 from common.events import PrivacyEvent
 from common.methods.base import Shapes, Tensors
-from common.transfer import rounding, to_wire, wire_shapes
-from common.wire import Kind, check_tensors, settings_digest, tell_charged
+from common.sampling import SiteData
+from common.transfer import rounding, shapes_bytes, to_wire, wire_shapes
+from common.wire import Kind, check_tensors, settings_digest
 
 ROUNDINGS: Mapping[Kind, int] = {"statistics": -1, "baseline": -2}
+_HEADER = 2**16  # bytes of a payload beside its values
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a step makes of the records: noised tensors that may leave, and the private state after it, which stays."""
+
+    tensors: Tensors
+    state: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is ready but for the records: what it needs of the site's disk was read.
+
+    `compute` changes nothing outside what it returns. `state_bytes` is the room that its private state needs, a public
+    number.
+    """
+
+    compute: Callable[[SiteData], Computed]
+    state_bytes: int = 0
 
 
 def release(
@@ -34,7 +58,7 @@ def release(
     round_key: str,
     events: tuple[PrivacyEvent, ...],
     shapes: Mapping[str, tuple[int, ...]],
-    compute: Callable[[PrivateState, frozenset[int]], Mapping[str, Tensor]],
+    begin: Callable[[PrivateState, frozenset[int]], Step],
     reference: Tensors | None = None,
 ) -> Answer:
     """Check, reserve, compute, keep, commit, log: the only way anything about records leaves.
@@ -45,7 +69,7 @@ def release(
         round_key: the release's name in ledger and log.
         events: what it is charged.
         shapes: allowed names and shapes of what is computed.
-        compute: (private state, rounds whose state counts: those that were committed) -> noised tensors.
+        begin: (private state, rounds whose state counts: those that were committed) -> the step; before any charge.
         reference: what they are sent as differences from, where the server has it too.
 
     Returns:
@@ -53,48 +77,46 @@ def release(
     """
     request = request_of(work.context)
     kind: Kind = "statistics" if round_key == "statistics" else "train"
-    private, settings = PrivateState(place.folder / "state", work.run_id), settings_digest(work.context)
+    private = PrivateState(place.folder / "state", work.run_id)
     log = ReleaseLog(place.folder / "releases.jsonl")
+
+    def packed(step: Step, data: SiteData) -> tuple[bytes, Tensors | None]:
+        computed = step.compute(data)
+        return payload_of(work, kind, computed.tensors, shapes, reference or {}), computed.state
+
+    def keep(payload: bytes, state: Tensors | None) -> str:
+        if state is not None:
+            # under the next round's number: it counts only once this round is committed
+            private.save(work.round_index + 1, state)
+        return private.save_payload(round_key, payload)
+
+    place.policy.check(request, recompute_epsilon=False)  # the cheap rules, before anything is opened
     if not request.protected:
-        place.policy.check(request)
         with private.locked():
-            private.claim(settings)
+            private.claim(settings_digest(work.context))
             done = (release.round_key for release in log.read() if release.run_id == work.run_id)
-            payload = payload_of(work, kind, compute(private, round_numbers(done)), shapes, reference or {})
-            log.append(work.run_id, round_key, (), private.save_payload(round_key, payload), len(payload))
+            step = begin(private, committed_rounds(done))
+            payload, state = packed(step, training_data(place.records, place.cache_dir, work.context))
+            log.append(work.run_id, round_key, (), keep(payload, state), len(payload))
             private.drop_payloads(round_key)
         return Answer(load_tensors(payload), {"receipt": "", "seal": "", "charged": "[]"})
-    place.policy.check(request, recompute_epsilon=False)  # the cheap rules, before anything is opened
-    limits, fingerprint = place.policy.limits, fingerprint_of(place, work)
-    with ExitStack() as stack:
-        ledger = stack.enter_context(message_ledger(place, work))
-        known = ledger.runs.get(work.run_id)
-        granted = known is not None and known.limits == limits and tuple(known.declared) == tuple(request.events)
-        if not granted:
-            place.policy.check(request)
-        stack.enter_context(private.locked())
-        private.claim(settings)
-        ledger.declare_run(
-            work.run_id,
-            request.events,
-            limits,
-            fingerprint=fingerprint,
-            settings=settings,
-            close_idle_after=place.policy.close_idle_runs_after,
-        )
-        reservation = ledger.reserve(work.run_id, round_key, events, limits=limits, fingerprint=fingerprint)
-        if reservation.payload_digest is not None:
-            payload, digest = private.load_payload(round_key, reservation.payload_digest), reservation.payload_digest
-        else:
-            rounds = ledger.runs[work.run_id].rounds.items()
-            done = (name for name, known in rounds if known.payload_digest is not None)
-            payload = payload_of(work, kind, compute(private, round_numbers(done)), shapes, reference or {})
-            digest = private.save_payload(round_key, payload)
-            ledger.commit(reservation, digest)
-        log.append(work.run_id, round_key, events_to_json(events), digest, len(payload))
-        private.drop_payloads(round_key)
-        charged = tell_charged(events_to_json(ledger.runs[work.run_id].charged))
-        words = {"charged": charged, **receipt_words(place, ledger)}
+    with private.locked():
+        private.claim(settings_digest(work.context))
+        with granted(place, work, request) as grant:
+            digest = grant.rounds[round_key].payload_digest if round_key in grant.rounds else None
+            if digest is not None:
+                payload = private.load_payload(round_key, digest)
+            else:
+                step = begin(private, committed_rounds(grant.committed))
+                size = shapes_bytes(wire_shapes(shapes, work.context.config.federation.wire_bits)) + _HEADER
+                with room_for(place, size + step.state_bytes):
+                    reservation = grant.reserve(round_key, events)
+                    payload, state = from_records(place, work, lambda data: packed(step, data))
+                digest = keep(payload, state)
+                grant.ledger.commit(reservation, digest)
+            log.append(work.run_id, round_key, events_to_json(events), digest, len(payload))
+            private.drop_payloads(round_key)
+            words = grant.words()
     return Answer(load_tensors(payload), words)
 
 
@@ -115,8 +137,3 @@ def payload_of(work: Work, kind: Kind, tensors: Tensors, shapes: Shapes, referen
     sent = to_wire(tensors, bits, reference, rounding(work.context.config, work.index, number))
     check_tensors(kind, sent, wire_shapes(shapes, bits))
     return save_tensors({name: sent[name].contiguous() for name in sorted(sent)})
-
-
-def round_numbers(round_keys: Iterable[str]) -> frozenset[int]:
-    """Numbers, from 1, of the rounds among these keys; the state a round leaves bears its number."""
-    return frozenset(int(key.split("-")[1]) for key in round_keys if key.startswith("round-"))

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from client_app.data import check_matches, load_records, split_data
+from client_app.data import check_matches, load_records, split_data, training_data
 from client_app.place import Place
 from client_app.release import payload_of
 from client_app.release_log import ReleaseLog
 from client_app.task import Answer, Work, request_of
-from client_app.work import training_data
 from common.classifier import LinearHead, fit_linear_head, score, score_site
 from common.errors import PolicyRefusal
 from common.loop import noise_source, site_statistics
@@ -34,7 +33,8 @@ def answer_baseline(place: Place, work: Work) -> Answer:
     spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
     source = noise_source(context.config, work.index, -2)
     noise = float(work.words["noise_multiplier"])
-    released = site_statistics(context, spec, noise, training_data(place, work), source)
+    data = training_data(place.records, place.cache_dir, context)
+    released = site_statistics(context, spec, noise, data, source)
     payload = payload_of(work, "baseline", released, spec.shapes, {})
     _log_public(place, work, "baseline", payload)
     return Answer(load_tensors(payload), {})
@@ -44,7 +44,7 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     """Scores on the site's own test split: only where the policy declares the data public and lets metrics leave."""
     _check_public(place, work)
     records = load_records(place.records, place.cache_dir)
-    check_matches(records, work.context, work.index)
+    check_matches(records.metadata, work.context, work.index)
     train, validation, test = (_scored_split(records, name, work.context) for name in SPLIT_NAMES)
     heads = {
         name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"])

@@ -12,32 +12,34 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 
-from client_app.ledger import Ledger, Reservation
+from client_app.granted import Grant, committed_rounds, granted, room_for
+from client_app.last_resort import from_records
+from client_app.ledger import Reservation
 from client_app.ledger_runs import events_to_json
-from client_app.local_step import client_step
+from client_app.local_step import check_device, client_step
 from client_app.peers import own_signer, pinned_peers
 from client_app.place import Place
 from client_app.private_state import PrivateState
-from client_app.receipts import message_ledger, receipt_words
+from client_app.receipts import message_ledger
 from client_app.received import held_tensors
-from client_app.release import round_numbers
 from client_app.release_log import ReleaseLog
 from client_app.request import RunRequest
 from client_app.secagg_state import Attempt, AttemptFile
-from client_app.task import Answer, Work, charged_under, check_round, fingerprint_of, request_of
-from client_app.work import site_state, training_data
+from client_app.task import Answer, Work, charged_under, check_round, request_of
+from client_app.work import site_state, state_bytes
 from common.errors import PolicyRefusal, ProtocolError
 from common.events import PrivacyEvent
 from common.loop import noise_source
 from common.methods import get_method
-from common.methods.base import StepInput
+from common.methods.base import StepInput, Tensors
+from common.sampling import SiteData
 from common.secagg import site
 from common.secagg.messages import (
     Card,
@@ -55,9 +57,10 @@ from common.secagg.release import (
     statistics_vector,
     training_arguments,
 )
-from common.wire import MASKED, check_tensors, settings_digest, tell_charged
+from common.wire import MASKED, check_tensors, settings_digest
 
 STATISTICS = "statistics"
+_Step = Callable[[SiteData], tuple[Words, Tensors | None]]
 
 
 @dataclass(frozen=True)
@@ -113,16 +116,19 @@ def answer_masked(place: Place, work: Work) -> Answer:
         # answered from here on, whatever happens: a second vector under the same masks would give away the difference
         attempt = replace(attempt, phase="masked", shares=table_to_json(shares), asked=_asked(work))
         task.file.save(attempt)
-        with _ledger(place, work, task) as ledger:
-            key = _fresh_key(ledger, work.run_id, task.round_key)
-            limits, fingerprint = place.policy.limits, fingerprint_of(place, work)
-            reservation = ledger.reserve(work.run_id, key, task.events, limits=limits, fingerprint=fingerprint)
-            values, bits = _vector(place, work, task, ledger)
+        with granted(place, work, task.request) as grant:
+            key, (step, size, bits) = _fresh_key(grant.committed, task.round_key), _begin(place, work, task, grant)
+            with room_for(place, size):
+                reservation = grant.reserve(key, task.events)
+                values, state = from_records(place, work, step)
+            if state is not None:
+                # under the next round's number: it counts only once this round is committed
+                task.private.save(work.round_index + 1, state)
             masked = site.mask(session, _secrets(attempt), work.index, cards, shares, values, bits)
             payload = pack(masked, bits)
             tensor = torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy())
             check_tensors("secagg_masked", {MASKED: tensor}, {MASKED: (tensor.numel(),)})
-            words = _ledger_words(place, work, ledger)
+            words = grant.words()
         task.file.save(
             replace(
                 attempt,
@@ -147,10 +153,10 @@ def answer_unmask(place: Place, work: Work) -> Answer:
         if not attempt.payload_digest:
             raise ProtocolError("this site sent no masked vector in this attempt")
         site.check_survivors(session, work.index, cards, shares, attempt.asked, survivors, pinned_peers(place))
-        with _ledger(place, work, task) as ledger:
+        with granted(place, work, task.request) as grant:
             held = Reservation(work.run_id, attempt.round_key, attempt.reservation, attempt.attempt)
-            ledger.commit(held, attempt.payload_digest)
-            words = _ledger_words(place, work, ledger)
+            grant.ledger.commit(held, attempt.payload_digest)
+            words = grant.words()
         log = ReleaseLog(place.folder / "releases.jsonl")
         events = events_to_json(task.events)
         log.append(work.run_id, attempt.round_key, events, attempt.payload_digest, attempt.payload_bytes)
@@ -190,60 +196,37 @@ def _task(place: Place, work: Work) -> Iterator[_Task]:
         yield _Task(session, request, what, charged, private, AttemptFile(private))
 
 
-@contextmanager
-def _ledger(place: Place, work: Work, task: _Task) -> Iterator[Ledger]:
-    """The site's ledger with the run declared; the whole policy is checked where it was not granted before."""
-    limits = place.policy.limits
-    with message_ledger(place, work) as ledger:
-        known = ledger.runs.get(work.run_id)
-        if known is None or known.limits != limits or tuple(known.declared) != tuple(task.request.events):
-            place.policy.check(task.request)
-        ledger.declare_run(
-            work.run_id,
-            task.request.events,
-            limits,
-            fingerprint=fingerprint_of(place, work),
-            settings=settings_digest(work.context),
-            close_idle_after=place.policy.close_idle_runs_after,
-        )
-        yield ledger
+def _begin(place: Place, work: Work, task: _Task, grant: Grant) -> tuple[_Step, int, int]:
+    """The step that is ready but for the records, the room that its private state needs, and the modulus's bits.
 
-
-def _vector(place: Place, work: Work, task: _Task, ledger: Ledger) -> tuple[Words, int]:
-    """The site's sum as integers with its share of the noise, and the modulus; what stays here is saved."""
+    The step makes the site's sum as integers with its share of the noise, and the private state after it. What it needs
+    of the disk is read here, and what can't be summed is refused, before any charge.
+    """
     context, method = work.context, get_method(work.context.config.method)
     if task.round_key == STATISTICS:
         spec = method.statistics(context)
         if spec is None:
             raise PolicyRefusal("request", "the method has no statistics to release")
-        source = noise_source(context.config, work.index, -1)
-        vector = statistics_vector(context, spec, training_data(place, work), source)
-        return vector, statistics_arguments(context, spec).bits
-    rounds = ledger.runs[work.run_id].rounds.items()
-    committed = round_numbers(name for name, known in rounds if known.payload_digest is not None)
-    task.private.keep_states(committed)
-    source = noise_source(context.config, work.index, work.round_index)
-    step = StepInput(
-        work.tensors,
-        site_state(task.private, work),
-        training_data(place, work),
-        work.round_index,
-        work.index,
-        source,
-        noised_later=True,
-    )
+
+        def vector(data: SiteData) -> tuple[Words, None]:
+            return statistics_vector(context, spec, data, noise_source(context.config, work.index, -1)), None
+
+        return vector, 0, statistics_arguments(context, spec).bits
     arguments = training_arguments(context, method, work.tensors)
-    after, sums = client_step(place, method, context, step)
-    # saved under the next round's number: it counts only once this round is committed
-    task.private.save(work.round_index + 1, after.tensors)
-    return encode(arguments, sums, source), arguments.bits
+    before = site_state(task.private, work, committed_rounds(grant.committed))
+    check_device(place, context)
+
+    def sums(data: SiteData) -> tuple[Words, Tensors]:
+        source = noise_source(context.config, work.index, work.round_index)
+        step = StepInput(work.tensors, before, data, work.round_index, work.index, source, noised_later=True)
+        after, summed = client_step(place, method, context, step)
+        return encode(arguments, summed, source), after.tensors
+
+    return sums, state_bytes(work, before), arguments.bits
 
 
-def _fresh_key(ledger: Ledger, run_id: str, round_key: str) -> str:
+def _fresh_key(committed: Collection[str], round_key: str) -> str:
     """The ledger's name of this round: another one where a sum of it was released already, and is asked for again."""
-    run = ledger.runs.get(run_id)
-    rounds = {} if run is None else run.rounds
-    committed = {name for name, known in rounds.items() if known.payload_digest is not None}
     name, number = round_key, 0
     while name in committed:
         number += 1
@@ -258,11 +241,6 @@ def _asked(work: Work) -> str:
         for name, value in sorted(work.tensors.items())
     ]
     return digest("asked", [work.round_index, parts])
-
-
-def _ledger_words(place: Place, work: Work, ledger: Ledger) -> dict[str, str]:
-    charged = tell_charged(events_to_json(ledger.runs[work.run_id].charged))
-    return {"charged": charged, **receipt_words(place, ledger)}
 
 
 def _secrets(attempt: Attempt) -> site.Secrets:

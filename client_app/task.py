@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from client_app.data import check_identity
+from client_app.data import check_matches, read_facts
 from client_app.place import Place
 from client_app.request import RunRequest, short
-from common.errors import DataError, PolicyRefusal
+from common.errors import PolicyRefusal
 from common.events import PrivacyEvent
 from common.methods import get_method
 from common.methods.base import RunContext
@@ -113,14 +113,9 @@ def fingerprint_of(place: Place, work: Work) -> str:
     """Digest of the data set as its file states it, for the ledger; no record is read.
 
     Raises:
-        DataError: the file is missing, or holds another width or class set than the run is about: nothing was charged.
+        DataError: the file is missing, has no patients where they are the unit, or holds another width or class set
+            than the run is about: nothing was charged.
     """
-    from embeddings.store import read_metadata
-
-    if not isinstance(place.records, Path):
-        return f"demo/{place.records}"
-    if not place.records.is_file():
-        raise DataError(f"no embeddings at {place.records}: make them with `fedhypevae embed`")
-    metadata = read_metadata(place.records)
-    check_identity(metadata.identity.dimension, metadata.class_names, work.context, work.index)
-    return metadata.fingerprint
+    facts = read_facts(place.records, place.cache_dir, work.context.config.privacy.unit)
+    check_matches(facts, work.context, work.index)
+    return facts.fingerprint if isinstance(place.records, Path) else f"demo/{place.records}"

@@ -65,6 +65,26 @@ def erase(path: Path) -> None:
 
 
 @contextmanager
+def hold_room(folder: Path, num_bytes: int) -> Iterator[None]:
+    """Keep so many bytes of a folder's disk free for what is written after the block.
+
+    The file that holds them has no name: a process that is killed leaves nothing behind.
+
+    Raises:
+        OSError: the disk has less room.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".room.{os.getpid()}.partial"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.unlink()
+        os.posix_fallocate(descriptor, 0, num_bytes)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def lock_file(path: Path, *, timeout_s: float = 20.0) -> Iterator[None]:
     """Hold an exclusive lock that the system drops when the process dies.
 

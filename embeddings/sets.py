@@ -165,7 +165,7 @@ def validate(where: str, data: EmbeddingSet, offset: int = 0) -> None:
         offset: number of its first row, for messages.
 
     Raises:
-        DataError: rows that are not finite, labels outside the classes or unknown splits, with row numbers.
+        DataError: rows that are not finite or all zero, labels outside the classes or unknown splits, with row numbers.
     """
     if data.embeddings.ndim != 2 or data.dimension != data.metadata.identity.dimension:
         raise DataError(
@@ -181,6 +181,12 @@ def validate(where: str, data: EmbeddingSet, offset: int = 0) -> None:
         raise DataError(
             f"{where}: {bad.size} rows hold values that are not finite (NaN or infinite): row {_some(bad)} "
             f"(from 0); "
+            "remove them or extract them again"
+        )
+    zero = np.flatnonzero(~data.embeddings.any(axis=1)) + offset
+    if zero.size:
+        raise DataError(
+            f"{where}: embeddings must not be all zero, found {zero.size} such rows: row {_some(zero)} (from 0); "
             "remove them or extract them again"
         )
     outside = (data.labels < 0) | (data.labels >= data.num_classes)

@@ -37,8 +37,10 @@ __all__ = [
     "SetMetadata",
     "content_fingerprint",
     "iterate_store",
+    "read_head",
     "read_metadata",
     "read_store",
+    "read_usable",
     "stored_precision",
     "write_chunks",
     "write_store",
@@ -146,6 +148,26 @@ def read_store(path: Path) -> EmbeddingSet:
     return data
 
 
+def read_usable(path: Path) -> EmbeddingSet:
+    """The rows of a site's set that a run can use, for the run itself: whether it goes on must not depend on a row.
+
+    A row is left out by itself: an empty cell, a value that is not finite, no value but zeros, or a label of no class.
+    The fingerprint is not held against the content either. `read_store` refuses all these, before any run.
+
+    Returns:
+        The set, embeddings as float32; it may be empty.
+
+    Raises:
+        DataError: the file is missing, no parquet or not of this format.
+    """
+    with _opened(path) as file:
+        metadata, _ = _metadata(path, file)
+        data = _chunk(path, _without_empty(file.read()), metadata)
+    usable = np.isfinite(data.embeddings).all(axis=1) & data.embeddings.any(axis=1)
+    usable &= (data.labels >= 0) & (data.labels < data.num_classes)
+    return data if usable.all() else data.take(usable)
+
+
 def iterate_store(path: Path) -> Iterator[EmbeddingSet]:
     """Yield a store in chunks (its row groups), in constant memory; without the checks of `read_store`."""
     with _opened(path) as file:
@@ -156,8 +178,13 @@ def iterate_store(path: Path) -> Iterator[EmbeddingSet]:
 
 def read_metadata(path: Path) -> SetMetadata:
     """Read a store's metadata without its rows; raises `DataError` as `read_store` does."""
+    return read_head(path)[0]
+
+
+def read_head(path: Path) -> tuple[SetMetadata, tuple[str, ...]]:
+    """As `read_metadata`, with the names of the columns."""
     with _opened(path) as file:
-        return _metadata(path, file)[0]
+        return _metadata(path, file)[0], tuple(file.schema_arrow.names)
 
 
 def stored_precision(path: Path) -> str:
@@ -185,6 +212,9 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
     kind = schema.field("embedding").type
     if not pa.types.is_fixed_size_list(kind) or str(kind.value_type) not in ("halffloat", "float"):
         raise DataError(f"{path}: expected `embedding` as a fixed-size list of float16 or float32, found {kind}")
+    for name, wanted in (("label", pa.int64()), ("patient", pa.int64()), ("split", pa.string())):
+        if name in schema.names and schema.field(name).type != wanted:
+            raise DataError(f"{path}: expected the column {name} as {wanted}, found {schema.field(name).type}")
     try:
         value = json.loads(raw)
         if value["format"] != FORMAT:
@@ -199,6 +229,8 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
         )
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path}: the store's metadata can't be read; extract it again") from None
+    if kind.list_size != metadata.identity.dimension:
+        raise DataError(f"{path}: expected embeddings of width {metadata.identity.dimension}, found {kind.list_size}")
     return metadata, "float16" if str(kind.value_type) == "halffloat" else "float32"
 
 
@@ -206,10 +238,12 @@ def _chunk(path: Path, table: Any, metadata: SetMetadata) -> EmbeddingSet:
     for name in table.column_names:
         if table.column(name).null_count:
             raise DataError(f"{path}: column {name} has {table.column(name).null_count} empty cells; expected none")
+    if _has_gaps(table):
+        raise DataError(f"{path}: column embedding has empty values within its rows; expected none")
     table = table.combine_chunks()
     width = table.schema.field("embedding").type.list_size
     flat = _flat(table.column("embedding"))
-    data = EmbeddingSet(
+    return EmbeddingSet(
         embeddings=flat.reshape(-1, width).astype(np.float32),
         labels=_numbers(table.column("label")).astype(np.int64),
         metadata=metadata,
@@ -218,9 +252,23 @@ def _chunk(path: Path, table: Any, metadata: SetMetadata) -> EmbeddingSet:
         columns={name: _texts(table.column(name)) for name in table.column_names if name not in _RESERVED},
         keys=_keys(table) if "key" in table.column_names else None,
     )
-    if data.dimension != metadata.identity.dimension:
-        raise DataError(f"{path}: expected embeddings of width {metadata.identity.dimension}, found {data.dimension}")
-    return data
+
+
+def _has_gaps(table: Any) -> bool:
+    return any(chunk.values.null_count for chunk in table.column("embedding").chunks)
+
+
+def _without_empty(table: Any) -> Any:
+    """The rows without an empty cell, of a store or within an embedding; `_chunk` refuses those."""
+    empty = np.zeros(table.num_rows, dtype=bool)
+    for name in table.column_names:
+        column = table.column(name)
+        if column.null_count:
+            empty |= np.asarray(column.is_null().to_pylist(), dtype=bool)
+    if _has_gaps(table):
+        rows = table.column("embedding").to_pylist()
+        empty |= np.asarray([row is None or None in row for row in rows], dtype=bool)
+    return table.take(np.flatnonzero(~empty)) if empty.any() else table
 
 
 def _flat(column: Any) -> NDArray[Any]:

@@ -30,15 +30,21 @@ class PanicException(BaseException):
 
 
 @pytest.mark.parametrize("error", [ValueError(SECRET), DataError(SECRET), PanicException(SECRET), MemoryError(SECRET)])
-@pytest.mark.parametrize("kind", ["query.hello", "query.statistics", "train"])
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("query.hello", "client_app.app.read_facts"),
+        ("query.statistics", "client_app.task.read_facts"),
+        ("train", "client_app.granted.message_ledger"),
+    ],
+)
 def test_error_reply_holds_code_and_reference_only(
-    tmp_path: Path, ran: Federation, error: BaseException, kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ran: Federation, error: BaseException, kind: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    for module in ("client_app.work", "client_app.app"):
-        monkeypatch.setattr(f"{module}.load_records", fail)
+    monkeypatch.setattr(place, fail)
     site = Federation.create(tmp_path, 1).sites[0]
     reply = deliver(site, ran.asked(kind, "site-1"))
     words = words_of(reply)
@@ -58,7 +64,7 @@ def test_error_reply_survives_a_full_disk(tmp_path: Path, ran: Federation, monke
 
     site = Federation.create(tmp_path, 1).sites[0]
     monkeypatch.setattr("client_app.app._log", fail)
-    monkeypatch.setattr("client_app.work.load_records", fail)
+    monkeypatch.setattr("client_app.granted.message_ledger", fail)
     reply = deliver(site, ran.asked("train", "site-1"))
     assert set(words_of(reply)) == {"error", "reference"}
     assert SECRET not in str(reply.content)
@@ -119,18 +125,16 @@ def test_gate_stops_a_handler_that_sends_more(ran: Federation, tmp_path: Path, m
     assert not reply.content.array_records
 
 
-def test_hello_refuses_unusable_records_before_any_charge(tmp_path: Path) -> None:
-    from tests.harness import make_set
+def test_hello_reads_no_record(tmp_path: Path, ran: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a site says hello must not depend on a row: it says what its file says of itself."""
 
-    records = make_set(60)
-    records.embeddings[7] = 0.0
-    federation = Federation.create(tmp_path, 2, sets={1: records})
-    with pytest.raises(SystemExit):
-        federation.run()
-    assert "refused: data" in federation.status()["error"]
-    assert "all zero, found 1 such rows, first at row 7" in federation.sites[1].log()
-    assert [site.entries() for site in federation.sites] == [1, 1]
-    assert _tensors_sent(federation.sent()) == 0
+    def opened(*_: object) -> None:
+        raise RuntimeError("a record was read")
+
+    for name in ("read_store", "read_usable", "_chunk"):
+        monkeypatch.setattr(f"embeddings.store.{name}", opened)
+    site = Federation.create(tmp_path, 1).sites[0]
+    assert "identity" in words_of(deliver(site, ran.asked("query.hello", "site-1")))
 
 
 def test_hello_refuses_records_without_patients_where_patients_are_the_unit(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def test_simulated_sites_of_a_process_read_and_deal_their_pool_once(
 ) -> None:
     pool = _write_pool(tmp_path / "pool.parquet", 60)
     done: list[str] = []
-    read, deal = store.read_store, simulated.deal
-    monkeypatch.setattr(store, "read_store", lambda path: done.append("read") or read(path))
+    read, deal = store.read_usable, simulated.deal
+    monkeypatch.setattr(store, "read_usable", lambda path: done.append("read") or read(path))
     monkeypatch.setattr(simulated, "deal", lambda *dealt: done.append("deal") or deal(*dealt))
     first = data.Simulated(0, 3, 0.0, 7, pool)
     parts = [data.load_records(dataclasses.replace(first, index=index), tmp_path) for index in range(3)]

@@ -13,7 +13,7 @@ import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
-from client_app import work
+from client_app import data, work
 from common.events import PrivacyEvent
 from common.methods.base import StepInput
 from tests.harness import Federation, Handler, HarnessSite, Killed, changed, deliver, make_set, words_of
@@ -184,13 +184,13 @@ def test_release_killed_after_its_commit_is_sent_later_as_it_was(
 def test_charge_lies_on_the_disk_before_a_record_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = Federation.create(tmp_path, 1)
     found: list[int] = []
-    original = work.load_records
+    original = data.load_records
 
     def reading(*arguments: Any) -> Any:
         found.append(len(only_run(federation.sites[0]).charged))
         return original(*arguments)
 
-    monkeypatch.setattr(work, "load_records", reading)
+    monkeypatch.setattr(data, "load_records", reading)
     federation.run(num_rounds=2)
     assert found == [1, 2, 3]
 
@@ -277,25 +277,6 @@ def test_patient_with_more_records_than_the_cap_is_subsampled(tmp_path: Path) ->
     summary = federation.run(num_rounds=1, **settings)
     assert summary["rounds_taken_part"] == [["site-1", "site-2"]]
     assert summary["privacy"]["unit"] == "patient"
-
-
-def test_nan_rows_are_refused_by_number_before_any_charge(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    federation = Federation.create(tmp_path, 1)
-    path = federation.sites[0].folder / "site.parquet"
-    table = pq.read_table(path)
-    rows = np.array(table.column("embedding").combine_chunks().flatten())
-    rows = rows.copy().reshape(len(table), -1)
-    rows[11, 3] = np.nan
-    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-    index = table.schema.get_field_index("embedding")
-    pq.write_table(table.set_column(index, table.schema.field(index), column), path)
-    with pytest.raises(SystemExit):
-        federation.run()
-    assert "11" in federation.sites[0].log().split("DataError")[-1]
-    assert federation.sites[0].entries() == 1
 
 
 def test_public_site_logs_what_leaves_without_charge(tmp_path: Path) -> None:

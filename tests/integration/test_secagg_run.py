@@ -150,7 +150,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, target: str, what: str, phase: str)
 
 PLACES = {
     "before the charge": ("client_app.ledger.Ledger.reserve", "secagg_masked", 2),
-    "while computing": ("client_app.secagg.training_data", "secagg_masked", 3),
+    "while computing": ("client_app.last_resort.training_data", "secagg_masked", 3),
     "before the answer": ("client_app.secagg.site.sign_masked", "secagg_masked", 3),
     "before the commit": ("client_app.ledger.Ledger.commit", "secagg_unmask", 3),
 }

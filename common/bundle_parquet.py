@@ -6,14 +6,16 @@ bytes: nothing of the time or the machine is written.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +25,12 @@ from common.durable import sync_path
 from common.errors import DataError, FedHypeVAEError
 from common.methods.base import RunContext
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 METADATA_KEY = b"fedhypevae.synthetic"
 _BATCH_VALUES = 2**24
+_WRITER = re.compile(r"parquet-cpp-arrow version [0-9.]{1,20}")
 _FRAME_BYTES = 12  # the mark at both ends of a parquet file, and the length of its footer
 
 
@@ -56,9 +62,7 @@ def write_rows(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kind = pa.list_(pa.float32(), dim)
-    metadata = {METADATA_KEY: json.dumps(notes, sort_keys=True), b"huggingface": _features(dim, class_names)}
-    schema = pa.schema([pa.field("embedding", kind), pa.field("label", pa.int64())], metadata=metadata)
+    schema = _schema(dim, class_names, json.dumps(notes, sort_keys=True).encode())
     counts, rows = torch.zeros(len(class_names), dtype=torch.int64), 0
     try:
         with _whole_file(path) as partial:
@@ -132,10 +136,15 @@ def set_notes(context: RunContext, reasons: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def check_layout(path: Path, dim: int) -> None:
+def check_layout(path: Path, dim: int, class_names: Sequence[str]) -> None:
     """Refuse a file with anything beside the two columns and the metadata that `write_rows` writes.
 
     Columns, metadata and bytes that no reader of the set looks at could hold records.
+
+    Args:
+        path: the file.
+        dim: width of an embedding.
+        class_names: names of the labels.
 
     Raises:
         DataError: another column or type, other metadata, or bytes that belong to no column.
@@ -144,24 +153,21 @@ def check_layout(path: Path, dim: int) -> None:
     import pyarrow.parquet as pq
 
     try:
-        found = pq.ParquetFile(path)
-        with found:
-            metadata, schema, size = found.metadata, found.schema_arrow, path.stat().st_size
-            wanted = pa.schema([pa.field("embedding", pa.list_(pa.float32(), dim)), pa.field("label", pa.int64())])
-            if not schema.equals(wanted, check_metadata=False):
-                raise DataError(
-                    f"{path}: expected the columns embedding and label alone, found {', '.join(schema.names)}"
-                )
-            keys = set(metadata.metadata or {}) - {b"ARROW:schema"}
-            if keys != {METADATA_KEY, b"huggingface"}:
-                raise DataError(
-                    f"{path} holds metadata that `fedhypevae release` does not write: fetch the bundle again"
-                )
+        with pq.ParquetFile(path) as file:
+            metadata, size, held = file.metadata, path.stat().st_size, dict(file.metadata.metadata or {})
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(held.pop(b"ARROW:schema", b""), validate=True)))
+            wanted = _schema(dim, class_names, held.get(METADATA_KEY, b""))
+            if not (file.schema_arrow.equals(wanted) and schema.equals(wanted)):
+                raise DataError(f"{path}: expected the columns embedding and label alone, found {schema.names!r:.100}")
+            if held != wanted.metadata or not schema.equals(wanted, check_metadata=True):
+                raise DataError(f"{path} holds metadata that `fedhypevae release` does not write")
+            if not _WRITER.fullmatch(metadata.created_by or ""):
+                raise DataError(f"{path} was written by another program than `fedhypevae release`")
             groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
             columns = sum(g.column(index).total_compressed_size for g in groups for index in range(g.num_columns))
             if columns + metadata.serialized_size + _FRAME_BYTES != size:
                 raise DataError(f"{path} holds bytes that belong to no column: fetch the bundle again")
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
 
 
@@ -193,6 +199,14 @@ def _whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         raise
     sync_path(path.parent)
+
+
+def _schema(dim: int, class_names: Sequence[str], notes: bytes) -> pa.Schema:
+    import pyarrow as pa
+
+    metadata = {METADATA_KEY: notes, b"huggingface": _features(dim, class_names).encode()}
+    kinds = [pa.field("embedding", pa.list_(pa.float32(), dim)), pa.field("label", pa.int64())]
+    return pa.schema(kinds, metadata=metadata)
 
 
 def _features(dim: int, class_names: Sequence[str]) -> str:

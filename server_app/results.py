@@ -49,7 +49,20 @@ def write_generator(
         encoder: the encoder of the embeddings; None where each site has its own.
         forced: why the generator is published against the release's gate.
     """
-    metadata = {
+    write_atomically(
+        path,
+        save(
+            {name: value.contiguous() for name, value in artifact.tensors.items()},
+            generator_metadata(context, artifact, encoder, forced),
+        ),
+    )
+
+
+def generator_metadata(
+    context: RunContext, artifact: Artifact, encoder: EncoderIdentity | None, forced: Sequence[str]
+) -> dict[str, str]:
+    """All that belongs to a generator beside its tensors; see `write_generator`."""
+    return {
         "kind": artifact.kind,
         "method": context.config.method,
         "context": dump_context(context),
@@ -60,13 +73,6 @@ def write_generator(
         ROWS: ROWS_FORMAT,
         "encoder": json.dumps(None if encoder is None else encoder.to_json()),
     }
-    write_atomically(
-        path,
-        save(
-            {name: value.contiguous() for name, value in artifact.tensors.items()},
-            metadata,
-        ),
-    )
 
 
 def write_synthetic(path: Path, context: RunContext, embeddings: Tensor, labels: Tensor) -> None:

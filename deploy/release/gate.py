@@ -135,4 +135,4 @@ def _ledgers(
     here = [place for place in simulated if place.is_dir()]
     places = here + ([] if ledgers is None else [ledgers])
     expected = (run / "sites").is_dir() or ledgers is not None
-    return checked_sites(statement["sites"], statement["run"], places, expected)
+    return checked_sites(statement["sites"], statement["run"], places, expected, bundle.context)

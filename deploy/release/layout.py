@@ -5,18 +5,25 @@ A column, a tensor or a note that no reader of the set looks at could hold recor
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
-from common.bundle import FORCED, ROWS, Bundle
+from common.bundle import Bundle
 from common.errors import DataError
 from common.methods import get_method
 from common.statistics import ReleasedStatistics
+from server_app.results import generator_metadata
 
-_METADATA = {"kind", "method", "context", "settings", "private", "encoder", FORCED, ROWS}
 
-
-def check_generator_layout(bundle: Bundle) -> None:
+def check_generator_layout(bundle: Bundle, forced: Sequence[str]) -> None:
     """Refuse a generator with metadata, or with tensors by name and shape, that its method does not publish.
+
+    Args:
+        bundle: with the generator.
+        forced: why the bundle was released against its gate.
 
     Raises:
         DataError: names what is too much, or of another shape or type.
@@ -24,10 +31,16 @@ def check_generator_layout(bundle: Bundle) -> None:
     from safetensors import safe_open
 
     with safe_open(bundle.generator_file, framework="pt") as content:
-        notes = set(content.metadata() or {})
-    if notes - _METADATA:
-        raise DataError(f"the generator's metadata holds {', '.join(sorted(notes - _METADATA))}, which it never has")
-    published = _published_shapes(bundle)
+        notes = dict(content.metadata() or {})
+    due = generator_metadata(bundle.context, bundle.artifact, bundle.encoder, forced)
+    # another version may know other settings; those of the file were read one by one, in any case
+    due["context"] = json.dumps(json.loads(notes["context"]), sort_keys=True)
+    odd = sorted(name for name in {*notes, *due} if notes.get(name) != due.get(name))
+    if odd:
+        raise DataError(f"the generator's metadata is not as `fedhypevae release` writes it: {', '.join(odd)}")
+    published, settings = _published(bundle)
+    if bundle.artifact.settings != settings:
+        raise DataError("the generator's settings are not those that its method publishes")
     for name, value in bundle.artifact.tensors.items():
         found = tuple(value.shape), value.dtype
         if found != (published.get(name), torch.float32):
@@ -37,7 +50,7 @@ def check_generator_layout(bundle: Bundle) -> None:
             )
 
 
-def _published_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
+def _published(bundle: Bundle) -> tuple[dict[str, tuple[int, ...]], Mapping[str, Any]]:
     """What the run's method publishes, with statistics and without: by publishing a generator that learned nothing."""
     context, method = bundle.context, get_method(bundle.config.method)
     untrained = type(context)(context.config.replace(meta_steps=0), context.problem, context.plan)
@@ -48,5 +61,6 @@ def _published_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
     )
     state = method.init(untrained)
     states = [state] if method.statistics(untrained) is None else [state, method.prepare(untrained, state, made_up)]
-    published = [method.finish(untrained, one).tensors for one in states]
-    return {name: tuple(value.shape) for tensors in published for name, value in tensors.items()}
+    published = [method.finish(untrained, one) for one in states]
+    shapes = {name: tuple(value.shape) for one in published for name, value in one.tensors.items()}
+    return shapes, published[0].settings

@@ -20,6 +20,8 @@ from client_app.ledger_chain import NO_PREVIOUS, Entry, Head, check_chain, check
 from client_app.ledger_runs import fold_entries
 from common.errors import FedHypeVAEError, LedgerError
 from common.events import PrivacyEvent, mechanism_counts
+from common.methods.base import RunContext
+from common.wire import settings_digest
 
 FORMAT = "fedhypevae-ledgers/1"
 
@@ -35,6 +37,11 @@ class SiteLedger:
         """What it charged for a run; nothing where it does not know the run."""
         found = fold_entries(self.entries).get(run)
         return () if found is None else found.charged
+
+    def settings(self, run: str) -> str:
+        """Digest of the settings that a run came with; empty where none was noted."""
+        found = fold_entries(self.entries).get(run)
+        return "" if found is None else found.settings
 
 
 def find_ledger(site: str, places: Sequence[Path]) -> Path | None:
@@ -73,7 +80,9 @@ def check_entries(path: Path, entries: Sequence[Entry]) -> None:
     fold_entries(entries)
 
 
-def check_charges(ledger: SiteLedger, run: str, receipt: str, told: Sequence[PrivacyEvent]) -> None:
+def check_charges(
+    ledger: SiteLedger, run: str, receipt: str, told: Sequence[PrivacyEvent], context: RunContext
+) -> None:
     """Hold a site's ledger against what the coordinator was told of it.
 
     Args:
@@ -81,9 +90,10 @@ def check_charges(ledger: SiteLedger, run: str, receipt: str, told: Sequence[Pri
         run: the run's lasting name.
         receipt: head of the ledger after the site's last release.
         told: events that the statement charges the site.
+        context: as the published generator has it: a set is drawn by its settings.
 
     Raises:
-        LedgerError: the receipt is not of this ledger, or the ledger charged other events.
+        LedgerError: the receipt is not of this ledger, or the ledger charged other events or has other settings.
     """
     check_receipt(ledger.path, ledger.entries, Head.parse(receipt))
     if mechanism_counts(ledger.charged(run)) != mechanism_counts(told):
@@ -91,6 +101,12 @@ def check_charges(ledger: SiteLedger, run: str, receipt: str, told: Sequence[Pri
         raise LedgerError(
             f"privacy ledger {ledger.path} charged {charged} releases for run {run}, and the privacy statement has "
             f"{sum(event.count for event in told)}, or others: the statement is not the run's"
+        )
+    agreed = ledger.settings(run)
+    if agreed and agreed != settings_digest(context):  # older ledgers noted none
+        raise LedgerError(
+            f"privacy ledger {ledger.path} holds other settings of run {run} than the generator: these are not the "
+            "settings, classes or seed that the site took part in"
         )
 
 
@@ -123,7 +139,12 @@ def published_rows(ledger: SiteLedger | None, run: str, site: str, told: Sequenc
 
 
 def check_published(
-    part: Mapping[str, Any], run: str, site: str, receipt: str | None, told: Sequence[PrivacyEvent]
+    part: Mapping[str, Any],
+    run: str,
+    site: str,
+    receipt: str | None,
+    told: Sequence[PrivacyEvent],
+    context: RunContext,
 ) -> None:
     """Check a site's part of ledgers.json: every row, the receipt, and that it charges what the statement says.
 
@@ -135,7 +156,7 @@ def check_published(
     if rows and "seq" in rows[0]:
         entries = [Entry(*(row[field] for field in _COLUMNS)) for row in rows]
         check_entries(name, entries)
-        check_charges(SiteLedger(name, tuple(entries)), run, receipt or "", told)
+        check_charges(SiteLedger(name, tuple(entries)), run, receipt or "", told, context)
         return
     previous, charged = _start(run, site), []
     for place, row in enumerate(rows, start=1):
@@ -171,7 +192,7 @@ def _link(event: str, previous: str) -> str:
 
 
 def checked_sites(
-    sites: Mapping[str, Mapping[str, Any]], run: str, places: Sequence[Path], expected: bool
+    sites: Mapping[str, Mapping[str, Any]], run: str, places: Sequence[Path], expected: bool, context: RunContext
 ) -> tuple[dict[str, SiteLedger], list[str]]:
     """Look for every site's ledger, and hold what is found against the privacy statement.
 
@@ -180,6 +201,7 @@ def checked_sites(
         run: the run's lasting name.
         places: folders to look in.
         expected: whether every site's ledger has to be there (a simulation), or its receipt is enough.
+        context: of the published generator.
 
     Returns:
         Ledgers by site, and what does not verify, in words.
@@ -192,7 +214,7 @@ def checked_sites(
             told = [PrivacyEvent(**event) for event in facts["events"]]
             if path is not None:
                 ledger = read_ledger(path)
-                check_charges(ledger, run, receipt or "", told)
+                check_charges(ledger, run, receipt or "", told, context)
                 found[site] = ledger
             elif expected:
                 raise LedgerError(f"no ledger of {site} in {' or '.join(str(place) for place in places)}: it was lost")

@@ -87,11 +87,9 @@ def test_other_files_are_refused(tmp_path: Path, kind: str) -> None:
         list(stream_rows(path, 4, 2))
 
 
-@pytest.mark.parametrize("hidden", ["nothing", "column", "type", "metadata", "bytes"])
+@pytest.mark.parametrize("hidden", ["nothing", "column", "type", "metadata", "of a field", "bytes"])
 def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hidden: str) -> None:
     """A third column, another key of the metadata, bytes between columns and footer: each could hold records."""
-    import pyarrow as pa
-
     path = tmp_path / "rows.parquet"
     write_rows(path, [(torch.rand(9, 4), torch.arange(9) % 2)], dim=4, class_names=("a", "b"), notes={})
     table = pq.read_table(path)
@@ -101,13 +99,16 @@ def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hid
         pq.write_table(table.set_column(1, "label", table["label"].cast(pa.int32())), path)
     elif hidden == "metadata":
         pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"more": b"x"}), path)
+    elif hidden == "of a field":
+        noted = pa.schema([table.schema.field(0), table.schema.field(1).with_metadata({"record": "1"})])
+        pq.write_table(table.cast(noted.with_metadata(table.schema.metadata)), path)
     elif hidden == "bytes":
         content = path.read_bytes()
         end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
         path.write_bytes(content[:end] + b"record" + content[end:])
         assert pq.read_table(path).equals(table)
     if hidden == "nothing":
-        check_layout(path, 4)
+        check_layout(path, 4, ("a", "b"))
     else:
         with pytest.raises(DataError):
-            check_layout(path, 4)
+            check_layout(path, 4, ("a", "b"))

@@ -9,11 +9,14 @@ from typing import Any
 
 from typer.testing import CliRunner
 
+from common.config import RunConfig
+from common.methods.base import PrivacyPlan, Problem, RunContext
 from deploy.cli import app
 from deploy.release.build import FILES, SIGNATURE, SUMS, checksums
 from deploy.release.signing import load_or_make_key, signature_file
 from tests.harness import Federation
 
+CONTEXT = RunContext(RunConfig(), Problem(4, ("a", "b"), 2), PrivacyPlan(2.0, 2.0, 0.5, 1, 2, 1e-5))
 SMALL_AUDIT = ("--audit-draws", "100", "--audit-canaries", "20")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from client_app.ledger import BudgetLimits, Ledger
 from common.events import gaussian
 from deploy.release.ledgers import check_published, published_rows, read_ledger
+from tests.deploy.release_cases import CONTEXT
 
 FINGERPRINT = "f" * 64
 
@@ -21,7 +22,7 @@ def test_release_keeps_a_private_sites_ledger_rows_to_itself(tmp_path: Path) -> 
         receipt = str(ledger.head)
     found = read_ledger(tmp_path / "ledger.db")
     private = published_rows(found, "run", "site-1", events, False)
-    check_published(private, "run", "site-1", receipt, events)
+    check_published(private, "run", "site-1", receipt, events, CONTEXT)
     assert FINGERPRINT not in json.dumps(private)
     assert {frozenset(row) for row in private["rows"]} == {frozenset({"event", "previous", "digest"})}
     assert FINGERPRINT in json.dumps(published_rows(found, "run", "site-1", events, True))  # the control

@@ -88,7 +88,7 @@ def test_own_set_is_accepted(tmp_path: Path, kind: str) -> None:
     """Read from its files alone, in blocks of other sizes than it was written in."""
     check_every_row(make(tmp_path, kind), silent)
     check_sampled_rows(load_bundle(tmp_path), silent)
-    check_generator_layout(load_bundle(tmp_path))
+    check_generator_layout(load_bundle(tmp_path), ())
 
 
 def replaced(rows: Tensor, labels: Tensor) -> Split:
@@ -426,3 +426,27 @@ def test_generator_that_is_not_finite_is_refused_in_words(tmp_path: Path) -> Non
     tensors = {**bundle.artifact.tensors, "decoder.0.class_weight": torch.full((DIM, 3), torch.nan)}
     with pytest.raises(FedHypeVAEError, match="diverged"):
         draw_published(bundle.context, replace(bundle.artifact, tensors=tensors))
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"keep-balance": True}, {"synthetic-rows": 80}])
+def test_settings_that_no_site_took_part_in_are_refused(copied: Any, tmp_path: Path, change: dict[str, Any]) -> None:
+    """A set that fits its generator, but other settings than the ledgers note: at the gate, and signed by hand."""
+    run = load_bundle(copied.run)
+    config = RunConfig.from_flat({**run.config.to_flat(), **change})
+    context = RunContext(config, run.context.problem, run.context.plan)
+    for folder, name, reader in (
+        (copied.run, "synthetic.parquet", None),
+        (copied.bundle, DATA_FILE, copied.bundle),
+    ):
+        write_generator(folder / "generator.safetensors", context, run.artifact, run.encoder)
+        drawn = draw_published(context, run.artifact)
+        assert drawn is not None
+        write_synthetic(folder / name, context, *drawn)
+        if reader is None:
+            done = release(copied.run, tmp_path / "new", copied.key, "--ledgers", copied.sites)
+            assert "holds other settings of run" in str(done.exception)
+        else:
+            for file in ("bundle.json", "audit.json"):
+                change_json(folder, file, lambda content: content.update(config=config.to_flat()))
+            describe_again(folder, copied.key)
+            assert failed_checks(invoke("release", "verify", folder)) == ["ledgers"]

@@ -19,7 +19,7 @@ from deploy.release.describe import DATA_FILE
 from deploy.release.ledgers import check_published, published_rows
 from deploy.release.promises import recomputed
 from deploy.release.signing import check_signature, fingerprint, load_or_make_key
-from tests.deploy.release_cases import change_json, failed_checks, invoke, read, sign_again
+from tests.deploy.release_cases import CONTEXT, change_json, failed_checks, invoke, read, sign_again
 
 EVERY_FILE = (*FILES, SUMS, SIGNATURE)
 
@@ -247,16 +247,16 @@ def test_charges_of_a_ledger_that_is_not_shown_are_chained_too() -> None:
     told = [PrivacyEvent("gaussian", 2.0 + place, 1.0, 1, "training") for place in range(3)]
     receipt = "5:" + "ab" * 32
     part = published_rows(None, "run", "site-1", told, public=True)
-    check_published(part, "run", "site-1", receipt, told)
+    check_published(part, "run", "site-1", receipt, told, CONTEXT)
     first, second, third = part["rows"]
     weak = {**second, "event": PrivacyEvent("gaussian", 99.0, 1.0, 1, "training").to_json()}
     for rows in ([first, weak, third], [first, third], [second, first, third], [first, second]):
         with pytest.raises(FedHypeVAEError):
-            check_published({"rows": rows}, "run", "site-1", receipt, told)
+            check_published({"rows": rows}, "run", "site-1", receipt, told, CONTEXT)
     with pytest.raises(FedHypeVAEError):
-        check_published(part, "another run", "site-1", receipt, told)
+        check_published(part, "another run", "site-1", receipt, told, CONTEXT)
     with pytest.raises(FedHypeVAEError):
-        check_published(part, "run", "site-1", receipt, told[:2])
+        check_published(part, "run", "site-1", receipt, told[:2], CONTEXT)
 
 
 def test_exchanged_rows_fail_though_signed_again(bundle: Path, key: Path) -> None:

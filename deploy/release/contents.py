@@ -1,0 +1,185 @@
+"""The contents of a bundle: what its files say, held against each other and against what can be computed again."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.bundle import GENERATOR, STATEMENT, load_bundle
+from common.bundle_parquet import check_layout, read_notes, set_notes, stream_rows
+from common.config import RunConfig
+from common.errors import FedHypeVAEError
+from common.events import PrivacyEvent
+from common.row_sets import ROWS_FORMAT
+from deploy.release.audits import objections
+from deploy.release.build import SIGNATURE, SUMS
+from deploy.release.describe import BUNDLE_FORMAT, DATA_FILE, NOT_PRIVATE
+from deploy.release.layout import check_generator_layout
+from deploy.release.ledgers import check_published
+from deploy.release.promises import faults_of, largest_epsilon
+from deploy.release.redraw import FOREIGN, Watch, check_every_row, check_sampled_rows
+
+_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._/-]{1,200})")
+_CLAIM_TOLERANCE = 1e-4
+
+
+def require(right: bool, fault: str) -> None:
+    """Raise the fault as FedHypeVAEError unless it is right."""
+    if not right:
+        raise FedHypeVAEError(fault)
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """SHA256SUMS: digests by file name. Raises FedHypeVAEError for another form."""
+    sums: dict[str, str] = {}
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            continue
+        found = _LINE.fullmatch(line)
+        if found is None or found[2] in sums:
+            raise FedHypeVAEError(f"{SUMS}: a line is not as `fedhypevae release` writes it: {line!r:.100}")
+        sums[found[2]] = found[1]
+    return sums
+
+
+class Contents:
+    """The contents of a bundle whose bytes are those that were signed; each check raises what makes no sense."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._json: dict[str, Any] = {}
+        self.missed_share: float | None = None
+
+    def json(self, name: str) -> dict[str, Any]:
+        """One of the JSON files."""
+        if name not in self._json:
+            content = json.loads((self._folder / name).read_text(encoding="utf-8"))
+            require(isinstance(content, dict), f"{name} is no JSON object")
+            self._json[name] = content
+        found: dict[str, Any] = self._json[name]
+        return found
+
+    def check_format(self) -> None:
+        """Whether this version can draw the rows again."""
+        found = self.json("bundle.json").get("format")
+        require(
+            found == BUNDLE_FORMAT and load_bundle(self._folder).rows_format == ROWS_FORMAT,
+            f"expected {BUNDLE_FORMAT}, rows of {ROWS_FORMAT}, found {found!r:.40}: this version can't draw its rows "
+            "again; verify it with the version that made it, or ask for a release of today's format",
+        )
+
+    def check_marks(self) -> None:
+        """Whether every file says the same of the promise."""
+        reasons = list(self.json("bundle.json")["not_private_because"])
+        private = not reasons
+        notes = read_notes(self._folder / DATA_FILE)
+        told: dict[str, Mapping[str, Any]] = {
+            name: self.json(name) for name in ("bundle.json", "audit.json", "ledgers.json", SIGNATURE)
+        }
+        told |= {DATA_FILE: notes}
+        for name, content in told.items():
+            same = content["private"] is private and list(content["not_private_because"]) == reasons
+            require(same, f"{name} says otherwise than bundle.json whether the set is private")
+        guarantee = self.json(STATEMENT)["guarantee"]
+        require(guarantee["end_to_end"] is private, f"{STATEMENT} says otherwise than bundle.json")
+        require(list(guarantee["why_not"]) == reasons, f"{STATEMENT} gives other reasons than bundle.json")
+        require(bool(load_bundle(self._folder).not_private) is not private, f"{GENERATOR} says otherwise")
+        card, sums = ((self._folder / name).read_text(encoding="utf-8") for name in ("README.md", SUMS))
+        described = str(self.json("croissant.json")["description"])
+        for name, text in (("README.md", card), (SUMS, sums), ("croissant.json", described)):
+            require((NOT_PRIVATE in text) is not private, f"{name} says otherwise than bundle.json")
+
+    def check_config(self) -> None:
+        """Whether every file names the same settings, classes, encoder and run."""
+        bundle = load_bundle(self._folder)
+        told, config = self.json("bundle.json"), bundle.config.to_flat()
+        for name in ("bundle.json", "audit.json"):
+            found = RunConfig.from_flat(self.json(name)["config"]).to_flat()
+            require(found == config, f"{name} has another configuration than {GENERATOR}")
+        encoder = None if bundle.encoder is None else bundle.encoder.to_json()
+        same = told["class_names"] == list(bundle.class_names) and told["dim"] == bundle.dim
+        require(
+            same and told["encoder"] == encoder, f"bundle.json has other classes or another encoder than {GENERATOR}"
+        )
+        runs = {told["run"], self.json(STATEMENT)["run"], self.json("ledgers.json")["run"]}
+        require(len(runs) == 1, "the files name different runs")
+
+    def check_statement(self) -> None:
+        """Whether every figure of the privacy statement comes out the same."""
+        withdrawn = self.json("bundle.json")["not_private_because"]
+        faults = faults_of(self.json(STATEMENT), load_bundle(self._folder).context, withdrawn)
+        if withdrawn:  # a run that charged nobody can be released by force: it promises nothing
+            faults = [fault for fault in faults if "names no site" not in fault and "was not charged" not in fault]
+        require(not faults, "; ".join(faults))
+
+    def check_ledgers(self) -> None:
+        """Whether the charges are chained, and are those of the statement."""
+        sites, shown = self.json(STATEMENT)["sites"], self.json("ledgers.json")["sites"]
+        context = load_bundle(self._folder).context
+        require(set(sites) == set(shown), "ledgers.json and the privacy statement name different sites")
+        for site, facts in sites.items():
+            told = [PrivacyEvent(**event) for event in facts["events"]]
+            require(shown[site]["receipt"] == facts["ledger_receipt"], f"ledgers.json: another receipt of {site}")
+            check_published(shown[site], self.json(STATEMENT)["run"], site, facts["ledger_receipt"], told, context)
+
+    def check_audit(self) -> None:
+        """Whether the audit is of this claim, and does not contradict it."""
+        statement, audits = self.json(STATEMENT), self.json("audit.json")["audits"]
+        if statement["audit"] is not None:
+            require(statement["audit"] in audits, f"the audit in {STATEMENT} is not one of audit.json")
+        if self.json("bundle.json")["private"]:
+            faults = objections(audits, self.json("audit.json")["why_none"], largest_epsilon(statement))
+            require(not faults, "; ".join(faults))
+            declared = statement["guarantee"]["epsilon_declared"]
+            wrong = [
+                audit
+                for audit in audits
+                if audit["kind"] == "one-run"
+                and not math.isclose(audit["epsilon_claimed"], declared, rel_tol=_CLAIM_TOLERANCE)
+            ]
+            require(not wrong, "the audit was made for another claim than the privacy statement's")
+
+    def check_generator(self) -> None:
+        """Whether the generator holds what its method publishes, and rows can be drawn."""
+        bundle = load_bundle(self._folder)
+        check_generator_layout(bundle, self.json("bundle.json")["not_private_because"])
+        embeddings, labels = bundle.draw(len(bundle.class_names), threads=1)
+        fits = embeddings.shape == (len(bundle.class_names), bundle.dim) and bool(embeddings.isfinite().all())
+        require(fits and labels.shape == embeddings.shape[:1], f"{GENERATOR} gives rows of another shape")
+
+    def check_data(self) -> None:
+        """Whether the set's file holds its rows, as many as said, and nothing else."""
+        told, bundle = self.json("bundle.json"), load_bundle(self._folder)
+        check_layout(self._folder / DATA_FILE, bundle.dim, bundle.class_names)
+        due = set_notes(bundle.context, told["not_private_because"])
+        require(read_notes(self._folder / DATA_FILE) == due, f"{DATA_FILE} notes other facts than the bundle's")
+        counts = [0] * len(told["class_names"])
+        for _, labels in stream_rows(self._folder / DATA_FILE, told["dim"], len(counts)):
+            for label, count in enumerate(labels.bincount(minlength=len(counts)).tolist()):
+                counts[label] += count
+        same = counts == told["class_counts"] and sum(counts) == told["rows"]
+        require(same, f"{DATA_FILE} holds other rows than bundle.json counts")
+
+    def check_rows(self, quick: bool, watch: Watch) -> None:
+        """Whether every row, or a sample, is what the generator draws; notes what a sample would miss."""
+        # a set that is not the generator's own is in order where the bundle says so itself, and promises nothing
+        if any(FOREIGN in reason for reason in self.json("bundle.json")["not_private_because"]):
+            return
+        if quick:
+            self.missed_share = check_sampled_rows(load_bundle(self._folder), watch)
+        else:
+            check_every_row(load_bundle(self._folder), watch)
+
+    def check_descriptions(self) -> None:
+        """Whether card and Croissant are of this set."""
+        sums, (file,) = read_sums(self._folder), self.json("croissant.json")["distribution"]
+        require(file["sha256"] == sums[DATA_FILE], "croissant.json names another checksum of the set")
+        require(file["contentUrl"] == DATA_FILE, "croissant.json names another file")
+        card = (self._folder / "README.md").read_text(encoding="utf-8")
+        front = card.split("---\n")
+        require(len(front) > 2 and front[0] == "", "README.md has no front matter")
+        require(self.json("bundle.json")["signed_by"] in card, "README.md names another signer")

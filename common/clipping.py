@@ -95,7 +95,9 @@ def clipped_gradient_sum(
                 f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest"
             )
         dtype = _dtype(part)
-        _add_clipped(part, clip_norm, total)
+        for name, value in _clipped_part(part, clip_norm).items():
+            # float64 from the second part on, as the module's docstring has it
+            total[name] = total[name].double().add_(value) if name in total else value
     zeros = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items() if name not in total}
     sums = {name: value.to(dtype).contiguous() for name, value in total.items()} | zeros
     return ClippedSum({name: sums[name] for name in shapes}, clip_norm)
@@ -106,13 +108,13 @@ def _check_clip_norm(clip_norm: float) -> None:
         raise ConfigError(f"clip norm must be at least {LEAST_CLIP_NORM:g}, found {clip_norm}")
 
 
-def _add_clipped(factors: GradientFactors, clip_norm: float, total: dict[str, Tensor]) -> None:
-    """Add the clipped gradients of these units to `total`, by parameter."""
+def _clipped_part(factors: GradientFactors, clip_norm: float) -> dict[str, Tensor]:
+    """The sum of these units' clipped gradients, by parameter."""
     # what is measured is what is summed: parts that cancel are added up before either
     vectors = {name: _total(values) for name, values in factors.vectors.items()}
     squared, rounding = _measure(factors, vectors)
     if squared is None:
-        return
+        return {}
     weight = torch.ones_like(squared)
     if math.isfinite(clip_norm):
         weight = (clip_norm / (1.0 + rounding) / squared.sqrt()).clamp(max=1.0)
@@ -120,7 +122,7 @@ def _add_clipped(factors: GradientFactors, clip_norm: float, total: dict[str, Te
     keep = None
     if not bool(usable.all()):
         weight, keep = weight[usable], usable
-    _add_weighted(factors, vectors, weight.to(_dtype(factors)), keep, total)
+    return _weighted_sums(factors, vectors, weight.to(_dtype(factors)), keep)
 
 
 def unit_squared_norms(factors: GradientFactors) -> Tensor | None:
@@ -233,20 +235,14 @@ def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -
     return exact.clamp(min=0.0) + (_CANCELLATION_MARGIN + 2.0 * (widest + 4) * _ROUNDOFF) * largest
 
 
-def _add_weighted(
-    factors: GradientFactors,
-    vectors: Mapping[str, Tensor],
-    weight: Tensor,
-    keep: Tensor | None,
-    total: dict[str, Tensor],
-) -> None:
-    """Add up weight x gradient over units, by parameter; units outside `keep` are left out, and have no weight."""
+def _weighted_sums(
+    factors: GradientFactors, vectors: Mapping[str, Tensor], weight: Tensor, keep: Tensor | None
+) -> dict[str, Tensor]:
+    """Sums of weight x gradient over units, by parameter; units outside `keep` are left out, and have no weight."""
+    sums: dict[str, Tensor] = {}
 
     def kept(value: Tensor) -> Tensor:
         return value if keep is None else value[keep]
-
-    def add(name: str, value: Tensor) -> None:
-        total[name] = total[name].add_(value) if name in total else value.double()
 
     for name, pairs in factors.outer.items():
         for left, right in pairs:
@@ -254,10 +250,16 @@ def _add_weighted(
             # matrices with a few columns cost BLAS five times as much.
             flip = left.shape[2] > right.shape[2]
             narrow, wide = (right, left) if flip else (left, right)
-            product = (kept(narrow) * weight[:, None, None]).flatten(0, 1).T @ kept(wide).flatten(0, 1)
-            add(name, product.T if flip else product)
+            narrow = (kept(narrow) * weight[:, None, None]).flatten(0, 1).T
+            wide = kept(wide).flatten(0, 1)
+            if name in sums:
+                (sums[name].T if flip else sums[name]).addmm_(narrow, wide)
+            else:
+                product = narrow @ wide
+                sums[name] = product.T if flip else product
     for name, value in vectors.items():
-        add(name, weight @ kept(value))
+        sums[name] = weight @ kept(value)
     for name, (left, right) in factors.shared.items():
         # without units nothing of it may be left: 0 times a right side that is not finite would be
-        add(name, torch.outer(weight @ kept(left), right if weight.numel() else torch.zeros_like(right)))
+        sums[name] = torch.outer(weight @ kept(left), right if weight.numel() else torch.zeros_like(right))
+    return sums

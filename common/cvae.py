@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from common.adam import adam_step
 from common.hypernetwork import LOG_SCALE_BOUND, Generated, GeneratorShape, decode, generate
-from common.tape import Tensors
+from common.tape import Tensors, linear
 
 
 class LinearLayers(Protocol):
@@ -34,7 +34,7 @@ class PlainLayers:
 
     def linear(self, name: str, inputs: Tensor) -> Tensor:
         """`inputs` (..., c) through `name.weight` (r, c) and `name.bias` (r,)."""
-        return functional.linear(inputs, self._params[f"{name}.weight"], self._params[f"{name}.bias"])
+        return linear(inputs, self._params[f"{name}.weight"], self._params[f"{name}.bias"])
 
 
 def init_encoder_params(shape: GeneratorShape, generator: torch.Generator) -> dict[str, Tensor]:

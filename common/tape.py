@@ -10,6 +10,7 @@ Shapes: U units, R rows a unit (records of a patient; 1 for record-level privacy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 Tensors = Mapping[str, Tensor]
+
+# rows from which BLAS multiplies them all in one way
+_ENOUGH_ROWS = 32
 
 
 @dataclass
@@ -110,7 +114,7 @@ class Tape:
     def linear(self, name: str, inputs: Tensor) -> Tensor:
         """`inputs` (U, R, c) through the parameters `name.weight` (r, c) and, if there is one, `name.bias` (r,)."""
         bias = self._params.get(f"{name}.bias")
-        out = functional.linear(inputs, self._params[f"{name}.weight"], bias)
+        out = linear(inputs, self._params[f"{name}.weight"], bias)
         if name.startswith(self._frozen) and self._frozen:
             return out
         out = out if out.requires_grad else out.requires_grad_()
@@ -203,7 +207,7 @@ class Tape:
         bias_grad = scores.bias_scale * _over_rows(grad)
         result.add_vector("class_bias.weight", bias_grad)
         if scores.row_scale is not None and self.features is not None:
-            pulled = grad @ self._params[f"{scores.name}.class_weight"].T
+            pulled = linear(grad, self._params[f"{scores.name}.class_weight"])
             scale_grad = _over_rows(pulled.mul_(scores.inputs))
             result.add_shared(f"{scores.name}.row_scale", scale_grad, self.features, owned=True)
             result.add_shared("class_shift.weight", bias_grad, self.features)
@@ -216,6 +220,20 @@ class Tape:
         result.add_shared("trunk.weight", inner, self._code)
         result.add_vector("trunk.bias", inner)
         return _pull_back(inner, self._params["trunk.weight"])
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`inputs` (..., c) through `weight` (r, c) and `bias` (r,), with rows of zeros where there are few.
+
+    BLAS multiplies few rows in another way, which rounds otherwise: one unit more would change the scores of all others
+    by a rounding, and large parameters, which a server chooses, make much of it. With enough rows no other row changes
+    on processors with AVX-512, and at most the last few with AVX2; no library promises it.
+    """
+    rows = math.prod(inputs.shape[:-1])
+    if rows == 0 or rows >= _ENOUGH_ROWS:
+        return functional.linear(inputs, weight, bias)
+    padded = functional.pad(inputs.reshape(rows, inputs.shape[-1]), (0, 0, 0, _ENOUGH_ROWS - rows))
+    return functional.linear(padded, weight, bias)[:rows].view(*inputs.shape[:-1], weight.shape[0])
 
 
 def generated_rows(params: Tensors, name: str, features: Tensor | None) -> tuple[Tensor | None, Tensor]:
@@ -235,9 +253,9 @@ def row_scaled_layer(
     class_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """One row-scaled layer; see `Tape.row_scaled`. Returns (before scaling, row scale or None, output)."""
-    scaled = functional.linear(inputs, params[f"{name}.base_weight"])
+    scaled = linear(inputs, params[f"{name}.base_weight"])
     if one_hot is not None:
-        scaled = scaled + class_scale * functional.linear(one_hot, params[f"{name}.class_weight"])
+        scaled = scaled + class_scale * linear(one_hot, params[f"{name}.class_weight"])
     row_scale, bias = generated_rows(params, name, features)
     out = scaled + bias if row_scale is None else torch.addcmul(bias, scaled, row_scale)
     return scaled, row_scale, out
@@ -262,7 +280,7 @@ def _over_rows(values: Tensor) -> Tensor:
 
 def _pull_back(rows: Tensor, weight: Tensor) -> Tensor:
     """`rows @ weight`, (..., r), (r, c) -> (..., c): a narrow matrix laid out by columns costs BLAS a fifth."""
-    return functional.linear(rows, weight.T.contiguous())
+    return linear(rows, weight.T.contiguous())
 
 
 def _add_linear(result: GradientFactors, node: _Linear, grad: Tensor) -> None:

@@ -186,7 +186,7 @@ def _mmd_cross_term(
     """-2 k(x, x̂) with one synthetic row x̂ a record, drawn with a label from a public law (Eq. 6): (U, R)."""
     units, rows = embeddings.shape[:2]
     uniform = torch.as_tensor(source.uniform(units * rows), device=embeddings.device).view(units, rows)
-    drawn = (uniform * shape.num_classes).long().clamp(max=shape.num_classes - 1)
+    drawn = (uniform * shape.num_classes).long().clamp(0, shape.num_classes - 1)
     synthetic_labels = functional.one_hot(drawn, shape.num_classes).to(one_hot)
     latent = embeddings.new_zeros(units, rows, 0)
     if shape.model.latent_dim:

@@ -21,8 +21,6 @@ from common.hypernetwork import GeneratorShape, init_hypernet_params
 from common.objective import record_losses
 from common.tape import GradientFactors, Tape
 
-_MOST_UNITS = 4096
-
 
 class UnitDraws:
     """Numbers that belong to a unit, not to its place: the same for a unit whichever others are in the batch."""
@@ -32,13 +30,14 @@ class UnitDraws:
 
     def __init__(self, units: list[int], seed: int = 0) -> None:
         self._units, self._seed, self._calls = units, seed, 0
+        self._rows = max(units, default=0) + 1  # the first rows are the same however many are drawn
 
     def gaussian(self, shape: tuple[int, ...], std: float) -> np.ndarray:
-        return std * self._generator().standard_normal((_MOST_UNITS, *shape[1:]))[self._units]
+        return std * self._generator().standard_normal((self._rows, *shape[1:]))[self._units]
 
     def uniform(self, size: int) -> np.ndarray:
         rows = size // max(len(self._units), 1)
-        return self._generator().random((_MOST_UNITS, rows))[self._units].reshape(-1)
+        return self._generator().random((self._rows, rows))[self._units].reshape(-1)
 
     def exact_gaussian(self, values: np.ndarray, std: float) -> np.ndarray:
         raise NotImplementedError

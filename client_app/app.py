@@ -9,8 +9,6 @@ import json
 import secrets
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -21,7 +19,8 @@ from client_app.data import read_facts
 from client_app.egress import check_reply
 from client_app.place import Place, find_place
 from client_app.scores import answer_baseline, answer_evaluate
-from client_app.secagg import answer_keys, answer_masked, answer_shares, answer_unmask
+from client_app.secagg import answer_check, answer_keys, answer_masked, answer_shares, answer_unmask
+from client_app.site_log import write_log
 from client_app.task import Answer, Work
 from client_app.work import answer_statistics, answer_train
 from common.config import RunConfig
@@ -92,6 +91,12 @@ def secagg_shares(message: Message, context: Context) -> Message:
     return _answered("secagg_shares", message, context, answer_shares)
 
 
+@app.query("secagg_check")
+def secagg_check(message: Message, context: Context) -> Message:
+    """Open what the other sites sealed for this one, and say whose can't be used."""
+    return _answered("secagg_check", message, context, answer_check)
+
+
 @app.query("secagg_masked")
 def secagg_masked(message: Message, context: Context) -> Message:
     """Send the masked statistics, or a round's masked sums."""
@@ -136,9 +141,7 @@ def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[],
         raise
     except BaseException as error:  # libraries in Rust raise panics that are no Exception
         reference = secrets.token_hex(4)
-        # a full disk must not turn the log's own failure into an answer
-        with suppress(OSError, ValueError):
-            _log(context, reference)
+        _log(context, reference)
         code = error.code if isinstance(error, FedHypeVAEError) else "failure"
         if isinstance(error, PolicyRefusal):
             code = f"{code}:{error.rule}"
@@ -147,11 +150,6 @@ def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[],
 
 
 def _log(context: Context, reference: str) -> None:
-    """Write the whole error to the site's own log, or to its console where it has no folder."""
-    text = f"{datetime.now(UTC).isoformat()} reference {reference}\n{traceback.format_exc()}\n"
+    """Write the whole error to the site's own log."""
     folder = context.node_config.get("data-dir")
-    with suppress(OSError):
-        print(text, flush=True)
-    if folder is not None:
-        with (Path(str(folder)) / "site.log").open("a", encoding="utf-8") as log:
-            log.write(text)
+    write_log(None if folder is None else Path(str(folder)), f"reference {reference}\n{traceback.format_exc()}")

@@ -1,10 +1,10 @@
-"""A site's four answers under `trust = "secagg"`: keys, shares, masked sum, unmasking (`common.secagg.site`).
+"""A site's five answers under `trust = "secagg"`: keys, shares, check, masked sum, unmasking (`common.secagg.site`).
 
-The order is the protection, as in `work`. Policy first, in every message; the ledger reserves before the records are
-read, when the masked vector is made; it commits, and the site's log notes the release, when the site helps to unmask a
-sum that its vector is in: only then is anything about records out of its hands. A vector that was masked and never
-unmasked stays charged. Nothing is answered twice, and nothing is repeated: another attempt at a round draws new noise
-and is charged anew.
+The order is the protection, as in `work`. Policy first, in every message; what other sites sent is all checked before
+the ledger reserves. It reserves before the records are read, when the masked vector is made; it commits, and the site's
+log notes the release, when the site helps to unmask a sum that its vector is in: only then is anything about records
+out of its hands. A vector that was masked and never unmasked stays charged. Nothing is answered twice, and nothing is
+repeated: another attempt at a round draws new noise and is charged as another release.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -32,9 +32,10 @@ from client_app.received import held_tensors
 from client_app.release_log import ReleaseLog
 from client_app.request import RunRequest
 from client_app.secagg_state import Attempt, AttemptFile
+from client_app.site_log import write_log
 from client_app.task import Answer, Work, charged_under, check_round, request_of
 from client_app.work import site_state, state_bytes
-from common.errors import PolicyRefusal, ProtocolError
+from common.errors import BlameError, PolicyRefusal, ProtocolError
 from common.events import PrivacyEvent
 from common.loop import noise_source
 from common.methods import get_method
@@ -44,7 +45,9 @@ from common.secagg import site
 from common.secagg.messages import (
     Card,
     Session,
+    asked_digest,
     cards_from_json,
+    indices_to_json,
     table_from_json,
     table_to_json,
 )
@@ -95,26 +98,41 @@ def answer_shares(place: Place, work: Work) -> Answer:
         attempt = task.file.load(task.session.binding, "keys")
         text = str(work.words["cards"])
         cards = cards_from_json(text, task.session.assumptions.num_sites)
-        site.check_cards(task.session, cards, Card(**json.loads(attempt.own_card)), pinned_peers(place))
-        own, boxes = site.make_shares(task.session, _secrets(attempt), work.index, cards)
+        try:
+            site.check_cards(task.session, cards, Card(**json.loads(attempt.own_card)), pinned_peers(place))
+        except BlameError as error:
+            return _refusal(place, task, cards, error)
+        own, boxes, commitments = site.make_shares(task.session, _secrets(attempt), work.index, cards)
         shares = table_to_json({work.index: own})
         task.file.save(replace(attempt, phase="shares", cards=text, shares=shares))
-    return Answer({}, {"boxes": table_to_json(boxes)})
+    return Answer({}, {"boxes": table_to_json(boxes), "commitments": table_to_json(commitments)})
+
+
+def answer_check(place: Place, work: Work) -> Answer:
+    """Open the others' shares and hold them against what was committed to, before anything is charged."""
+    with _task(place, work) as task:
+        attempt = task.file.load(task.session.binding, "shares")
+        sites = task.session.assumptions.num_sites
+        cards, kept = _cards(task.session, attempt), table_from_json(attempt.shares, sites)
+        boxes, bound = (table_from_json(str(work.words[word]), sites) for word in ("boxes", "commitments"))
+        try:
+            opened = site.open_shares(task.session, _secrets(attempt), work.index, cards, boxes, bound)
+        except BlameError as error:
+            return _refusal(place, task, cards, error)
+        task.file.save(replace(attempt, phase="checked", shares=table_to_json({**opened, **kept})))
+    return Answer({}, {"refused": indices_to_json([])})
 
 
 def answer_masked(place: Place, work: Work) -> Answer:
     """The site's noised sum under its masks: charged before the records are read."""
     with _task(place, work) as task:
-        attempt = task.file.load(task.session.binding, "shares")
-        session, cards = task.session, _cards(task.session, attempt)
-        boxes = table_from_json(str(work.words["boxes"]), session.assumptions.num_sites)
-        opened = site.open_shares(session, _secrets(attempt), work.index, cards, boxes)
-        kept = table_from_json(attempt.shares, session.assumptions.num_sites)[work.index]
-        shares = {**opened, work.index: kept}
+        attempt = task.file.load(task.session.binding, "checked")
+        session, cards, signer = task.session, _cards(task.session, attempt), own_signer(place)
+        senders = table_from_json(attempt.shares, session.assumptions.num_sites)
         if task.round_key != STATISTICS:
             work = replace(work, tensors=held_tensors(task.private, work))
         # answered from here on, whatever happens: a second vector under the same masks would give away the difference
-        attempt = replace(attempt, phase="masked", shares=table_to_json(shares), asked=_asked(work))
+        attempt = replace(attempt, phase="masked", asked=asked_digest(work.round_index, work.tensors))
         task.file.save(attempt)
         with granted(place, work, task.request) as grant:
             key, (step, size, bits) = _fresh_key(grant.committed, task.round_key), _begin(place, work, task, grant)
@@ -124,7 +142,7 @@ def answer_masked(place: Place, work: Work) -> Answer:
             if state is not None:
                 # under the next round's number: it counts only once this round is committed
                 task.private.save(work.round_index + 1, state)
-            masked = site.mask(session, _secrets(attempt), work.index, cards, shares, values, bits)
+            masked = site.mask(session, _secrets(attempt), work.index, cards, senders, values, bits)
             payload = pack(masked, bits)
             tensor = torch.from_numpy(np.frombuffer(payload, dtype=np.uint8).copy())
             check_tensors("secagg_masked", {MASKED: tensor}, {MASKED: (tensor.numel(),)})
@@ -139,7 +157,7 @@ def answer_masked(place: Place, work: Work) -> Answer:
                 payload_bytes=len(payload),
             )
         )
-        signature = site.sign_masked(session, cards, shares, attempt.asked, own_signer(place))
+        signature = site.sign_masked(session, cards, senders, attempt.asked, signer)
     return Answer({MASKED: tensor}, {"signature": signature.hex(), **words})
 
 
@@ -152,7 +170,7 @@ def answer_unmask(place: Place, work: Work) -> Answer:
         survivors = table_from_json(str(work.words["survivors"]), session.assumptions.num_sites)
         if not attempt.payload_digest:
             raise ProtocolError("this site sent no masked vector in this attempt")
-        site.check_survivors(session, work.index, cards, shares, attempt.asked, survivors, pinned_peers(place))
+        site.check_survivors(session, work.index, cards, shares, attempt.asked, survivors)
         with granted(place, work, task.request) as grant:
             held = Reservation(work.run_id, attempt.round_key, attempt.reservation, attempt.attempt)
             grant.ledger.commit(held, attempt.payload_digest)
@@ -234,13 +252,12 @@ def _fresh_key(committed: Collection[str], round_key: str) -> str:
     return name
 
 
-def _asked(work: Work) -> str:
-    """Digest of the tensors that came with the task: all sites of a sum must have had the same."""
-    parts = [
-        [name, list(value.shape), hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()]
-        for name, value in sorted(work.tensors.items())
-    ]
-    return digest("asked", [work.round_index, parts])
+def _refusal(place: Place, task: _Task, cards: Sequence[Card], error: BlameError) -> Answer:
+    """Name the sites whose cards or boxes can't be used; the attempt is over for this site, nothing was charged."""
+    task.file.erase()
+    why = "; ".join(f"{card.name}: {error.blamed[card.index]}" for card in cards if card.index in error.blamed)
+    write_log(place.folder, f"{task.session.what}: refused what came from {why}; nothing was charged")
+    return Answer({}, {"refused": indices_to_json(error.blamed)})
 
 
 def _secrets(attempt: Attempt) -> site.Secrets:

@@ -1,4 +1,4 @@
-"""What a site remembers of one secure sum between its four messages: on its disk, its owner's to read, then erased.
+"""What a site remembers of one secure sum between its five messages: on its disk, its owner's to read, then erased.
 
 A fresh process starts for every message. The file holds the secrets of one attempt; the next attempt replaces it, and
 the answer that ends an attempt erases it.
@@ -15,7 +15,7 @@ from client_app.private_state import PrivateState
 from common.durable import erase, write_atomically
 from common.errors import FedHypeVAEError, ProtocolError
 
-Phase = Literal["keys", "shares", "masked"]
+Phase = Literal["keys", "shares", "checked", "masked"]
 _FILE = "secagg.json"
 
 

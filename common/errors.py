@@ -6,6 +6,8 @@ site. The text of an error stays where it was raised, since it may quote data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class FedHypeVAEError(Exception):
     """A failure that a person can act on. Base of all others; exit code 1."""
@@ -87,3 +89,11 @@ class ProtocolError(FedHypeVAEError):
     """Secure aggregation can't go on: a message is wrong, forged, out of turn, or too many sites are missing."""
 
     code = "protocol"
+
+
+class BlameError(ProtocolError):
+    """What certain sites sent can't be used. `blamed` says why, by index."""
+
+    def __init__(self, blamed: Mapping[int, str]) -> None:
+        super().__init__("; ".join(f"site {index}: {why}" for index, why in sorted(blamed.items())))
+        self.blamed = dict(blamed)

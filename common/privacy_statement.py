@@ -26,7 +26,7 @@ from common.methods.base import RunContext
 from common.secagg.statement import shared_noise_facts
 from common.wire import REPLY_WORDS, SCORE_NAMES, Kind
 
-_SECAGG: tuple[Kind, ...] = ("secagg_keys", "secagg_shares", "secagg_masked", "secagg_unmask")
+_SECAGG: tuple[Kind, ...] = ("secagg_keys", "secagg_shares", "secagg_check", "secagg_masked", "secagg_unmask")
 FORMAT = "fedhypevae-privacy-statement/1"
 SCHEMA_PATH = Path(__file__).with_name("privacy_statement.schema.json")
 
@@ -240,7 +240,7 @@ def _released(context: RunContext, public: bool) -> list[dict[str, Any]]:
     masked = "masked, the sum over the sites alone known; " if shared else ""
     if shared:
         names = sorted({word for kind in _SECAGG for word in REPLY_WORDS[kind]} - REPLY_WORDS["train"])
-        what, when = "keys, sealed shares, signatures, shares of masks", "with each sum, four messages a site"
+        what, when = "keys, sealed shares, signatures, shares of masks", "with each sum, five messages a site"
         released.append(_release(what, when, names, "random or encrypted: hide each site's vector in the sum"))
     spec = method.statistics(context)
     if spec is not None:

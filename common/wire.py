@@ -29,6 +29,7 @@ Kind = Literal[
     "evaluate",
     "secagg_keys",
     "secagg_shares",
+    "secagg_check",
     "secagg_masked",
     "secagg_unmask",
 ]
@@ -43,9 +44,11 @@ REPLY_WORDS: dict[Kind, frozenset[str]] = {
     "baseline": frozenset(),
     "evaluate": frozenset(),
     # One secure sum: fresh public keys, sealed shares, a signature beside the masked vector, and shares of secrets that
-    # take the masks off the sum. Random or encrypted, all of it; no more records show in it than in the sum.
+    # take the masks off the sum. Random or encrypted, all of it; no more records show in it than in the sum. `refused`
+    # names the sites whose cards or sealed shares can't be used.
     "secagg_keys": frozenset({"card"}),
-    "secagg_shares": frozenset({"boxes"}),
+    "secagg_shares": frozenset({"boxes", "commitments", "refused"}),
+    "secagg_check": frozenset({"refused"}),
     "secagg_masked": frozenset({"signature", "receipt", "seal", "charged"}),
     "secagg_unmask": frozenset({"shares", "receipt", "seal", "charged"}),
 }
@@ -84,7 +87,8 @@ REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "evaluate": (_TASK | {"mixing"}, _RECEIPT),
     "secagg_keys": (_SUM, _RECEIPT | {"round"}),
     "secagg_shares": (_SUM | {"cards"}, _RECEIPT | {"round"}),
-    "secagg_masked": (_SUM | {"boxes"}, _RECEIPT | _VERSION | {"round"}),
+    "secagg_check": (_SUM | {"boxes", "commitments"}, _RECEIPT | {"round"}),
+    "secagg_masked": (_SUM, _RECEIPT | _VERSION | {"round"}),
     "secagg_unmask": (_SUM | {"survivors"}, _RECEIPT | {"round"}),
 }
 ERROR_WORDS = frozenset({"error", "reference"})

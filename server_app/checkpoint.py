@@ -50,6 +50,8 @@ class Progress:
         versions: site -> version of the parameters that it last answered with.
         seconds: time spent so far.
         refused: replies that broke a rule, see `Refusals.found`.
+        left_out: site -> the lie for which secure sums do without it.
+        lost_sums: secure sums that came to nothing after sites were charged for them.
     """
 
     run_name: str
@@ -65,6 +67,8 @@ class Progress:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     refused: tuple[Mapping[str, Any], ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    lost_sums: int = 0
 
 
 def save_checkpoint(

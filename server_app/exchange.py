@@ -34,6 +34,7 @@ _KINDS: dict[Kind, str] = {
     "evaluate": "evaluate",
     "secagg_keys": "query.secagg_keys",
     "secagg_shares": "query.secagg_shares",
+    "secagg_check": "query.secagg_check",
     "secagg_masked": "query.secagg_masked",
     "secagg_unmask": "query.secagg_unmask",
 }

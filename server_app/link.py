@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.compression import OFF
-from common.errors import FederationError
+from common.errors import FederationError, WireError
 from common.methods.base import Method, RunContext, Shapes, Tensors
-from common.secagg.messages import Session
+from common.secagg.messages import Session, asked_digest
 from common.secagg.primitives import digest
 from common.secagg.quantise import Quantisation
 from common.secagg.release import assumptions_of
@@ -22,9 +23,11 @@ from server_app.charges import Charges
 from server_app.checkpoint import Progress
 from server_app.downlink import Downlink, Parcel
 from server_app.exchange import Check, Outcome, Take, build_messages, exchange
+from server_app.faults import Faults
 from server_app.receipts import Receipts
 from server_app.refusals import Refusals
-from server_app.secagg import SecureSum, secure_sum, sender
+from server_app.secagg import SecureSum, secure_sum
+from server_app.secagg_attempt import SumLostError, sender
 from server_app.tracking import RunWatch
 
 Words = Mapping[str, str | int | float]
@@ -72,6 +75,8 @@ class Link:
         self._receipts = receipts
         self._context_text = dump_context(context)
         self._federation = context.config.federation
+        dropouts = assumptions_of(context).dropouts if context.config.privacy.trust == "secagg" else 0
+        self._faults = Faults(dropouts, self._tell_lie, dict(progress.left_out))
 
     def messages(
         self, kind: Kind, nodes: Iterable[int], parcel: Callable[[int], Parcel], group: str, extra: Words
@@ -140,18 +145,24 @@ class Link:
         outcome = self._exchange(grid, kind, messages, lambda _: shapes, check, lambda _: {})
         return self._checked(outcome, kind)
 
-    def secure_sum(self, grid: Grid, what: str, arguments: Quantisation, extra: Words) -> SecureSum:
+    def secure_sum(
+        self, grid: Grid, what: str, arguments: Quantisation, extra: Words, save: Callable[[], None]
+    ) -> SecureSum:
         """The masked sum of all sites; the round's parameters go with it.
+
+        Where an attempt fails because of a site that lies or is in a dispute, another is made without it.
 
         Args:
             grid: the link to the sites.
             what: `statistics`, or the name of a round.
             arguments: public arguments of the release.
             extra: further words of every message; `round` in a round.
+            save: writes the progress down, after an attempt that failed.
 
         Raises:
-            FederationError: more sites are missing than the run bears.
+            FederationError: more sites are missing than the run bears, or no spare round is left for another attempt.
         """
+        in_round = "round" in extra
 
         def note(kind: Kind, outcome: Outcome) -> None:
             self._count(outcome)
@@ -167,9 +178,49 @@ class Link:
         def of_round(node: int, whole: bool) -> Parcel:
             return self.downlink.parcel(self.members[node], whole=whole)
 
-        parcel = of_round if "round" in extra else None
+        parcel = of_round if in_round else None
         send = sender(grid, what, self._words, self._federation.round_timeout, note, parcel, self._charges)
-        return secure_sum(send, self.members, session, arguments, extra)
+        asked = asked_digest(int(extra.get("round", -1)), self.downlink.tensors(0) if in_round else {})
+        while True:
+            self._check_spare(what)
+            before = set(self._faults.left_out(self.members))
+            try:
+                summed = secure_sum(send, self.members, session, arguments, extra, asked, self._faults)
+                self.progress = replace(self.progress, left_out=dict(self._faults.lies))
+                return summed
+            except SumLostError as error:
+                self.progress = replace(self.progress, left_out=dict(self._faults.lies))
+                if error.charged:
+                    self._note_lost(str(error), in_round=in_round)
+                if set(self._faults.left_out(self.members)) <= before:
+                    raise
+                save()
+                self._watch.say(f"{error}; another attempt begins")
+
+    def refuse_sum(self, what: str, error: WireError) -> NoReturn:
+        """Raise FederationError for a sum that no honest sites have; the run can be resumed while rounds are spare."""
+        line = f"{what}: a site {error}: nobody knows which; the sum is not used"
+        self._note_lost(line, in_round=what != "statistics")
+        raise FederationError(line) from None
+
+    def _note_lost(self, reason: str, *, in_round: bool) -> None:
+        """Count a sum that sites were charged for in vain; FederationError where no spare round pays for another."""
+        self.progress = replace(self.progress, lost_sums=self.progress.lost_sums + 1)
+        self._check_spare(reason)
+        if not in_round:
+            raise FederationError(f"{reason}; the sites pay for one such sum in a run: start a new run")
+
+    def _check_spare(self, what: str) -> None:
+        """Refuse to go on where the sites' ledgers would refuse a later round."""
+        spare, lost = self._context.plan.spare_rounds, self.progress.lost_sums
+        if lost > spare:
+            raise FederationError(
+                f"{what}: lost sums that sites were charged for: {lost}, spare-rounds pays for {spare}"
+                f"{self._faults.told}: find the cause, then start a new run"
+            )
+
+    def _tell_lie(self, name: str, what: str, why: str) -> None:
+        self._refusals.add(name, what, f"{why}; it is left out of the rest of the run")
 
     def _words(self, node: int) -> dict[str, str | int | float]:
         """What every message to a site says: the run, the site's place in it, and the last receipt that it gave."""

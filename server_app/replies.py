@@ -39,6 +39,7 @@ _CANARY = 8 + WIDEST_EMBEDDING * 4 * 4 // 3
 _EVENT = 1_000
 _RUNS_OF_EVENTS = 2_000
 _SITE_ENTRY = 1_000  # characters of one site's entry in a table of secure aggregation
+_TABLES = ("boxes", "commitments", "refused", "shares")
 
 _ADVICE = {
     "policy:run_name": ": it knows a run of this name with other settings; give this one another run-name",
@@ -109,10 +110,18 @@ class CardWords(_Model):
     card: Annotated[Line, Field(max_length=4000)]
 
 
-class BoxesWords(_Model):
-    """Sealed shares for the other sites."""
+class SharesWords(_Model):
+    """Sealed shares for the other sites and what binds to them, or the sites whose cards can't be used."""
 
-    boxes: Line
+    boxes: Line = ""
+    commitments: Line = ""
+    refused: Line = "[]"
+
+
+class CheckWords(_Model):
+    """The sites whose sealed shares can't be used."""
+
+    refused: Line
 
 
 class MaskedWords(_Model):
@@ -151,7 +160,8 @@ WORDS: dict[Kind, type[_Model]] = {
     "baseline": NoWords,
     "evaluate": NoWords,
     "secagg_keys": CardWords,
-    "secagg_shares": BoxesWords,
+    "secagg_shares": SharesWords,
+    "secagg_check": CheckWords,
     "secagg_masked": MaskedWords,
     "secagg_unmask": UnmaskWords,
 }
@@ -224,7 +234,7 @@ def read_reply(message: Message, expected: Expected) -> Reply:
         raise _refusal(words)
     if words or REPLY_WORDS[kind]:
         words = _checked_words(kind, WORDS[kind], words).model_dump()
-    if any(len(words.get(table, "")) > _SITE_ENTRY * expected.sites for table in ("boxes", "shares")):
+    if any(len(words.get(table, "")) > _SITE_ENTRY * expected.sites for table in _TABLES):
         raise WireError(f"message {kind}: a table is longer than its sites need; nothing of it is used")
     charged = read_charged(words["charged"], expected.charges) if "charged" in words else None
     arrays = content.array_records.get("tensors", ArrayRecord())

@@ -131,6 +131,7 @@ def build_summary(
         "rounds_taken_part": [list(sites) for sites in progress.taken_part],
         "rounds_missing": [dict(sites) for sites in progress.missing],
         "refused_replies": [dict(reply) for reply in refused],
+        "left_out": dict(progress.left_out),
         "history": [dict(entry) for entry in progress.history],
         "config": context.config.to_flat(),
     }

@@ -1,47 +1,37 @@
-"""One secure sum over the sites: four exchanges, as many sites missing as the run assumed, and the sum of the rest.
+"""One secure sum over the sites: five exchanges, as many sites missing as the run assumed, and the sum of the rest.
 
-The server holds no secret and checks no signature: what it gets wrong or lies about, the sites find (`common.secagg`).
-It knows every site by the index and name under which it met it, and takes nothing for another's.
+The server holds no secret. What it gets wrong or lies about, the sites find (`common.secagg`). What it checks itself is
+checked as early as can be, to do without a site that lies before the others pay for it. It knows every site by the
+index and name under which it met it, and takes nothing for another's.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from flwr.serverapp import Grid
-
-from common.errors import FederationError, ProtocolError
-from common.methods.base import Shapes, Tensors
+from common.errors import BlameError, ProtocolError
 from common.secagg.messages import (
     Card,
     Session,
     cards_from_json,
     cards_to_json,
+    check_card,
+    check_distinct,
     from_hex,
+    indices_from_json,
     table_from_json,
     table_to_json,
 )
 from common.secagg.quantise import Quantisation, Words, unpack
-from common.secagg.server import unmask
-from common.wire import MASKED, Kind
-from server_app.charges import NO_CHARGES, Charges
-from server_app.downlink import Member, Parcel
-from server_app.exchange import Outcome, build_messages, exchange
+from common.secagg.server import check_revealed, unmask
+from common.secagg.site import is_masked_signed
+from common.wire import MASKED
+from server_app.downlink import Member
+from server_app.faults import Faults
 from server_app.replies import Reply
-
-SiteWords = Mapping[str, str | int | float]
-_NOTHING: Tensors = {}
-
-
-class Send(Protocol):
-    """One exchange with some sites: kind, words of each, allowed tensors of a reply."""
-
-    def __call__(self, kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes) -> Outcome:
-        """Send and collect."""
-        ...
+from server_app.secagg_attempt import Attempt, Send, SiteWords
 
 
 @dataclass(frozen=True)
@@ -59,92 +49,16 @@ class SecureSum:
     missing: Mapping[int, str]
 
 
-@dataclass
-class _Exchanges:
-    """The exchanges of one attempt: who is still there, and why the others are not."""
-
-    send: Send
-    members: Mapping[int, Member]
-    session: Session
-    extra: SiteWords
-    missing: dict[int, str] = field(default_factory=dict)
-
-    def ask(self, kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes) -> Mapping[int, Reply]:
-        """Replies by node; FederationError if too few are left."""
-        common: dict[str, str | int | float] = {**self.extra}
-        common |= {"what": self.session.what, "attempt": self.session.attempt}
-        told = {node: {**common, **own} for node, own in words.items()}
-        outcome = self.send(kind, told, shapes)
-        self.missing |= outcome.missing
-        self.check(len(outcome.replies), kind)
-        return outcome.replies
-
-    def check(self, left: int, kind: Kind) -> None:
-        """Refuse to go on with fewer sites than hide and noise each other."""
-        assumed = self.session.assumptions
-        if left < assumed.threshold:
-            reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in sorted(self.missing.items()))
-            raise FederationError(
-                f"{self.session.what}: {left} of {assumed.num_sites} sites are left after {kind}, secure aggregation "
-                f"bears {assumed.dropouts} missing ({reasons}); nothing was unmasked: mend them, then resume the run"
-            )
-
-    def drop(self, node: int, why: str) -> None:
-        """Go on without a site."""
-        self.missing[node] = why
-
-
-def sender(
-    grid: Grid,
-    group: str,
-    common: Callable[[int], SiteWords],
-    timeout: float,
-    note: Callable[[Kind, Outcome], None],
-    parcel: Callable[[int, bool], Parcel] | None = None,
-    charges: Charges = NO_CHARGES,
-) -> Send:
-    """How `secure_sum` sends: each site's own words and those of the exchange, one timeout for each exchange.
-
-    Args:
-        grid: the link to the sites.
-        group: name of the round, for Flower.
-        common: what every message to a site says.
-        timeout: seconds to wait for replies.
-        note: told of every exchange.
-        parcel: (node, whether the whole) -> the parameters that come with the task; all sites must get the same.
-        charges: what a site can have been charged in this run.
-    """
-
-    def once(kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes, nodes: Iterable[int], whole: bool) -> Outcome:
-        carried = {} if parcel is None or kind != "secagg_masked" else {node: parcel(node, whole) for node in nodes}
-        messages = build_messages(
-            kind,
-            nodes,
-            lambda node: {**common(node), **words[node], **(carried[node].words if carried else {})},
-            lambda node: carried[node].tensors if carried else _NOTHING,
-            group,
-            timeout,
-        )
-        return exchange(grid, kind, messages, timeout, lambda _: shapes, charges=charges)
-
-    def send(kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes) -> Outcome:
-        outcome = once(kind, words, shapes, list(words), False)
-        if outcome.stale:
-            outcome = outcome.then(once(kind, words, shapes, sorted(outcome.stale), True))
-        note(kind, outcome)
-        return outcome
-
-    return send
-
-
 def secure_sum(
     send: Send,
     members: Mapping[int, Member],
     session: Callable[[str], Session],
     arguments: Quantisation,
     extra: SiteWords,
+    asked: str,
+    faults: Faults,
 ) -> SecureSum:
-    """Ask the sites for the sum of their vectors.
+    """Ask the sites for the sum of their vectors: one attempt.
 
     Args:
         send: one exchange with some of them.
@@ -152,109 +66,163 @@ def secure_sum(
         session: attempt's name -> session.
         arguments: public arguments of the release.
         extra: further words of every message.
+        asked: digest of what comes with the task (`messages.asked_digest`).
+        faults: who is left out; it learns here who else is to be.
 
     Returns:
         The sum, and whose vectors are in it. One Gaussian release against the server, outsiders and the colluders that
         the run assumes, for adding or removing one unit at any site.
 
     Raises:
-        FederationError: more sites are missing than assumed, or one sent shares that can't be right. Nothing of the
-            round is then known; the sites that sent a masked vector stay charged for it.
+        SumLostError: more sites are missing than assumed, or one sent what can't be right. Nothing of the round is then
+            known; the sites that sent a masked vector stay charged for it.
     """
-    known = _Exchanges(send, members, session(secrets.token_hex(16)), extra)
-    nodes = {member.index: node for node, member in members.items()}
+    known = Attempt(send, members, session(secrets.token_hex(16)), extra, faults, faults.left_out(members))
     cards = _collect_cards(known)
-    listed = cards_to_json(cards.values())
-    replies = known.ask("secagg_shares", {node: {"cards": listed} for node in cards}, {})
-    boxes = _collect_boxes(known, replies, {cards[node].index for node in cards})
+    listed = tuple(sorted(cards.values(), key=lambda card: card.index))
+    places = {card.index for card in listed}
+    replies = known.ask("secagg_shares", {node: {"cards": cards_to_json(listed)} for node in cards}, {})
+    boxes, commitments = _collect_boxes(known, _accepted(known, replies, places), places)
     brought = {
-        node: {
-            "boxes": table_to_json(
-                {members[other].index: boxes[other][members[node].index] for other in boxes if other != node}
-            )
+        known.nodes[index]: {
+            "boxes": table_to_json({other: boxes[other][index] for other in boxes if other != index}),
+            "commitments": table_to_json({other: commitments[other][index] for other in boxes if other != index}),
         }
-        for node in boxes
+        for index in boxes
     }
-    replies = known.ask("secagg_masked", brought, {MASKED: (arguments.num_bytes,)})
+    checked = _accepted(known, known.ask("secagg_check", brought, {}), set(boxes))
+    known.check(len(checked), "secagg_check")
+    replies = known.ask("secagg_masked", {node: {} for node in checked}, {MASKED: (arguments.num_bytes,)})
+    signed = _collect_signatures(known, replies, listed, set(boxes), asked)
     masked = {
-        members[node].index: unpack(reply.tensors[MASKED].numpy().tobytes(), arguments.bits)
-        for node, reply in replies.items()
+        index: unpack(replies[known.nodes[index]].tensors[MASKED].numpy().tobytes(), arguments.bits) for index in signed
     }
-    signed = _collect_signatures(known, replies)
     survivors = table_to_json(signed)
-    replies = known.ask("secagg_unmask", {nodes[index]: {"survivors": survivors} for index in signed}, {})
-    revealed = _collect_shares(known, replies)
+    replies = known.ask("secagg_unmask", {known.nodes[index]: {"survivors": survivors} for index in signed}, {})
+    revealed = _collect_shares(known, replies, set(signed), commitments)
     try:
-        total = unmask(
-            known.session,
-            tuple(cards.values()),
-            [members[node].index for node in boxes],
-            {index: masked[index] for index in signed},
-            revealed,
-            arguments.bits,
-        )
+        total = unmask(known.session, listed, set(boxes), masked, revealed, arguments.bits)
+    except BlameError as error:
+        for index, why in error.blamed.items():
+            known.lied(known.nodes[index], why)
+        names = ", ".join(members[known.nodes[index]].name for index in error.blamed)
+        raise known.lost(f"{names} sealed shares of another secret; the sum is not known") from None
     except ProtocolError as error:
-        raise FederationError(
-            f"{known.session.what}: {error}; the sum is not known, resume the run to repeat it"
-        ) from None
-    return SecureSum(total, tuple(sorted(nodes[index] for index in signed)), known.missing)
+        raise known.lost(f"{error}; the sum is not known, resume the run to repeat it") from None
+    return SecureSum(total, tuple(sorted(known.nodes[index] for index in signed)), known.missing)
 
 
-def _collect_cards(known: _Exchanges) -> dict[int, Card]:
-    """Cards that name the site that sent them."""
+def _collect_cards(known: Attempt) -> dict[int, Card]:
+    """Cards that other sites can use, each of the site that sent it."""
     cards: dict[int, Card] = {}
-    for node, reply in known.ask("secagg_keys", {node: {} for node in known.members}, {}).items():
+    asked: dict[int, SiteWords] = {node: {} for node in known.members if node not in known.missing}
+    known.check(len(asked), "secagg_keys")
+    for node, reply in known.ask("secagg_keys", asked, {}).items():
         member = known.members[node]
         try:
             (card,) = cards_from_json(f"[{reply.words.get('card', '')}]", known.session.assumptions.num_sites)
             if (card.index, card.name) != (member.index, member.name):
-                raise ProtocolError("its card is another site's")
-            cards_from_json(cards_to_json([*cards.values(), card]), known.session.assumptions.num_sites)
+                raise ProtocolError("it is another site's")
+            check_card(known.session, card)
+            check_distinct([*cards.values(), card])
         except (ProtocolError, ValueError) as error:
-            known.drop(node, f"sent a card that can't be used: {error}")
+            known.lied(node, f"sent a card that can't be used: {error}")
             continue
         cards[node] = card
     known.check(len(cards), "secagg_keys")
     return cards
 
 
-def _collect_boxes(known: _Exchanges, replies: Mapping[int, Reply], listed: set[int]) -> dict[int, dict[int, bytes]]:
-    """Sealed shares of sites that sealed one for each other site."""
-    boxes: dict[int, dict[int, bytes]] = {}
-    for node, reply in replies.items():
-        table = _table(known, node, reply, "boxes")
-        if table is not None and set(table) == listed - {known.members[node].index}:
-            boxes[node] = table
-        else:
-            known.drop(node, "sent sealed shares that can't be used")
-    known.check(len(boxes), "secagg_shares")
-    return boxes
+def _accepted(known: Attempt, replies: Mapping[int, Reply], sent: set[int]) -> dict[int, Reply]:
+    """The replies of sites that can use what all the others sent.
 
-
-def _collect_signatures(known: _Exchanges, replies: Mapping[int, Reply]) -> dict[int, bytes]:
-    signed: dict[int, bytes] = {}
+    Raises:
+        SumLostError: a site can't use what another sent. Nobody was charged, and the next attempt does without one of
+            the two.
+    """
+    kept, disputes = {}, set()
     for node, reply in replies.items():
+        own = known.index(node)
         try:
-            signed[known.members[node].index] = from_hex(str(reply.words.get("signature", "")))
-        except ProtocolError:
-            known.drop(node, "sent a signature that can't be read")
+            refused = indices_from_json(str(reply.words.get("refused", "[]")), known.session.assumptions.num_sites)
+            if not refused <= sent - {own}:
+                raise ProtocolError("not all of them were sent to it")
+        except ProtocolError as error:
+            known.lied(node, f"refused what others sent, but {error}")
+            continue
+        kept[node] = reply
+        disputes |= {(own, index) for index in refused}
+    if disputes:
+        names = {member.index: member.name for member in known.members.values()}
+        told = "; ".join(f"{names[by]} refuses what {names[of]} sent" for by, of in sorted(disputes))
+        known.faults.disputed(known.members.values(), known.session.what, disputes)
+        raise known.lost(f"{told}; nobody was charged: the log of the site that refuses says why")
+    return kept
+
+
+def _collect_boxes(
+    known: Attempt, replies: Mapping[int, Reply], listed: set[int]
+) -> tuple[dict[int, dict[int, bytes]], dict[int, dict[int, bytes]]]:
+    """Sealed shares of sites that sealed one for each other site, and what binds to them; by the sender's index."""
+    boxes, commitments = {}, {}
+    for node, reply in replies.items():
+        index = known.index(node)
+        sealed, bound = _table(known, node, reply, "boxes"), _table(known, node, reply, "commitments")
+        if sealed is None or bound is None:
+            continue
+        if set(sealed) != listed - {index} or set(bound) != listed:
+            known.lied(node, "sent sealed shares for other sites than those of the list")
+            continue
+        boxes[index], commitments[index] = sealed, bound
+    known.check(len(boxes), "secagg_shares")
+    return boxes, commitments
+
+
+def _collect_signatures(
+    known: Attempt, replies: Mapping[int, Reply], listed: tuple[Card, ...], senders: set[int], asked: str
+) -> dict[int, bytes]:
+    """Signatures that every other site will accept, by index: a vector with another one is left out of the sum."""
+    signed: dict[int, bytes] = {}
+    cards = {card.index: card for card in listed}
+    for node, reply in replies.items():
+        index = known.index(node)
+        try:
+            signature = from_hex(str(reply.words.get("signature", "")))
+            if not is_masked_signed(known.session, cards[index], listed, senders, asked, signature):
+                raise ProtocolError("it is not its own, or for another list or task")
+        except ProtocolError as error:
+            known.lied(node, f"signed its masked vector wrongly: {error}")
+            continue
+        signed[index] = signature
     known.check(len(signed), "secagg_masked")
     return signed
 
 
-def _collect_shares(known: _Exchanges, replies: Mapping[int, Reply]) -> dict[int, dict[int, bytes]]:
+def _collect_shares(
+    known: Attempt,
+    replies: Mapping[int, Reply],
+    in_sum: set[int],
+    commitments: Mapping[int, Mapping[int, bytes]],
+) -> dict[int, dict[int, bytes]]:
+    """The shares that sites gave, each the one that its owner committed to."""
     revealed: dict[int, dict[int, bytes]] = {}
     for node, reply in replies.items():
         table = _table(known, node, reply, "shares")
-        if table is not None:
-            revealed[known.members[node].index] = table
+        if table is None:
+            continue
+        try:
+            check_revealed(known.session, known.index(node), table, in_sum, commitments)
+        except ProtocolError as error:
+            known.lied(node, f"sent wrong shares: {error}")
+            continue
+        revealed[known.index(node)] = table
     known.check(len(revealed), "secagg_unmask")
     return revealed
 
 
-def _table(known: _Exchanges, node: int, reply: Reply, word: str) -> dict[int, bytes] | None:
+def _table(known: Attempt, node: int, reply: Reply, word: str) -> dict[int, bytes] | None:
     try:
         return table_from_json(str(reply.words.get(word, "")), known.session.assumptions.num_sites)
     except ProtocolError as error:
-        known.drop(node, f"sent {word} that can't be read: {error}")
+        known.lied(node, f"sent {word} that can't be read: {error}")
         return None

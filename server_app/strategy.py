@@ -221,7 +221,7 @@ class FederatedStrategy(Strategy):
         if spec is None or noise is None:
             return
         if self._shared:
-            summed = self._link.secure_sum(grid, "statistics", statistics_arguments(self.context, spec), {})
+            summed = self._link.secure_sum(grid, "statistics", statistics_arguments(self.context, spec), {}, self._save)
             statistics = self._checked_sum(spec, summed)
         else:
             bits = self.context.config.federation.wire_bits
@@ -240,7 +240,7 @@ class FederatedStrategy(Strategy):
         try:
             bounds.check({name: value * sites for name, value in mean.items()})
         except WireError as error:
-            raise FederationError(f"statistics: a site {error}: nobody knows which; the sum is not used") from None
+            self._link.refuse_sum("statistics", error)
         return combine_statistics(spec, [mean] * sites, share)
 
     @property
@@ -252,14 +252,14 @@ class FederatedStrategy(Strategy):
         self._advance()
         # every site computes the same from what it holds, so not from the server's own parameters
         arguments = training_arguments(self.context, self.method, self._downlink.tensors(0))
-        summed = self._link.secure_sum(grid, f"round-{number}", arguments, {"round": self.state.round})
+        summed = self._link.secure_sum(grid, f"round-{number}", arguments, {"round": self.state.round}, self._save)
         indices = {self.members[node].index: node for node in summed.nodes}
         uploads = mean_uploads(arguments, summed.total, indices)
         replies = {node: Reply({}, {}, {}, 0) for node in indices.values()}
         try:
             check_norm(uploads[min(uploads)], self._largest_norm())
         except WireError as error:
-            raise FederationError(f"round {number}: a site {error}: nobody knows which; the sum is not used") from None
+            self._link.refuse_sum(f"round-{number}", error)
         self._uploads = uploads
         return Outcome(replies, {n: why for n, why in summed.missing.items() if n not in replies}, {})
 

@@ -13,7 +13,7 @@ from deploy.keys import make_node_key
 from tests.harness import Federation, Handler, HarnessSite
 
 Tamper = Callable[[HarnessSite, Message, Handler], Message | None]
-PHASES = ("secagg_keys", "secagg_shares", "secagg_masked", "secagg_unmask")
+PHASES = ("secagg_keys", "secagg_shares", "secagg_check", "secagg_masked", "secagg_unmask")
 SHARED: dict[str, Any] = {"trust": "secagg", "num_rounds": 2}
 # A federation without statistics: half the messages.
 ROUNDS_ONLY: dict[str, Any] = {"statistics_share": 0.0, "public_total": 150}

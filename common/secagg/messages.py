@@ -6,18 +6,20 @@ another session, or one that was made for another list of keys, fits nowhere els
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from torch import Tensor
 
 from common.errors import ProtocolError
 from common.secagg import primitives
 from common.secagg.assumptions import Assumptions
 
-_KEY_BYTES = 32
+DIGEST_BYTES = 32
+_LONGEST_WORD = 400  # characters of a card's field: a registered key has 215
 _LONGEST = 50_000_000  # characters of one list
 
 
@@ -49,7 +51,7 @@ class Card:
     """What a site shows of itself for one session, signed with its registered key.
 
     Attributes:
-        index: in the run, from 0. name: as it is pinned.
+        index: in the run, from 0. name: as it is pinned. key: its registered public key, in OpenSSH format.
         box_key: X25519 public key under which shares are sealed.
         mask_key: X25519 public key from which masks are agreed.
         seed_commitment: digest of the seed of the site's own mask.
@@ -58,6 +60,7 @@ class Card:
 
     index: int
     name: str
+    key: str
     box_key: str
     mask_key: str
     seed_commitment: str
@@ -65,7 +68,15 @@ class Card:
 
     def signed_part(self, session: Session) -> list[Any]:
         """What the signature covers."""
-        return [session.binding, self.index, self.name, self.box_key, self.mask_key, self.seed_commitment]
+        return [
+            session.binding,
+            self.index,
+            self.name,
+            self.key,
+            self.box_key,
+            self.mask_key,
+            self.seed_commitment,
+        ]
 
 
 def cards_to_json(cards: Iterable[Card]) -> str:
@@ -74,7 +85,7 @@ def cards_to_json(cards: Iterable[Card]) -> str:
 
 
 def cards_from_json(text: str, num_sites: int) -> tuple[Card, ...]:
-    """Cards as they arrived: of the right form, in order, no two of one index, name or key; signatures not yet checked.
+    """Cards as they arrived: of the right form, in order, no two of one index, name or key; see `check_card`.
 
     Raises:
         ProtocolError: anything else.
@@ -84,32 +95,38 @@ def cards_from_json(text: str, num_sites: int) -> tuple[Card, ...]:
         if not isinstance(value, dict) or set(value) != set(Card.__dataclass_fields__):
             raise ProtocolError("a card has other fields than expected")
         index, words = value["index"], {name: value[name] for name in value if name != "index"}
-        if not _is_index(index, num_sites) or not all(isinstance(word, str) for word in words.values()):
-            raise ProtocolError("a card has a field of the wrong type or an index out of range")
-        card = Card(index, **words)
-        for key in (card.box_key, card.mask_key, card.seed_commitment):
-            if len(from_hex(key)) != _KEY_BYTES:
-                raise ProtocolError("a card has a key of the wrong length")
-        cards.append(card)
+        if not _is_index(index, num_sites) or not all(_is_word(word) for word in words.values()):
+            raise ProtocolError("a card has a field of the wrong type, one too long, or an index out of range")
+        cards.append(Card(index, **words))
     ordered = tuple(sorted(cards, key=lambda card: card.index))
-    for field in ("index", "name", "box_key", "mask_key", "seed_commitment"):
-        if len({getattr(card, field) for card in ordered}) != len(ordered):
-            raise ProtocolError(f"two cards have the same {field}")
+    check_distinct(ordered)
     return ordered
 
 
-def check_signed(session: Session, cards: Sequence[Card], pins: Mapping[str, ec.EllipticCurvePublicKey]) -> None:
-    """Refuse a list that holds a site which is not pinned, or a card that its site did not sign for this session.
+def check_distinct(cards: Sequence[Card]) -> None:
+    """Refuse two cards of one index, name or key (ProtocolError)."""
+    for field in ("index", "name", "key", "box_key", "mask_key", "seed_commitment"):
+        if len({getattr(card, field) for card in cards}) != len(cards):
+            raise ProtocolError(f"two cards have the same {field}")
+
+
+def check_card(session: Session, card: Card) -> None:
+    """Refuse a card that another site could not use, or that the key it names did not sign for this session.
+
+    Whether that key is the site's own is for those to say who pinned it.
 
     Raises:
-        ProtocolError: names the first such site.
+        ProtocolError: says which.
     """
-    for card in cards:
-        pinned = pins.get(card.name)
-        if pinned is None:
-            raise ProtocolError(f"site {card.name!r:.60} is not in this site's list of peers")
-        if not primitives.is_signed(pinned, from_hex(card.signature), "card", card.signed_part(session)):
-            raise ProtocolError(f"the card of {card.name} is not signed by its registered key for this session")
+    for key in (card.box_key, card.mask_key):
+        primitives.check_public(from_hex(key))
+    if len(from_hex(card.seed_commitment)) != DIGEST_BYTES:
+        raise ProtocolError("its card has a commitment of the wrong length")
+    public = primitives.load_public(card.key)
+    if primitives.public_line(public) != card.key:
+        raise ProtocolError("its card has a registered key in another form than ours")
+    if not primitives.is_signed(public, from_hex(card.signature), "card", card.signed_part(session)):
+        raise ProtocolError("its card is not signed by the key that it names, for this session")
 
 
 def list_digest(cards: Sequence[Card]) -> str:
@@ -138,8 +155,13 @@ def table_from_json(text: str, num_sites: int) -> dict[int, bytes]:
     return table
 
 
+def indices_to_json(indices: Iterable[int]) -> str:
+    """Distinct indices, as text."""
+    return json.dumps(sorted(indices))
+
+
 def indices_from_json(text: str, num_sites: int) -> frozenset[int]:
-    """A list of distinct indices.
+    """The inverse of `indices_to_json`.
 
     Raises:
         ProtocolError: anything else.
@@ -151,11 +173,28 @@ def indices_from_json(text: str, num_sites: int) -> frozenset[int]:
 
 
 def from_hex(text: str) -> bytes:
-    """Bytes from hexadecimal digits. Raises ProtocolError if they are none."""
+    """Bytes from hexadecimal digits, small letters alone: one text for the same bytes. Raises ProtocolError."""
     try:
-        return bytes.fromhex(text)
+        value = bytes.fromhex(text)
     except ValueError:
         raise ProtocolError("expected hexadecimal digits") from None
+    if value.hex() != text:
+        raise ProtocolError("expected hexadecimal digits in small letters, without spaces")
+    return value
+
+
+def asked_digest(round_index: int, tensors: Mapping[str, Tensor]) -> str:
+    """Digest of what came with a task: all sites of a sum must have had the same.
+
+    Args:
+        round_index: 0, 1, ...; -1 outside the rounds.
+        tensors: the parameters that the sites hold in this round; none for statistics.
+    """
+    parts = [
+        [name, list(value.shape), hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()]
+        for name, value in sorted(tensors.items())
+    ]
+    return primitives.digest("asked", [round_index, parts])
 
 
 def _list(text: str, most: int, what: str) -> list[Any]:
@@ -168,6 +207,10 @@ def _list(text: str, most: int, what: str) -> list[Any]:
     if not isinstance(values, list) or len(values) > most:
         raise ProtocolError(f"expected a list of at most {most} {what}")
     return values
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_WORD
 
 
 def _is_index(value: object, num_sites: int) -> bool:

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import numpy as np
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -24,6 +24,7 @@ from common.errors import ProtocolError
 from common.secagg.quantise import Words, reduce_bits
 
 _DOMAIN = b"fedhypevae/secagg/1/"
+_FIELD = 2**255 - 19  # of X25519
 _NONCE = bytes(12)  # every AES key below seals one message only
 
 
@@ -45,6 +46,21 @@ def new_key() -> bytes:
 def public_key(private: bytes) -> bytes:
     """The public half of an X25519 key, 32 bytes."""
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def check_public(public: bytes) -> None:
+    """Refuse a public key with which no secret can be agreed, or a second way to write one.
+
+    X25519 takes any 32 bytes. The points of small order, on the curve and on its twist, give the secret zero to every
+    private key: tried here with a fresh one. Numbers of 2^255 - 19 and above name a point that a smaller number names
+    already (RFC 7748, section 5).
+
+    Raises:
+        ProtocolError: such a key, or not 32 bytes.
+    """
+    if len(public) != 32 or int.from_bytes(public, "little") >= _FIELD:
+        raise ProtocolError("a site's key can't be used: it is not 32 bytes, or not the one way to write its point")
+    agree(new_key(), public, "check", "")
 
 
 def agree(private: bytes, public: bytes, purpose: str, binding: str) -> bytes:
@@ -104,6 +120,11 @@ def is_signed(public: ec.EllipticCurvePublicKey, signature: bytes, purpose: str,
     return True
 
 
+def public_line(public: ec.EllipticCurvePublicKey) -> str:
+    """A registered public key in OpenSSH format, without a comment: one text for one key."""
+    return public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
 def load_signer(content: bytes) -> ec.EllipticCurvePrivateKey:
     """A site's own registered key, in OpenSSH format.
 
@@ -127,7 +148,7 @@ def load_public(line: str) -> ec.EllipticCurvePublicKey:
     """
     try:
         key = serialization.load_ssh_public_key(line.encode())
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise ProtocolError(f"not a public key in OpenSSH format: {line!r:.60}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ProtocolError(f"not an ECDSA P-384 key: {line!r:.60}")

@@ -12,7 +12,7 @@ from common.secagg import server, site
 from common.secagg.messages import Card, Session, cards_to_json, table_to_json
 from common.secagg.quantise import Words, pack
 
-PHASES = ("keys", "shares", "masked", "unmask")
+PHASES = ("keys", "shares", "check", "masked", "unmask")
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Transcript:
 
     Attributes:
         cards: of the sites that answered the first exchange.
-        boxes: sender -> receiver -> sealed shares.
+        boxes: sender -> receiver -> sealed shares. commitments: sender -> holder -> what binds to its shares.
         masked: index -> masked vector.
         revealed: answering site -> owner -> share.
         site_seconds: processor time of each site, all phases together. server_seconds: of the server.
@@ -30,6 +30,7 @@ class Transcript:
 
     cards: tuple[Card, ...] = ()
     boxes: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    commitments: dict[int, dict[int, bytes]] = field(default_factory=dict)
     masked: dict[int, Words] = field(default_factory=dict)
     revealed: dict[int, dict[int, bytes]] = field(default_factory=dict)
     site_seconds: dict[int, float] = field(default_factory=dict)
@@ -80,25 +81,31 @@ def secure_sum(
     for index in leave("shares"):
         start = clock()
         site.check_cards(session, listed, cards[index], pins)
-        mine, seen.boxes[index] = site.make_shares(session, own[index], index, listed)
+        mine, seen.boxes[index], seen.commitments[index] = site.make_shares(session, own[index], index, listed)
         kept[index] = {index: mine}
         seen.site_seconds[index] += clock() - start
     senders = set(seen.boxes)
+    for index in leave("check"):
+        start = clock()
+        boxes = {sender: boxes[index] for sender, boxes in seen.boxes.items() if sender != index}
+        bound = {sender: seen.commitments[sender][index] for sender in boxes}
+        kept[index] |= site.open_shares(session, own[index], index, listed, boxes, bound)
+        seen.site_seconds[index] += clock() - start
     signatures = {}
     for index in leave("masked"):
         start = clock()
-        boxes = {sender: boxes[index] for sender, boxes in seen.boxes.items() if sender != index}
-        kept[index] |= site.open_shares(session, own[index], index, listed, boxes)
         seen.masked[index] = site.mask(session, own[index], index, listed, senders, values[index], bits)
         signatures[index] = site.sign_masked(session, listed, senders, asked, signers[index])
         seen.site_seconds[index] += clock() - start
     for index in leave("unmask"):
         if index in seen.masked:
             start = clock()
-            site.check_survivors(session, index, listed, senders, asked, signatures, pins)
+            site.check_survivors(session, index, listed, senders, asked, signatures)
             seen.revealed[index] = site.reveal(kept[index], signatures)
             seen.site_seconds[index] += clock() - start
     start = clock()
+    for index, shares in seen.revealed.items():
+        server.check_revealed(session, index, shares, seen.masked, seen.commitments)
     total = server.unmask(session, listed, senders, seen.masked, seen.revealed, bits)
     seen.server_seconds = clock() - start
     _count_bytes(seen, signatures, bits)
@@ -110,6 +117,6 @@ def _count_bytes(seen: Transcript, signatures: Mapping[int, bytes], bits: int) -
     first = min(seen.revealed)
     listed = len(cards_to_json(seen.cards))
     vector = len(pack(seen.masked[first], bits))
-    boxes = len(table_to_json(seen.boxes[first]))
+    boxes = len(table_to_json(seen.boxes[first])) + len(table_to_json(seen.commitments[first]))
     seen.bytes_up = listed // len(seen.cards) + boxes + vector + len(table_to_json(seen.revealed[first])) + 210
     seen.bytes_down = listed + boxes + len(table_to_json(signatures))

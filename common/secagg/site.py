@@ -1,19 +1,32 @@
-"""A site's side of one secure sum: four answers, as pure functions over what the site keeps between them.
+"""A site's side of one secure sum: five answers, as pure functions over what the site keeps between them.
 
 1. keys: a card with two fresh public keys and a commitment, signed (`make_keys`);
 2. shares: the list of cards is checked against the pinned keys; the mask key and the seed of the site's own mask are
-   shared among all, each share sealed for its receiver (`make_shares`);
-3. masked sum: the shares of the others are opened, and the vector leaves under one mask for each other site and one of
-   its own (`open_shares`, `mask`, `sign_masked`);
-4. unmasking: for each site that sent its vector a share of its own mask's seed, for each that did not a share of its
+   shared among all, each share sealed for its receiver, and committed to before all (`check_cards`, `make_shares`);
+3. check: the shares of the others are opened and held against their commitments (`open_shares`);
+4. masked sum: the vector leaves under one mask for each other site and one of its own (`mask`, `sign_masked`);
+5. unmasking: for each site that sent its vector a share of its own mask's seed, for each that did not a share of its
    mask key; never both (`check_survivors`, `reveal`).
 
 What a site refuses is what keeps a server from learning more than the sum: too short a list, keys that are not the
-pinned ones, shares made for another list, a list of senders that the others did not have, and a second answer to 4.
+pinned ones, shares made for another list, a list of senders that the others did not have, and a second answer to 5.
+
+**What a site that lies costs the others.** All that comes from another site and can be wrong for itself is known before
+4, where records are read and charged: a card or a box that can't be used is named in answer 2 or 3, the attempt ends
+there, and the next one does without the liar or without whom it slanders (`disputes`). After 4 a lie has no cost but
+its own place in the sum (a signature) or in the unmasking (a share that is not the committed one), as if that site had
+fallen silent. Two lies are left that cost a sum: shares, committed to, of another secret than the card's, which names
+its author; and a vector of random numbers, which shows in the norm of the sum and names nobody.
+
+**Why nothing is used twice.** Another attempt draws new keys, new seeds, new noise and a new sample, and is charged as
+a new release. A vector with its share of the noise, kept and masked again, would cost nothing more if the server saw no
+other sum of it. But a site can't know whether the others unmasked the first one, and the two sums would differ by the
+site that lied or fell silent in between: by that site's own vector, under its share of the noise alone. Two vectors
+under the same masks would not even need that. Before answer 4 nothing is drawn that could be kept.
 
 Source: Bonawitz et al. (2017), figure 4, the variant for a server that is not honest. Departs: the round that makes all
-survivors' lists agree is left out; the noise is enough without it (see `assumptions`). The seed of a site's own mask is
-committed to, so that a wrong share is found.
+survivors' lists agree is left out; the noise is enough without it (see `assumptions`). The check (3), the seed's and
+the shares' commitments are added, so that who lies is known, most times before anybody is charged.
 """
 
 from __future__ import annotations
@@ -24,9 +37,9 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.errors import ProtocolError
+from common.errors import BlameError, ProtocolError
 from common.secagg import primitives
-from common.secagg.messages import Card, Session, check_signed, from_hex, list_digest
+from common.secagg.messages import Card, Session, check_card, from_hex, list_digest
 from common.secagg.quantise import Words, reduce_bits
 from common.secagg.shamir import SHARE_BYTES, split_secret
 
@@ -48,6 +61,7 @@ def make_keys(session: Session, index: int, name: str, signer: ec.EllipticCurveP
     unsigned = Card(
         index,
         name,
+        primitives.public_line(signer.public_key()),
         primitives.public_key(own.box_key).hex(),
         primitives.public_key(own.mask_key).hex(),
         primitives.commitment(own.seed).hex(),
@@ -63,17 +77,30 @@ def check_cards(
     """Refuse a list of cards that is too short, lacks this site's own, or is not signed by pinned keys.
 
     Raises:
-        ProtocolError: says which; nothing was charged.
+        BlameError: the cards of these sites can't be used. ProtocolError: the list can't. Nothing was charged.
     """
     least = session.assumptions.threshold
     if len(cards) < least:
         raise ProtocolError(f"the server lists {len(cards)} sites, at least {least} must take part")
     if own not in cards:
         raise ProtocolError("the server's list does not hold this site's own card")
-    check_signed(session, cards, pins)
+    blamed = {}
+    for card in cards:
+        try:
+            check_card(session, card)
+            if card.name not in pins:
+                raise ProtocolError("it is not in this site's list of peers")
+            if card.key != primitives.public_line(pins[card.name]):
+                raise ProtocolError("it has another key in this site's list of peers")
+        except ProtocolError as error:
+            blamed[card.index] = str(error)
+    if blamed:
+        raise BlameError(blamed)
 
 
-def make_shares(session: Session, own: Secrets, index: int, cards: Sequence[Card]) -> tuple[bytes, dict[int, bytes]]:
+def make_shares(
+    session: Session, own: Secrets, index: int, cards: Sequence[Card]
+) -> tuple[bytes, dict[int, bytes], dict[int, bytes]]:
     """Share both secrets among all listed sites.
 
     Args:
@@ -83,23 +110,46 @@ def make_shares(session: Session, own: Secrets, index: int, cards: Sequence[Card
         cards: the checked list.
 
     Returns:
-        This site's own two shares, which it keeps; and receiver's index -> sealed shares. To be made once: a second set
-        of shares would be another polynomial.
+        This site's own two shares, which it keeps; receiver's index -> sealed shares; and holder's index -> what binds
+        to both of its shares. To be made once: a second set of shares would be another polynomial.
     """
     places = [card.index + 1 for card in cards]
     seeds = split_secret(own.seed, session.assumptions.threshold, places)
     keys = split_secret(own.mask_key, session.assumptions.threshold, places)
+    both = {card.index: seeds[card.index + 1] + keys[card.index + 1] for card in cards}
     listed = list_digest(cards)
     boxes = {}
     for card in cards:
         if card.index != index:
             key = _box_key(session, own.box_key, from_hex(card.box_key), listed, index, card.index)
-            boxes[card.index] = primitives.seal(key, seeds[card.index + 1] + keys[card.index + 1], listed.encode())
-    return seeds[index + 1] + keys[index + 1], boxes
+            boxes[card.index] = primitives.seal(key, both[card.index], listed.encode())
+    return both[index], boxes, {holder: commit(session, index, holder, shares) for holder, shares in both.items()}
+
+
+def commit(session: Session, owner: int, holder: int, both: bytes) -> bytes:
+    """What binds to a pair of shares without telling them: 32 bytes for the seed's, 32 for the key's.
+
+    A share by itself is uniform over 2^256 numbers to whoever holds fewer than the threshold: it hides itself.
+    """
+    return b"".join(
+        commit_share(session, owner, holder, share, is_seed=is_seed)
+        for share, is_seed in ((both[:SHARE_BYTES], True), (both[SHARE_BYTES:], False))
+    )
+
+
+def commit_share(session: Session, owner: int, holder: int, share: bytes, *, is_seed: bool) -> bytes:
+    """One half of `commit`."""
+    part = [session.binding, owner, holder, "seed" if is_seed else "key", share.hex()]
+    return bytes.fromhex(primitives.digest("share", part))
 
 
 def open_shares(
-    session: Session, own: Secrets, index: int, cards: Sequence[Card], boxes: Mapping[int, bytes]
+    session: Session,
+    own: Secrets,
+    index: int,
+    cards: Sequence[Card],
+    boxes: Mapping[int, bytes],
+    commitments: Mapping[int, bytes],
 ) -> dict[int, bytes]:
     """Open what the other sites sealed for this one.
 
@@ -109,26 +159,35 @@ def open_shares(
         index: this site's index.
         cards: the list that this site shared its own secrets among.
         boxes: sender's index -> sealed shares, as the server brought them.
+        commitments: sender's index -> what it committed to before all for this site (`commit`).
 
     Returns:
         Sender's index -> its two shares for this site.
 
     Raises:
-        ProtocolError: too few senders, one that is not listed, or a box that does not open: it was changed, or its
-            sender had another list of cards.
+        BlameError: the boxes of these senders do not open (they were changed, or sealed for another list of cards), or
+            hold other shares than were committed to. ProtocolError: too few senders, or one that is not listed. Nothing
+            was charged.
     """
     known = {card.index: card for card in cards}
     least = session.assumptions.threshold
-    if index in boxes or not set(boxes) <= set(known):
+    if index in boxes or not set(boxes) <= set(known) or set(boxes) != set(commitments):
         raise ProtocolError("the server brings shares of sites that are not on its own list")
     if len(boxes) + 1 < least:
         raise ProtocolError(f"shares of {len(boxes) + 1} sites, at least {least} must take part")
-    listed, opened = list_digest(cards), {}
+    listed, opened, blamed = list_digest(cards), {}, {}
     for sender, box in sorted(boxes.items()):
-        if len(box) != _BOX_BYTES:
-            raise ProtocolError(f"the sealed shares of {known[sender].name} have the wrong length")
         key = _box_key(session, own.box_key, from_hex(known[sender].box_key), listed, sender, index)
-        opened[sender] = primitives.unseal(key, box, listed.encode())
+        try:
+            if len(box) != _BOX_BYTES:
+                raise ProtocolError("its sealed shares have the wrong length")
+            opened[sender] = primitives.unseal(key, box, listed.encode())
+            if commit(session, sender, index, opened[sender]) != commitments[sender]:
+                raise ProtocolError("its shares for this site are not those that it committed to")
+        except ProtocolError as error:
+            blamed[sender] = str(error)
+    if blamed:
+        raise BlameError(blamed)
     return opened
 
 
@@ -142,7 +201,7 @@ def mask(
         own: this site's secrets.
         index: this site's index.
         cards: the checked list.
-        senders: indices of all sites whose shares arrived, this one included or not.
+        senders: indices of all sites whose shares arrived, this one included.
         values: (D,) uint64 below 2^b: quantised, with this site's share of the noise.
         bits: b.
 
@@ -174,6 +233,14 @@ def sign_masked(
     return primitives.sign(signer, "masked", _masked_part(session, cards, senders, asked))
 
 
+def is_masked_signed(
+    session: Session, card: Card, cards: Sequence[Card], senders: Iterable[int], asked: str, signature: bytes
+) -> bool:
+    """Whether this is the card's site's signature of `sign_masked`."""
+    part = _masked_part(session, cards, senders, asked)
+    return primitives.is_signed(primitives.load_public(card.key), signature, "masked", part)
+
+
 def check_survivors(
     session: Session,
     index: int,
@@ -181,18 +248,16 @@ def check_survivors(
     senders: Iterable[int],
     asked: str,
     survivors: Mapping[int, bytes],
-    pins: Mapping[str, ec.EllipticCurvePublicKey],
 ) -> None:
     """Refuse to unmask a sum of too few sites, or of sites that did not mask for the same list as this one.
 
     Args:
         session: the session.
         index: this site's index.
-        cards: the list.
+        cards: the checked list: each names the key that this site pinned.
         senders: the sites that this one masked for, this one included.
         asked: digest of what the server sent with the task.
         survivors: index -> signature of `sign_masked`, of every site in the sum.
-        pins: registered keys by name.
 
     Raises:
         ProtocolError: says which; nothing is revealed.
@@ -203,11 +268,11 @@ def check_survivors(
         raise ProtocolError(f"the sum holds {len(survivors)} sites, at least {least} must be in it")
     if index not in survivors or not set(survivors) <= masked_for:
         raise ProtocolError("the sum lacks this site, or holds one that it did not mask for")
-    part = _masked_part(session, cards, masked_for, asked)
     for other, signature in survivors.items():
-        name = known[other].name
-        if not primitives.is_signed(pins[name], signature, "masked", part):
-            raise ProtocolError(f"{name} did not sign the same lists and task as this site: the server told them apart")
+        if not is_masked_signed(session, known[other], cards, masked_for, asked, signature):
+            raise ProtocolError(
+                f"{known[other].name} did not sign the same lists and task as this site: the server told them apart"
+            )
 
 
 def reveal(shares: Mapping[int, bytes], survivors: Iterable[int]) -> dict[int, bytes]:

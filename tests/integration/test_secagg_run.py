@@ -114,7 +114,7 @@ def test_one_site_silent_in_each_phase_is_borne(tmp_path: Path, phase: str) -> N
     assert events_of(federation.site("site-2")).get("statistics", 0) == 1 - missed
 
 
-@pytest.mark.parametrize("phase", PHASES[1::2])
+@pytest.mark.parametrize("phase", PHASES[1:])
 def test_two_silent_sites_abort_and_a_resumed_run_completes(tmp_path: Path, phase: str) -> None:
     federation = keyed_federation(tmp_path)
     gone = {("site-2", "round-2", phase), ("site-3", "round-2", phase)}
@@ -125,9 +125,8 @@ def test_two_silent_sites_abort_and_a_resumed_run_completes(tmp_path: Path, phas
     assert "nothing was unmasked" in line
     summary = federation.run(**BARE, resume=True)
     assert summary["rounds_taken_part"] == [["site-1", "site-2", "site-3", "site-4"]] * 3
-    masked_twice = phase == "secagg_unmask"
     # charged again for the second attempt, where the first had come to reading the records
-    assert events_of(federation.site("site-1"))["training"] == (4 if masked_twice else 3)
+    assert events_of(federation.site("site-1"))["training"] == (4 if phase in PHASES[-2:] else 3)
     assert events_of(federation.site("site-2"))["training"] == (4 if phase == "secagg_unmask" else 3)
 
 

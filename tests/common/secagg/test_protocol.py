@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from scipy import stats
 
-from common.errors import ProtocolError
+from common.errors import BlameError, ProtocolError
 from common.secagg import primitives, server, site
 from common.secagg.assumptions import Assumptions
 from common.secagg.messages import (
@@ -20,7 +20,9 @@ from common.secagg.messages import (
     Session,
     cards_from_json,
     cards_to_json,
+    check_card,
     indices_from_json,
+    indices_to_json,
     table_from_json,
     table_to_json,
 )
@@ -60,9 +62,9 @@ def test_sum_is_exact_whoever_drops_out(case: int) -> None:
     leaving = rng.permutation(count)[: int(rng.integers(0, dropouts + 1))]
     missing: dict[str, set[int]] = {}
     for index in leaving:
-        missing.setdefault(PHASES[int(rng.integers(4))], set()).add(int(index))
+        missing.setdefault(PHASES[int(rng.integers(len(PHASES)))], set()).add(int(index))
     total, seen = secure_sum(session(count, dropouts, colluders), signers(count), values, BITS, missing)
-    before_sum = {index for phase in PHASES[:3] for index in missing.get(phase, set())}
+    before_sum = {index for phase in PHASES[:-1] for index in missing.get(phase, set())}
     np.testing.assert_array_equal(total, add_up([values[i] for i in range(count) if i not in before_sum], BITS))
     assert set(seen.masked) == set(range(count)) - before_sum
 
@@ -119,16 +121,20 @@ class Round:
     def check(self, cards: tuple[Card, ...], index: int = 0) -> None:
         site.check_cards(self.session, cards, self.cards[index], self.pins)
 
-    def boxes_with(self, receiver: int, last: bytes) -> dict[int, bytes]:
-        """All boxes for a receiver, the last site's being this one."""
-        return {**self.boxes_for(receiver), 4: last}
+    @cached_property
+    def shared(self) -> list[tuple[bytes, dict[int, bytes], dict[int, bytes]]]:
+        """What each site makes of the list: its own shares, boxes, commitments."""
+        return [site.make_shares(self.session, own, i, self.cards) for i, own in enumerate(self.own)]
 
     def boxes_for(self, receiver: int) -> dict[int, bytes]:
-        return {
-            i: site.make_shares(self.session, self.own[i], i, self.cards)[1][receiver]
-            for i in range(len(self.cards))
-            if i != receiver
-        }
+        return {i: boxes[receiver] for i, (_, boxes, _) in enumerate(self.shared) if i != receiver}
+
+    def open(self, receiver: int, boxes: dict[int, bytes] | None = None, **bound: bytes) -> dict[int, bytes]:
+        """Open what came for a receiver, some boxes or commitments (`of_1=`) being others."""
+        boxes = self.boxes_for(receiver) if boxes is None else boxes
+        wanted = {i: self.shared[i][2][receiver] for i in boxes}
+        wanted |= {int(name.removeprefix("of_")): value for name, value in bound.items()}
+        return site.open_shares(self.session, self.own[receiver], receiver, self.cards, boxes, wanted)
 
 
 def swapped(cards: tuple[Card, ...], place: int, card: Card) -> tuple[Card, ...]:
@@ -166,25 +172,42 @@ def test_different_key_lists_are_found_by_the_shares() -> None:
     short = now.cards[:4]
     now.check(short)
     boxes = {sender: box for sender, box in now.boxes_for(0).items() if sender < 4}
-    with pytest.raises(ProtocolError, match="another list"):
-        site.open_shares(now.session, now.own[0], 0, short, boxes)
-    site.open_shares(now.session, now.own[0], 0, now.cards, now.boxes_for(0))
+    bound = {sender: now.shared[sender][2][0] for sender in boxes}
+    with pytest.raises(BlameError, match="another list"):
+        site.open_shares(now.session, now.own[0], 0, short, boxes, bound)
+    now.open(0)
 
 
 def test_changed_exchanged_or_missing_shares_are_refused() -> None:
     now = Round()
     good = now.boxes_for(0)
     bad = [
-        {**good, 1: good[1][:-1] + bytes([good[1][-1] ^ 1])},
-        {**good, 1: good[2], 2: good[1]},
-        {**good, 1: now.boxes_for(2)[1]},
-        {**good, 1: b"garbage"},
-        {**good, 0: good[1]},
-        {1: good[1], 2: good[2]},
+        ({1}, {**good, 1: good[1][:-1] + bytes([good[1][-1] ^ 1])}),
+        ({1, 2}, {**good, 1: good[2], 2: good[1]}),
+        ({1}, {**good, 1: now.boxes_for(2)[1]}),
+        ({1}, {**good, 1: b"garbage"}),
+        ({1}, {**good, 1: b""}),
     ]
-    for boxes in bad:
-        with pytest.raises(ProtocolError):
-            site.open_shares(now.session, now.own[0], 0, now.cards, boxes)
+    for blamed, boxes in bad:
+        with pytest.raises(BlameError) as caught:
+            now.open(0, boxes)
+        assert set(caught.value.blamed) == blamed
+    for boxes in ({**good, 0: good[1]}, {1: good[1], 2: good[2]}):
+        with pytest.raises(ProtocolError, match=r"not on its own list|at least 4"):
+            now.open(0, boxes)
+
+
+def test_shares_that_were_not_committed_to_are_refused_and_name_their_sender() -> None:
+    """A box that opens to shares of another secret is found before anything is charged, not in the unmasking."""
+    now = Round()
+    another = site.make_shares(now.session, now.own[1], 1, now.cards)
+    with pytest.raises(BlameError, match="committed to") as caught:
+        now.open(0, {**now.boxes_for(0), 1: another[1][0]})
+    assert set(caught.value.blamed) == {1}
+    half = now.shared[1][2][0][:32]
+    for bound in (another[2][0], half + another[2][0][32:], half, b""):
+        with pytest.raises(BlameError):
+            now.open(0, of_1=bound)
 
 
 @pytest.fixture
@@ -194,7 +217,7 @@ def masked() -> tuple[Round, dict[int, bytes]]:
 
 
 def survive(now: Round, survivors: dict[int, bytes], senders: Any = range(5), asked: str = "task") -> None:
-    site.check_survivors(now.session, 0, now.cards, senders, asked, survivors, now.pins)
+    site.check_survivors(now.session, 0, now.cards, senders, asked, survivors)
 
 
 def test_survivors_who_masked_for_others_are_refused(masked: tuple[Round, dict[int, bytes]]) -> None:
@@ -234,10 +257,7 @@ def test_one_kind_of_share_is_revealed_for_each_site() -> None:
 def test_asking_half_of_the_sites_for_each_kind_gives_neither_more() -> None:
     """A server that tells some sites that site-4 sent and others that it did not: too few shares of both kinds."""
     now = Round()
-    mine, boxes = site.make_shares(now.session, now.own[4], 4, now.cards)
-    both = {4: mine} | {
-        i: site.open_shares(now.session, now.own[i], i, now.cards, now.boxes_with(i, boxes[i]))[4] for i in range(4)
-    }
+    both = {4: now.shared[4][0]} | {i: now.open(i)[4] for i in range(4)}
     told = {0: range(5), 1: range(5), 4: range(5), 2: range(4), 3: range(4)}
     given = {i: site.reveal({4: both[i]}, told[i])[4] for i in told}
     pools = [{i + 1: given[i] for i in told if (4 in told[i]) is sent} for sent in (True, False)]
@@ -254,24 +274,118 @@ def answered(count: int = 6, dropouts: int = 1) -> tuple[Session, list[Words], A
     return now, values, secure_sum(now, signers(count), values, BITS)[1]
 
 
-def test_wrong_share_is_left_out_or_found() -> None:
+def revealed_by(seen: Any, helper: int, shares: dict[int, bytes], now: Session, present: Any = None) -> None:
+    server.check_revealed(now, helper, shares, seen.masked if present is None else present, seen.commitments)
+
+
+def test_share_that_was_not_given_is_found_and_the_others_unmask() -> None:
     now, values, seen = answered()
-    spoiled = {**seen.revealed, 0: {**seen.revealed[0], 3: seen.revealed[1][3]}}
-    total = server.unmask(now, seen.cards, range(6), seen.masked, spoiled, BITS)
+    for helper, shares in seen.revealed.items():
+        revealed_by(seen, helper, shares, now)
+    good = seen.revealed[0]
+    lies: list[dict[int, bytes]] = [
+        {**good, 3: seen.revealed[1][3]},
+        {**good, 3: bytes(SHARE_BYTES)},
+        {**good, 3: b"short"},
+        {**good, 0: good[1]},
+        {owner: share for owner, share in good.items() if owner != 3},
+        {},
+    ]
+    for lie in lies:
+        with pytest.raises(ProtocolError, match="it gave"):
+            revealed_by(seen, 0, lie, now)
+    with pytest.raises(ProtocolError, match="than it was given"):  # of the other secret: site-3 counts as missing
+        revealed_by(seen, 0, good, now, [0, 1, 2, 4, 5])
+    left = {helper: shares for helper, shares in seen.revealed.items() if helper != 0}
+    total = server.unmask(now, seen.cards, range(6), seen.masked, left, BITS)
     np.testing.assert_array_equal(total, add_up(values, BITS))
-    del spoiled[5]  # now all five that are left are needed
-    with pytest.raises(ProtocolError, match="wrong shares"):
-        server.unmask(now, seen.cards, range(6), seen.masked, spoiled, BITS)
-    short = {**seen.revealed, 0: {**seen.revealed[0], 3: b"short"}}
-    np.testing.assert_array_equal(server.unmask(now, seen.cards, range(6), seen.masked, short, BITS), total)
+    del left[5]
+    with pytest.raises(ProtocolError, match="at least 5"):
+        server.unmask(now, seen.cards, range(6), seen.masked, left, BITS)
 
 
-def test_owner_that_shared_another_key_is_found() -> None:
+@pytest.mark.parametrize(("field", "missing"), [("seed_commitment", False), ("mask_key", True)])
+def test_owner_that_shared_another_secret_is_named(field: str, missing: bool) -> None:
     """A site's shares that give something else than its card: the sum is not taken for right."""
     now, _, seen = answered()
-    cards = swapped(seen.cards, 2, replace(seen.cards[2], seed_commitment="0" * 64))
-    with pytest.raises(ProtocolError, match="site-2"):
+    if missing:
+        now, values = session(6, 1, 0), vectors(6, 5)
+        seen = secure_sum(now, signers(6), values, BITS, {"masked": {2}})[1]
+    cards = swapped(seen.cards, 2, replace(seen.cards[2], **{field: "0" * 64}))
+    with pytest.raises(BlameError, match="another secret") as caught:
         server.unmask(now, cards, range(6), seen.masked, seen.revealed, BITS)
+    assert set(caught.value.blamed) == {2}
+
+
+P25519 = 2**255 - 19
+# Every number below 2^256 that names a point of small order, on the curve or its twist (RFC 7748; Bernstein's list).
+ORDER_EIGHT = (
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+)
+SMALL = [
+    value
+    for point in (0, 1, *ORDER_EIGHT, P25519 - 1)
+    for value in (point, point + P25519, point + 2**255, point + P25519 + 2**255)
+    if value < 2**256
+]
+BASE_TWICE = 9 + P25519  # the base point, written a second way
+
+
+@pytest.mark.parametrize("value", [*SMALL, BASE_TWICE, 9 + 2**255, P25519, 2**256 - 1])
+@pytest.mark.parametrize("field", ["mask_key", "box_key"])
+def test_key_of_small_order_or_written_twice_is_refused(value: int, field: str) -> None:
+    now = Round()
+    own, card = site.make_keys(now.session, 1, "site-1", signer(1))
+    del own
+    bad = replace(card, **{field: value.to_bytes(32, "little").hex()})
+    bad = replace(bad, signature=primitives.sign(signer(1), "card", bad.signed_part(now.session)).hex())
+    with pytest.raises(ProtocolError, match="can't be used"):
+        check_card(now.session, bad)
+    with pytest.raises(BlameError, match="can't be used") as caught:
+        now.check(swapped(now.cards, 1, bad))
+    assert set(caught.value.blamed) == {1}
+
+
+def test_commitment_binds_to_its_place() -> None:
+    """Owner, holder, kind and session: a share passes in no other place than its own."""
+    now, share = session(), bytes(range(SHARE_BYTES))
+
+    def bound(owner: int = 1, holder: int = 2, at: Session = now, *, is_seed: bool = True) -> bytes:
+        return site.commit_share(at, owner, holder, share, is_seed=is_seed)
+
+    others = [bound(owner=2), bound(holder=1), bound(is_seed=False), bound(at=session(attempt="b" * 32)), bound(1, 3)]
+    assert len({bound(), *others}) == 6
+    assert bound() == bound()
+
+
+def test_keys_that_sites_make_are_used() -> None:
+    for _ in range(50):
+        primitives.check_public(primitives.public_key(primitives.new_key()))
+    primitives.check_public((9).to_bytes(32, "little"))
+
+
+def test_card_names_the_key_that_signed_it_and_no_other() -> None:
+    """A card under one key and vectors under another would be accepted here and refused there."""
+    now = Round()
+    stranger = ec.generate_private_key(ec.SECP384R1())
+    good = now.cards[1]
+    others = [
+        replace(good, key=primitives.public_line(stranger.public_key())),
+        replace(good, key=good.key + " comment"),
+        replace(good, key="ssh-none AAAA"),
+        replace(good, signature=good.signature.upper()),
+        replace(good, mask_key=good.mask_key.upper()),
+        replace(good, seed_commitment=good.seed_commitment[:-2]),
+        replace(good, signature=""),
+    ]
+    for card in others:
+        with pytest.raises(ProtocolError):
+            check_card(now.session, card)
+    by_itself = site.make_keys(now.session, 1, "site-1", stranger)[1]
+    check_card(now.session, by_itself)  # whose key it is, those say who pinned it
+    with pytest.raises(BlameError, match="another key"):
+        now.check(swapped(now.cards, 1, by_itself))
 
 
 def test_key_that_makes_every_secret_the_same_is_refused() -> None:
@@ -279,7 +393,7 @@ def test_key_that_makes_every_secret_the_same_is_refused() -> None:
         primitives.agree(primitives.new_key(), bytes(32), "mask", "session")
 
 
-GOOD = asdict(Card(0, "a", "00" * 32, "11" * 32, "22" * 32, "33"))
+GOOD = asdict(Card(0, "a", "k", "00" * 32, "11" * 32, "22" * 32, "33"))
 GARBAGE_CARDS = [
     "",
     "{}",
@@ -289,8 +403,7 @@ GARBAGE_CARDS = [
     json.dumps([{**GOOD, "index": 9}]),
     json.dumps([{**GOOD, "index": True}]),
     json.dumps([{**GOOD, "index": -1}]),
-    json.dumps([{**GOOD, "box_key": "zz"}]),
-    json.dumps([{**GOOD, "box_key": "00"}]),
+    json.dumps([{**GOOD, "box_key": "0" * 401}]),
     json.dumps([{**GOOD, "name": 7}]),
     json.dumps([{**GOOD, "extra": 1}]),
     json.dumps([GOOD, GOOD]),
@@ -320,6 +433,7 @@ def test_garbage_indices_are_refused(text: str) -> None:
 
 def test_tables_travel() -> None:
     table = {3: b"abc", 0: b""}
+    assert indices_from_json(indices_to_json({3, 1}), 5) == {1, 3}
     assert table_from_json(table_to_json(table), 5) == table
     cards = Round().cards
     assert cards_from_json(cards_to_json(reversed(cards)), 5) == cards

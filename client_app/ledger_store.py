@@ -8,8 +8,6 @@ anybody goes on (`synchronous=FULL`). Whatever goes wrong, SQLite's own errors i
 
 from __future__ import annotations
 
-import errno
-import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +28,12 @@ from client_app.ledger_chain import (
     read_witness,
     write_witness,
 )
-from common.durable import sync_path
+from client_app.ledger_files import as_ledger_errors, new_file
 from common.errors import LedgerError
 
 FORMAT = 1
 LOCK_TIMEOUT_S = 20.0
 _BEFORE_ALL = -(2**62)  # so that an entry put before the first one is seen, too
-
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 _SCHEMA = """
 CREATE TABLE entries (
@@ -53,19 +49,6 @@ CREATE UNIQUE INDEX one_commit_per_round ON entries (run_id, round_key) WHERE ki
 """
 _COLUMNS = "seq, at, kind, run_id, round_key, body, previous, digest"
 _INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-
-
-@contextmanager
-def as_ledger_errors(path: Path) -> Iterator[None]:
-    """Turn every way a file can fail into one LedgerError that says what to do."""
-    try:
-        yield
-    except (sqlite3.Error, OSError, ValueError, TypeError) as error:
-        raise LedgerError(
-            f"privacy ledger {path} can't be used ({error}); nothing is released until it can: free the disk "
-            "or the lock, check that the file can be written, or restore it and run `fedhypevae ledger "
-            "verify`"
-        ) from error
 
 
 class EntryStore:
@@ -160,7 +143,7 @@ class EntryStore:
 
     def copy_to(self, destination: Path, finish: Callable[[Path], None] | None = None) -> None:
         """Write a whole copy, without a write-ahead log beside it; `finish` works on it before it appears."""
-        with as_ledger_errors(destination), _new_file(destination) as partial:
+        with as_ledger_errors(destination), new_file(destination) as partial:
             copy = sqlite3.connect(partial)
             try:
                 self._connection.backup(copy)
@@ -235,7 +218,7 @@ def create_store(path: Path, cohort_id: str, witness_path: Path | None) -> None:
                 "second, empty one would forget what was spent; put the old one back"
             )
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _new_file(path) as partial:
+        with new_file(path) as partial:
             body = {"cohort_id": cohort_id, "format": FORMAT, "witnessed": witness_path is not None}
             first = make_entry(1, "genesis", "", "", body, NO_PREVIOUS)
             connection = sqlite3.connect(partial, isolation_level=None)
@@ -298,31 +281,3 @@ def _make_durable(path: Path, connection: sqlite3.Connection) -> None:
             "local disk that can be written"
         )
     connection.execute("PRAGMA synchronous=FULL")
-
-
-@contextmanager
-def _new_file(destination: Path) -> Iterator[Path]:
-    """A temporary name that becomes `destination` at the end; FileExistsError if somebody was first."""
-    if destination.exists():
-        raise LedgerError(f"{destination} exists already: name a file that does not")
-    partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # the log beside it gets its mode too
-        yield partial
-        sync_path(partial)
-        _give_name(partial, destination)
-        sync_path(destination.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _give_name(partial: Path, destination: Path) -> None:
-    """Rename without replacing: by a hard link, or, where the disk has none (FAT, some shares), by taking the name."""
-    try:
-        os.link(partial, destination)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        partial.replace(destination)

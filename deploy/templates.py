@@ -86,7 +86,8 @@ def checklist(name: str, sites: Sequence[str], server_folder: str, site_folder: 
         f"""
 ## Site {site}
 - [ ] Send `sites/{site}/` (ca.crt, site.toml, start.sh, the unit): nothing in it is secret.
-- [ ] The site puts it at `{site_folder}` and runs `fedhypevae site init {site_folder} --cohort NAME`.
+- [ ] The site puts it at `{site_folder}` and runs `fedhypevae site init {site_folder} --cohort NAME`
+      (`--witness` on another disk, where there is one).
 - [ ] The site reads `policy.toml` and changes what it does not want.
 - [ ] The site puts its embeddings at `{site_folder}/site.parquet` (`fedhypevae embed`).
 - [ ] The site sends `keys/node.pub` and tells its fingerprint by telephone.

@@ -2,7 +2,8 @@
 
     python -m tests.mutants [--only NAME ...] [--jobs 2] [--write-table] [--check]
 
-The working tree is copied to a temporary folder and stays as it is. The tests are run without any bug first. Ends with
+The working tree is copied to a temporary folder and stays as it is. The tests are run without any bug first. Outcomes are
+kept in `outputs/mutants.json`; the table of the last whole run stands in `tests/statistical/README.md`. Ends with
 "uncaught: none" (exit code 0), or with the names of the bugs that no test found or that can't be planted (1).
 """
 
@@ -28,7 +29,7 @@ from tests.mutants.planting import Mutant, Sources, StaleError, Tests, load_muta
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-RESULTS = HERE / "results.json"
+RESULTS = ROOT / "outputs" / "mutants.json"
 TABLE = ROOT / "tests" / "statistical" / "README.md"
 _START, _END = "<!-- mutants: written by `python -m tests.mutants --write-table` -->", "<!-- end of mutants -->"
 _NOT_COPIED = (".*", "__pycache__", "outputs", "build", "dist", "*.egg-info", "downloads")
@@ -167,6 +168,7 @@ def write_results(fresh: Iterable[Outcome]) -> list[Outcome]:
     known |= {found.name: found for found in fresh}
     kept = [known[mutant.name] for mutant in load_mutants(HERE) if mutant.name in known]
     content = json.dumps([asdict(found) for found in kept], indent=1, ensure_ascii=False) + "\n"
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(content, encoding="utf-8")
     return kept
 

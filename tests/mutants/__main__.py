@@ -2,8 +2,8 @@
 
     python -m tests.mutants [--only NAME ...] [--jobs 2] [--write-table] [--check]
 
-The working tree is copied to a temporary folder and stays as it is. The tests are run without any bug first. Outcomes are
-kept in `outputs/mutants.json`; the table of the last whole run stands in `tests/statistical/README.md`. Ends with
+The working tree is copied to a temporary folder and stays as it is. The tests are run without any bug first. Outcomes
+are kept in `outputs/mutants.json`; the table of the last whole run stands in `tests/statistical/README.md`. Ends with
 "uncaught: none" (exit code 0), or with the names of the bugs that no test found or that can't be planted (1).
 """
 

@@ -299,6 +299,17 @@ def test_move_leaves_one_live_ledger(ledger: Ledger, tmp_path: Path) -> None:
         old.move(tmp_path / "new.db")
 
 
+def test_moved_ledger_is_not_opened_where_no_witness_tells(tmp_path: Path) -> None:
+    """Without a witness the last entry alone says that the ledger lives elsewhere now."""
+    with Ledger.create(tmp_path / "old.db", "cohort-1") as ledger:
+        ledger.declare_run("run", PLAN, LIMITS, fingerprint="f")
+        ledger.move(tmp_path / "new.db")
+        with pytest.raises(LedgerError, match="moved"):
+            ledger.declare_run("next", PLAN, LIMITS, fingerprint="f")
+    with pytest.raises(LedgerError, match="moved"):
+        Ledger.open(tmp_path / "old.db", "cohort-1")
+
+
 def test_move_that_broke_off_is_completed(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger.declare_run("run", PLAN, LIMITS, fingerprint="f")
     with monkeypatch.context() as patched:

@@ -32,6 +32,7 @@ from common.methods.base import Artifact, RunContext
 from common.privacy_statement import why_not_private
 from common.row_numbers import row_key
 from common.row_sets import MOST_TRIES, RowSet, published_set
+from common.tensor_file import check_tensor_file
 from common.wire import load_context
 
 GENERATOR = "generator.safetensors"
@@ -227,7 +228,7 @@ def load_bundle(path: Path | str) -> Bundle:
         told = json.loads(metadata.get("encoder", "null"))
         encoder = None if told is None else EncoderIdentity.from_json(told)
         forced = tuple(str(reason) for reason in json.loads(metadata.get(FORCED, "[]")))
-    except (KeyError, ValueError, TypeError, FedHypeVAEError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError, FedHypeVAEError) as error:
         raise DataError(f"{file} is no generator of this project, or of another version ({error})") from None
     reasons = (*why_not_private(context), *forced)
     return Bundle(
@@ -238,6 +239,7 @@ def load_bundle(path: Path | str) -> Bundle:
 def _read_generator(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
+    check_tensor_file(file)
     try:
         with safe_open(file, framework="pt") as content:
             names = content.keys()
@@ -251,7 +253,7 @@ def _read_statement(file: Path) -> Mapping[str, Any] | None:
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise DataError(f"{file} is no JSON: fetch it again") from None
     if not isinstance(content, dict):
         raise DataError(f"{file} is no privacy statement: fetch it again")

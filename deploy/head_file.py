@@ -23,6 +23,7 @@ from common.errors import ConfigError, DataError
 from common.identity import EncoderIdentity
 from common.nonlinear_heads import MLPHead
 from common.sampling import on_sphere
+from common.tensor_file import check_tensor_file
 
 FORMAT = "fedhypevae-head/1"
 KINDS = ("linear", "mlp")
@@ -131,6 +132,7 @@ def load_head(path: Path) -> TrainedHead:
 
     if not path.is_file():
         raise DataError(f"no classifier at {path}: make one with `fedhypevae train BUNDLE --out {path}`")
+    check_tensor_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
@@ -148,7 +150,7 @@ def load_head(path: Path) -> TrainedHead:
             own_rows=int(json.loads(notes["own_rows"])),
             not_private=tuple(str(reason) for reason in json.loads(notes["not_private"])),
         )
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} can't be read as a classifier ({type(error).__name__}): train it again") from None
     if trained.head.bias.shape != (len(trained.class_names),):
         raise DataError(f"{path} names {len(trained.class_names)} classes, its numbers are of another: train it again")

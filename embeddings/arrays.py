@@ -10,7 +10,6 @@ import dataclasses
 import os
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.identity import EncoderIdentity
-from embeddings.images import check_size
-from embeddings.labels import class_list
+from embeddings.bounded import unpack
+from embeddings.labels import class_list, number_names
+from embeddings.limits import check_size
 from embeddings.patients import patient_number
 from embeddings.pipeline import Item
 from embeddings.readers import Listing
@@ -54,8 +54,8 @@ def list_medmnist(path: Path, work: Path, classes: Sequence[str] | None) -> List
         images = unpack(path, f"{prefix}_images", work)
         values = unpack(path, f"{prefix}_labels", work)
         labels.append((prefix, images, _labels(path, prefix, images, values)))
-    numbers = sorted({int(value) for _, _, values in labels for value in values})
-    names = class_list(classes, [str(number) for number in range(max(numbers, default=0) + 1)])
+    largest = max((int(values.max(initial=0)) for _, _, values in labels), default=0)
+    names = class_list(classes, number_names(largest) if classes is None else ())
     for prefix, images, values in labels:
         for row, label in enumerate(values):
             source = f"{path.name}[{prefix}_images][{row}]"
@@ -76,41 +76,6 @@ def is_medmnist(path: Path) -> bool:
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: expected an .npz archive; it can't be read ({type(error).__name__})") from None
     return {f"{prefix}_{what}.npy" for prefix in _SPLITS for what in ("images", "labels")} <= names
-
-
-def unpack(path: Path, name: str, work: Path) -> NDArray[Any]:
-    """Unpack one array of an archive to a folder and map it.
-
-    Args:
-        path: the `.npz`.
-        name: the array.
-        work: the folder; an array unpacked there before is used again.
-
-    Returns:
-        The array, mapped read-only (an empty array is read as it is).
-
-    Raises:
-        DataError: there is no such array, it is damaged or holds objects, or the disk is full.
-    """
-    target = work / f"{path.stem}-{name}.npy"
-    try:
-        if not target.is_file():
-            work.mkdir(parents=True, exist_ok=True)
-            partial_file = target.with_suffix(".tmp")
-            with (
-                zipfile.ZipFile(path) as archive,
-                archive.open(f"{name}.npy") as source,
-                partial_file.open("wb") as file,
-            ):
-                shutil.copyfileobj(source, file, 1 << 20)
-            partial_file.replace(target)
-        return np.asarray(np.load(target, mmap_mode="r", allow_pickle=False))
-    except KeyError:
-        raise DataError(f"{path}: expected an array called {name}, found none") from None
-    except OSError as error:
-        raise DataError(f"{path}: can't unpack {name} into {work} ({error.strerror or error})") from None
-    except (ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: the array {name} is damaged ({type(error).__name__})") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,12 +158,12 @@ def _numbered(
     labels: NDArray[Any], classes: Sequence[str] | None, own: NDArray[Any] | None
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Return the class names and each row's class number (-1 for a name that is not in the list)."""
+    given = classes if classes is not None or own is None else own.astype(str).tolist()
     if labels.dtype.kind in "iu":
         numbers = labels.astype(np.int64)
-        texts = [str(number) for number in range(int(numbers.max(initial=0)) + 1)]
-        return class_list(classes if classes is not None or own is None else own.astype(str).tolist(), texts), numbers
+        return class_list(given, number_names(int(numbers.max(initial=0))) if given is None else ()), numbers
     texts = labels.astype(np.str_).tolist()
-    names = class_list(classes if classes is not None or own is None else own.astype(str).tolist(), texts)
+    names = class_list(given, texts)
     index = {name: number for number, name in enumerate(names)}
     return names, np.asarray([index.get(text, -1) for text in texts], dtype=np.int64)
 

@@ -1,25 +1,42 @@
-"""DICOM files to 8-bit pictures, as a viewer shows them.
+"""DICOM files: headers, and frames as pictures.
 
-Stored values go through the modality transformation (rescale or table), then the window or table of values of
-interest, to 0..255; MONOCHROME1 is inverted; colour comes out as RGB whatever its stored space; 16-bit colour
-keeps its upper byte. A file without a window is shown from its smallest to its largest value, padding left
-out.
+What a file says of its sizes is checked before anything is unpacked or decoded, against limits and against what each
+encoded frame says of itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import logging
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError
-from embeddings.images import check_size
+from embeddings.codestream import frame_size, rle_size
+from embeddings.dicom_picture import Window, render
+from embeddings.limits import (
+    DEFLATE_RATIO,
+    FREE_BYTES,
+    INFLATED_BYTES,
+    MAX_FRAMES,
+    MIB,
+    check_frame,
+    check_size,
+    decoding,
+)
 
-MAX_FRAMES = 100_000
+__all__ = ["Header", "Window", "is_dicom", "read_frame", "read_header"]
+# Tags of the pixels: float, double and whole numbers, little and big endian.
+_PIXELS = {struct.pack(f"{order}HH", 0x7FE0, element) for order in "<>" for element in (0x0008, 0x0009, 0x0010)}
+_DEFLATED, _EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
 _HEADER_TAGS = (
     "PatientID",
     "SeriesInstanceUID",
@@ -29,19 +46,6 @@ _HEADER_TAGS = (
     "Columns",
     "PixelRepresentation",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """A window in place of the file's own: `center`, `width` (> 0) in modality units (CT: Hounsfield)."""
-
-    center: float
-    width: float
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.center) and np.isfinite(self.width) and self.width > 0):
-            found = f"{self.center},{self.width}"
-            raise ConfigError(f"window: expected CENTER,WIDTH with a width above 0; found {found}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +79,13 @@ def read_header(path: Path, name: str) -> Header:
         Number of frames, patient, series and position in it.
 
     Raises:
-        DataError: it can't be read, has no image, too many pixels or frames.
+        DataError: it can't be read, has no image, too many pixels or frames, or unpacks to too much.
         ConfigError: pydicom is not installed.
     """
     pydicom = _pydicom()
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+        with _plain(path, name) as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
         rows, columns = dataset.get("Rows"), dataset.get("Columns")
         if rows is None or columns is None:
             raise DataError(f"{name}: a DICOM file without pixels; leave it out")
@@ -118,15 +123,15 @@ def read_frame(path: Path, name: str, frame: int = 0, window: Window | None = No
     """
     pydicom = _pydicom()
     try:
-        dataset = pydicom.dcmread(path)
-        if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-            raise DataError(f"{name}: a DICOM file without pixels; leave it out")
-        check_size(name, int(dataset.Columns), int(dataset.Rows))
-        # The RLE plugin written in Rust panics on damaged input; pydicom's own decoder raises.
-        plain = dataset.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless
-        plugin = "pydicom" if plain else ""
-        pixels = pydicom.pixels.pixel_array(dataset, index=frame, decoding_plugin=plugin)
-        return render(dataset, pixels, frame, window)
+        with _plain(path, name) as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            syntax = dataset.file_meta.TransferSyntaxUID
+            _check_frame(dataset, syntax, file, name, frame)
+            # The RLE plugin written in Rust panics on damaged input; pydicom's own decoder raises.
+            plugin = "pydicom" if syntax == pydicom.uid.RLELossless else ""
+            with decoding(int(dataset.Columns) * int(dataset.Rows)):
+                pixels = pydicom.pixels.pixel_array(file, index=frame, decoding_plugin=plugin)
+                return render(dataset, pixels, frame, window)
     except (DataError, KeyboardInterrupt, SystemExit):
         raise
     except MemoryError:
@@ -135,94 +140,87 @@ def read_frame(path: Path, name: str, frame: int = 0, window: Window | None = No
         raise DataError(f"{name}: the DICOM pixels can't be decoded ({type(error).__name__})") from None
 
 
-def render(dataset: Any, pixels: NDArray[Any], frame: int, window: Window | None) -> NDArray[np.uint8]:
-    """Turn stored values into a picture.
+@contextlib.contextmanager
+def _plain(path: Path, name: str) -> Iterator[BinaryIO]:
+    """The file; a deflated one is unpacked within bounds, and then says of itself that it is plain."""
+    from pydicom import filereader
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    with path.open("rb") as file:
+        filereader.read_preamble(file, False)
+        meta = filereader._read_file_meta_info(file)
+        start = file.tell()
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            file.seek(0)
+            yield file
+            return
+        file.seek(0)
+        plain = io.BytesIO()
+        plain.write(file.read(start).replace(_DEFLATED, _EXPLICIT))
+        most = min(INFLATED_BYTES, max(FREE_BYTES, DEFLATE_RATIO * path.stat().st_size))
+        stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        while not stream.eof and plain.tell() <= most and (piece := stream.unconsumed_tail or file.read(MIB)):
+            plain.write(stream.decompress(piece, MIB))
+    if not stream.eof:
+        raise DataError(
+            f"{name}: a deflated file that ends early, or unpacks to more than {most:,} bytes (it may be a "
+            "decompression bomb); copy it again, store it without compression, or leave it out"
+        )
+    plain.seek(0)
+    yield plain
+
+
+def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: int) -> None:
+    """Refuse a frame by the sizes that the file and the frame declare, before anything is decoded.
 
     Args:
-        dataset: the pydicom data set they come from.
-        pixels: (h, w) or (h, w, 3) stored values of one frame; colour already RGB.
-        frame: number of the frame, for per-frame attributes.
-        window: replaces the file's own.
+        dataset: the header.
+        syntax: the transfer syntax.
+        file: the open file, at its pixels.
+        name: how messages name it.
+        frame: 0..frames-1.
 
-    Returns:
-        (h, w) or (h, w, 3) uint8.
-
-    Source: DICOM PS3.3 C.7.6.3.1.2, C.11.1.1.2, C.11.2.1.2.
+    Raises:
+        DataError: no pixels, too many, sizes that differ, or an encoding whose sizes are not known here.
     """
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
+    from pydicom import uid
+    from pydicom.encaps import get_frame
 
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return _upper_byte(apply_color_lut(pixels, dataset), 16)
-    if pixels.ndim == 3:
-        return _upper_byte(pixels, int(dataset.BitsAllocated))
-    padding = dataset.get("PixelPaddingValue")
-    valid = np.ones(pixels.shape, dtype=bool) if padding is None else pixels != padding
-    if "ModalityLUTSequence" in dataset:
-        values = np.asarray(apply_modality_lut(pixels, dataset), dtype=np.float64)
-    else:
-        slope = _attribute(dataset, frame, "PixelValueTransformationSequence", "RescaleSlope")
-        intercept = _attribute(dataset, frame, "PixelValueTransformationSequence", "RescaleIntercept")
-        slope = 1.0 if slope is None else float(slope)
-        values = pixels * slope + (0.0 if intercept is None else float(intercept))
-    if window is not None:
-        shown = _linear(values, window.center, window.width)
-    elif dataset.get("VOILUTSequence"):
-        table = dataset.VOILUTSequence[0]
-        looked_up = apply_voi(values.astype(np.int64), dataset, index=0)
-        shown = looked_up / (2.0 ** int(table.LUTDescriptor[2]) - 1.0)
-    else:
-        shown = _windowed(dataset, frame, values, valid)
-    picture = np.rint(np.clip(shown, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return 255 - picture if dataset.PhotometricInterpretation == "MONOCHROME1" else picture
-
-
-def _windowed(dataset: Any, frame: int, values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
-    center = _first(_attribute(dataset, frame, "FrameVOILUTSequence", "WindowCenter"))
-    width = _first(_attribute(dataset, frame, "FrameVOILUTSequence", "WindowWidth"))
-    function = _attribute(dataset, frame, "FrameVOILUTSequence", "VOILUTFunction") or "LINEAR"
-    if center is None or width is None or width <= 0:
-        inside = values[valid & np.isfinite(values)]
-        low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
-        return (values - low) / (high - low) if high > low else np.zeros(values.shape)
-    if function == "SIGMOID":
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))
-    if function == "LINEAR_EXACT":
-        return (values - (center - width / 2.0)) / width
-    return _linear(values, center, width)
-
-
-def _linear(values: NDArray[Any], center: float, width: float) -> NDArray[Any]:
-    """The default function: the window's ends count as in PS3.3 C.11.2.1.2.1, with its halves and ones."""
-    if width <= 1.0:
-        return (values > center - 0.5).astype(np.float64)
-    return (values - (center - 0.5)) / (width - 1.0) + 0.5
-
-
-def _attribute(dataset: Any, frame: int, group: str, keyword: str) -> Any:
-    """Look an attribute up at the frame, then in the groups all frames share, then at the top."""
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
-    shared = dataset.get("SharedFunctionalGroupsSequence")
-    for groups, index in ((per_frame, frame), (shared, 0)):
-        if groups and index < len(groups) and groups[index].get(group):
-            value = groups[index].get(group)[0].get(keyword)
-            if value is not None:
-                return value
-    return dataset.get(keyword)
-
-
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    several = hasattr(value, "__len__") and not isinstance(value, str)
-    if several and len(value) == 0:
-        return None
-    return float(value[0] if several else value)
-
-
-def _upper_byte(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    if pixels.dtype == np.uint8:
-        return pixels
-    return (pixels >> (bits - 8)).astype(np.uint8)
+    head = file.read(12)
+    file.seek(-len(head), io.SEEK_CUR)
+    group, element = (
+        struct.unpack_from("<HH" if head[:2] == b"\xe0\x7f" else ">HH", head) if len(head) == 12 else (0, 0)
+    )
+    if group != 0x7FE0 or element not in {0x0008, 0x0009, 0x0010}:
+        raise DataError(f"{name}: a DICOM file without pixels; leave it out")
+    columns, rows, samples = int(dataset.Columns), int(dataset.Rows), int(dataset.get("SamplesPerPixel") or 1)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    check_size(name, columns, rows)
+    size = columns * rows * samples * -(-int(dataset.BitsAllocated) // 8)
+    if syntax in {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}:
+        check_frame(name, size, size)
+        return
+    jpegs = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes}
+    if syntax not in {uid.RLELossless, *jpegs}:
+        raise DataError(f"{name}: the transfer syntax {syntax} is not read here; store it as another")
+    place = file.tell()
+    file.seek(12, io.SEEK_CUR)
+    extended = None
+    if dataset.get("ExtendedOffsetTable") is not None:
+        extended = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+    encoded = get_frame(file, frame, number_of_frames=frames, extended_offsets=extended)
+    file.seek(place)
+    check_frame(name, size, len(encoded))
+    if syntax == uid.RLELossless:
+        if rle_size(encoded) > size + 2 * 15:  # a segment may be padded
+            raise DataError(f"{name}: a frame that unpacks to more than its {size:,} bytes; leave it out")
+        return
+    found = frame_size(encoded, name)
+    if found != (columns, rows, samples):
+        raise DataError(
+            f"{name}: a frame of {found[0]}x{found[1]} pixels in {found[2]} samples; expected {columns}x{rows} in "
+            f"{samples}, as its header says: leave it out"
+        )
 
 
 def _pydicom() -> Any:

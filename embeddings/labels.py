@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
+from embeddings.limits import LABEL_FILE_BYTES, LABEL_ROWS, MAX_TEXT
 
 _MAX_CLASSES = 10_000
+_LONGEST_LINE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +62,17 @@ def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            if os.fstat(file.fileno()).st_size > LABEL_FILE_BYTES:
+                raise DataError(f"{path}: expected a label file of at most {LABEL_FILE_BYTES:,} bytes; divide it")
+            first = file.readline(_LONGEST_LINE)
             delimiter = max(",;\t", key=first.count)
             names = next(csv.reader([first], delimiter=delimiter), [])
             chosen = _chosen(path, names, columns)
             table = LabelTable({}, {}, 0, chosen.patient is not None)
             repeated = 0
             for number, cells in enumerate(csv.reader(file, delimiter=delimiter), start=2):
+                if number > LABEL_ROWS:
+                    raise DataError(f"{path}: expected at most {LABEL_ROWS:,} rows, found more; divide it")
                 if cells:
                     repeated += _add(table, number, names, cells, chosen)
     except OSError as error:
@@ -75,6 +82,17 @@ def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
     if not table.rows and not table.rejected:
         raise DataError(f"{path}: expected at least one row under the header, found none")
     return dataclasses.replace(table, repeated=repeated)
+
+
+def number_names(largest: int) -> list[str]:
+    """Names of classes that are known by numbers alone, 0 to the largest.
+
+    Raises:
+        DataError: there would be far too many classes.
+    """
+    if largest >= _MAX_CLASSES:
+        raise DataError(f"labels: found the number {largest:,}; expected classes from 0, below {_MAX_CLASSES:,}")
+    return [str(number) for number in range(largest + 1)]
 
 
 def class_list(given: Sequence[str] | None, found: Sequence[str]) -> tuple[str, ...]:
@@ -94,6 +112,8 @@ def class_list(given: Sequence[str] | None, found: Sequence[str]) -> tuple[str, 
     if given is not None:
         if not given or len(set(given)) != len(given) or not all(given):
             raise ConfigError(f"class list: expected different, non-empty names; found {', '.join(given) or 'none'}")
+        if len(given) > _MAX_CLASSES:
+            raise ConfigError(f"class list: expected at most {_MAX_CLASSES:,} names, found {len(given):,}")
         return tuple(given)
     names = set(found)
     if len(names) > _MAX_CLASSES:
@@ -131,6 +151,8 @@ def _add(table: LabelTable, number: int, names: list[str], cells: list[str], col
         table.rejected[key] = "the label file has no path in this line"
     elif len(cells) != len(names):
         table.rejected[key] = f"the label file has {len(cells)} cells in line {number}, expected {len(names)}"
+    elif any(len(cell) > MAX_TEXT for cell in cells):
+        table.rejected[key] = f"the label file has a cell of more than {MAX_TEXT:,} characters in line {number}"
     elif not row.label:
         table.rejected[key] = f"the label file has no label in line {number}"
     elif columns.patient is not None and not patient:

@@ -7,7 +7,8 @@ import pytest
 
 from common.errors import DataError
 from common.identity import EncoderIdentity
-from embeddings.arrays import ReadyNames, import_ready, is_medmnist, list_medmnist, unpack
+from embeddings.arrays import ReadyNames, import_ready, is_medmnist, list_medmnist
+from embeddings.bounded import unpack
 from embeddings.patients import patient_number
 from embeddings.store import read_store
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from common.errors import DataError
-from embeddings.images import MAX_PIXELS, read_image
+from embeddings.images import read_image
+from embeddings.limits import MAX_PIXELS
 
 
 def _read(path: Path) -> np.ndarray:

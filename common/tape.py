@@ -226,8 +226,9 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """`inputs` (..., c) through `weight` (r, c) and `bias` (r,), with rows of zeros where there are few.
 
     BLAS multiplies few rows in another way, which rounds otherwise: one unit more would change the scores of all others
-    by a rounding, and large parameters, which a server chooses, make much of it. With enough rows no other row changes
-    on processors with AVX-512, and at most the last few with AVX2; no library promises it.
+    by a rounding, and large parameters, which a server chooses, make much of it. With enough rows none of the others
+    changes on processors with AVX-512, and at most the last few with AVX2, as where nonlinear functions take the end of
+    an array another way; no library promises it.
     """
     rows = math.prod(inputs.shape[:-1])
     if rows == 0 or rows >= _ENOUGH_ROWS:

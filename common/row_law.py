@@ -105,35 +105,40 @@ class RowDrawer:
             embeddings (n, d) float32, labels (n,) int64. A row has the wanted class, or, where no try gave it, that of
             the last try.
         """
-        law, count = self._law, len(rows)
-        means, scale = torch.empty(count, law.dim, dtype=torch.float64), torch.empty(count, 1, dtype=torch.float64)
-        head, labels = torch.zeros(count, dtype=torch.int64), wanted.clone()
-        judged = torch.empty(count, self._classes, dtype=torch.float64)
-        left = torch.arange(count)
-        for attempt in range(self._tries if law.heads else 1):
-            words = row_words(self._key, rows[left.numpy()], self._words, _NOISE + 1 + attempt)
-            middle_words, words = np.split(words, [law.num_uniforms + law.num_normals], axis=1)
-            tried = law.middle(
-                wanted[left],
-                uniforms(middle_words[:, : law.num_uniforms]),
-                normals(middle_words[:, law.num_uniforms :]),
-            )
-            means[left], scale[left], head[left] = tried.means, tried.scale, tried.head
-            if not law.heads:
-                break
-            noise = normals(words[:, : self._classes])
-            judged[left] = noise
-            scores = self._scores(tried, noise) / (law.temperature if law.drawn else 1.0)
-            if law.drawn:  # the largest of scores with Gumbel noise is a draw from their softmax
-                scores = scores - torch.log(-torch.log(uniforms(words[:, self._classes :])))
-            scores = scores + nudge * torch.arange(self._classes)
-            labels[left] = torch.from_numpy(scores.numpy().argmax(1))
-            left = left[labels[left] != wanted[left]]
+        law = self._law
+        means, scale, head, labels, judged = self._try(rows, wanted, 0, nudge)
+        left = torch.nonzero(labels != wanted)[:, 0]
+        for attempt in range(1, self._tries if law.heads else 1):
             if len(left) == 0:
                 break
+            tried = self._try(rows[left.numpy()], wanted[left], attempt, nudge)
+            taken = tried[3] == wanted[left]
+            if attempt == self._tries - 1:
+                taken = torch.ones_like(taken)  # the last try stands, whatever it gave
+            for of_rows, found in zip((means, scale, head, labels, judged), tried, strict=True):
+                of_rows[left[taken]] = found[taken]
+            left = left[~taken]
         if law.noisy:
-            means += scale * self._noise(rows, head, judged)
+            means.addcmul_(scale, self._noise(rows, head, judged))
         return means.float(), labels  # the one place where float64 becomes float32
+
+    def _try(
+        self, rows: NDArray[np.int64], wanted: Tensor, attempt: int, nudge: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """One try of each row: means, scale, head and label, and the part of the noise that the scores saw."""
+        law = self._law
+        words = row_words(self._key, rows, self._words, _NOISE + 1 + attempt)
+        of_middle, words = np.split(words, [law.num_uniforms + law.num_normals], axis=1)
+        uniform, normal = uniforms(of_middle[:, : law.num_uniforms]), normals(of_middle[:, law.num_uniforms :])
+        tried = law.middle(wanted, uniform, normal)
+        judged = normals(words[:, : self._classes])
+        if not law.heads:
+            return tried.means, tried.scale, tried.head, wanted.clone(), judged
+        scores = self._scores(tried, judged) / (law.temperature if law.drawn else 1.0)
+        if law.drawn:  # the largest of scores with Gumbel noise is a draw from their softmax
+            scores = scores - torch.log(-torch.log(uniforms(words[:, self._classes :])))
+        scores = scores + nudge * torch.arange(self._classes)
+        return tried.means, tried.scale, tried.head, torch.from_numpy(scores.numpy().argmax(1)), judged
 
     def _scores(self, tried: Middle, noise: Tensor) -> Tensor:
         """Class scores of rows with the part of their noise that the scores see: (n, K)."""
@@ -149,7 +154,8 @@ class RowDrawer:
         noise = normals(row_words(self._key, rows, self._law.dim, _NOISE))
         for index, (span, _) in enumerate(self._spans):
             chosen = _rows_of(head, index, len(self._spans))
-            noise[chosen] += (judged[chosen] - noise[chosen] @ span) @ span.T
+            there = noise[chosen]
+            noise[chosen] = there.addmm_(judged[chosen] - there @ span, span.T)
         return noise if self._law.root is None else noise @ self._law.root.T
 
 

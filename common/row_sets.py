@@ -31,14 +31,14 @@ from common.row_numbers import row_key
 ROWS_FORMAT = "philox4x64-10/1"
 """How rows are drawn, as a published generator names it: a set of another format can't be drawn again."""
 MOST_TRIES = 128  # of a row; a class that the posterior gives one row in fifty is met in 92 of 100 then
-_PIECE_VALUES = 2**19  # drawn at once: measured, larger pieces spend their time on fresh memory
+_PIECE_VALUES = 2**20  # drawn at once: measured, larger pieces spend their time on fresh memory
 _BLOCK_VALUES = 2**24
 _MOST_PIECE_ROWS = 2**12
 _MOST_THREADS = 4
 
 
 def piece_rows(dim: int) -> int:
-    """Rows in a piece of embeddings of width `dim`: a power of two, about 4 MB; it depends on nothing else."""
+    """Rows in a piece of embeddings of width `dim`: a power of two, about 8 MB; it depends on nothing else."""
     return min(_MOST_PIECE_ROWS, 2 ** max(int(math.log2(_PIECE_VALUES / dim)), 0))
 
 

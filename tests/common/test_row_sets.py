@@ -33,9 +33,9 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_piece_rows_depend_on_the_width_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert piece_rows(768) == 512
-    assert piece_rows(1024) == 512
-    assert piece_rows(1025) == 256
+    assert piece_rows(768) == 1024
+    assert piece_rows(1024) == 1024
+    assert piece_rows(1025) == 512
     assert piece_rows(2) == 4096
     assert piece_rows(2**22) == 1
 

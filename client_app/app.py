@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from client_app.asked import read_words, read_work
 from client_app.data import read_facts
 from client_app.egress import check_reply
 from client_app.place import Place, find_place
+from client_app.schedule import reply_seconds, wait_for_turn
 from client_app.scores import answer_baseline, answer_evaluate
 from client_app.secagg import answer_check, answer_keys, answer_masked, answer_shares, answer_unmask
 from client_app.site_log import write_log
@@ -132,9 +134,11 @@ def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[],
     """Run a handler and check what it wants to send; an error becomes a code and a reference.
 
     Whatever a handler raises stays here: Flower would send its text to the server. Only the end of the process itself
-    goes on.
+    goes on. What depends on records leaves on the site's schedule, an error in its place likewise.
     """
+    arrived, step = time.monotonic(), 0.0
     try:
+        step = reply_seconds(context.node_config, kind)
         content = reply()
         check_reply(kind, content)
     except (KeyboardInterrupt, SystemExit):
@@ -146,6 +150,7 @@ def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[],
         if isinstance(error, PolicyRefusal):
             code = f"{code}:{error.rule}"
         content = RecordDict({"words": ConfigRecord({"error": code, "reference": reference})})
+    wait_for_turn(arrived, step)
     return Message(content, reply_to=message)
 
 

@@ -47,7 +47,11 @@ _NOT_COVERED = (
     "public.",
     "Whether a site's file could be used at all: a site that can't read it says so with a code before a run.",
     "A split into training, validation, test rows that came with a site's file, if one unit's presence moves others.",
-    "Times and sizes of messages. Sizes are the same for every site; times depend on the site's machine and load.",
+    "Times of messages (their sizes are the same for every site). How long a step takes depends on the machine, its "
+    "load and the number of records. A site that sets reply_seconds in site.toml above what its steps take answers on "
+    "a fixed schedule; with 0, the default, whoever measures the time of its replies learns something of that number.",
+    "That a site fell silent: a process that is killed or a disk that fails in mid-round leaves a charged round and no "
+    "reply.",
     "Correlated units: relatives, or one person under two identifiers, are protected as separate units.",
 )
 _GENERATOR = {

@@ -68,6 +68,8 @@ class SiteSettings(_Settings):
 
     `device` is where this site computes, whatever a run says; empty leaves it to the run. `warm_start` keeps a process
     with the libraries loaded, from which each message's starts (475 MB of memory, for some seconds a message).
+    `reply_seconds` holds every reply that depends on records back to a multiple of so many seconds after its message
+    came, so that its time tells nothing of the records; 0 sends it at once.
     """
 
     name: SiteName
@@ -77,6 +79,7 @@ class SiteSettings(_Settings):
     data_file: str = "site.parquet"
     device: Annotated[str, StringConstraints(pattern=r"^(|auto|cpu|cuda(:[0-9]{1,3})?)$")] = ""
     warm_start: bool = True
+    reply_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,7 @@ class SiteFolder:
                 ("site-name", settings.name),
                 ("data-file", settings.data_file),
                 ("device", settings.device),
+                ("reply-seconds", settings.reply_seconds),
             )
             if value
         )

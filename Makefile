@@ -12,7 +12,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_HOME ?= $(CURDIR)/.flwr
 export FEDHYPEVAE_HOME ?= $(CURDIR)
 
-.PHONY: help install demo test test-units test-simulation test-federation test-compose mutants check format bench bench-curves bench-ablations bench-widths bench-performance bench-engine clean
+.PHONY: help install demo fuzz test test-units test-simulation test-federation test-compose mutants check format bench bench-curves bench-ablations bench-widths bench-performance bench-engine clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-compose:  ## the compose demo on a real container engine (root and namespac
 # not part of `test`: each of some 250 bugs costs a start of pytest
 mutants: $(STAMP)  ## plant each privacy bug of the list and see which test finds it (half an hour on two cores)
 	$(BIN)/python -m tests.mutants --jobs 2 --write-table
+
+fuzz: $(STAMP)  ## 20,000 changed replies of sites to a real server app (a quarter of an hour on two cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --mutations 20000
 
 check: $(STAMP)  ## ruff and strict types
 	$(BIN)/ruff check .

@@ -113,7 +113,8 @@ def unpack(packed: Tensor, shapes: Shapes, bits: int, *, zeros_left_out: bool = 
     head = _SCALE_BYTES * len(lengths)
     if len(content) < head:
         raise WireError(f"packed tensors: expected at least {head} bytes, found {len(content)}")
-    scales = np.frombuffer(content[:head], dtype="<f4").astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a bit pattern that is no number is refused below
+        scales = np.frombuffer(content[:head], dtype="<f4").astype(np.float64)
     if not np.isfinite(scales).all() or np.signbit(scales).any():
         raise WireError("packed tensors: a scale is not a finite number of at least 0; nothing of them is used")
     there = (scales > 0) | (not zeros_left_out)

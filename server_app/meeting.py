@@ -70,8 +70,8 @@ class Heard:
 def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusals, least: int | None = None) -> Meeting:
     """Wait for `num-sites` sites and compare what they say.
 
-    A site whose hello breaks a rule is left out, and so is one that differs from more than half of the sites: the
-    others go on without it, if they are `min-sites`.
+    A site that says no hello that can be used is left out, and so is one that differs from the others. They go on
+    without it, if they are `min-sites` and more than half of those asked for.
 
     Args:
         grid: the link to the sites.
@@ -81,20 +81,23 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusal
         least: number of sites that is enough once the others have had a minute; for a run that is resumed.
 
     Raises:
-        MeetingError: fewer sites than asked for, or sites that differ in width, class set or encoder where none of
-            them has more than half on its side; the text names the site and the field.
+        MeetingError: too few sites, or sites that differ in width, class set or encoder where too few are alike; the
+            text names the site and the field.
     """
     federation = config.federation
     needed = federation.num_sites if least is None else least
     nodes = _wait_for_nodes(grid, federation.num_sites, needed, federation.round_timeout, printer)
     # the first message may make a simulated site extract its embeddings: allow for it
     heard = say_hello(grid, config, nodes, max(federation.round_timeout, _HELLO_S), refusals)
-    enough = min(federation.min_sites, needed)
-    if len(heard.facts) + len(heard.refused) < needed or len(heard.facts) < max(enough, 1):
+    # one site must not end what the others want; but half of them is no longer the run that was asked for
+    enough = max(min(federation.min_sites, needed), needed // 2 + 1)
+    if len(heard.facts) < enough:
         reasons = "; ".join(f"site {node} {why}" for node, why in heard.missing.items())
         raise MeetingError(
             f"expected {needed} sites, {len(heard.facts)} said hello ({reasons}); mend them, or lower num-sites"
         )
+    for node in sorted(set(heard.missing) - heard.refused):
+        printer.say(f"hello: site {node} is missing: {heard.missing[node]}")
     facts = _that_agree(heard.facts, enough, refusals, own_encoders=config.rivals.own_encoders)
     order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
     members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
@@ -177,7 +180,7 @@ def _wait_for_nodes(grid: Grid, wanted: int, least: int, timeout: float, printer
 def _that_agree(
     facts: Mapping[int, SiteFacts], least: int, refusals: Refusals, *, own_encoders: bool
 ) -> dict[int, SiteFacts]:
-    """The sites whose embeddings mean the same as those of more than half of all."""
+    """The sites whose embeddings mean the same, if there are at least so many."""
     kept, odd = dict(facts), dict[str, str]()
     while True:
         in_order = sorted(kept.values(), key=lambda fact: (fact.position, fact.site))
@@ -186,7 +189,7 @@ def _that_agree(
             break
         odd |= {mismatch.site: str(mismatch) for mismatch in reversed(found)}
         kept = {node: fact for node, fact in kept.items() if fact.site not in odd}
-        if len(kept) < max(least, len(facts) // 2 + 1):
+        if len(kept) < least:
             raise MeetingError("the sites' embeddings differ: " + "; ".join(str(mismatch) for mismatch in found))
     for site, why in odd.items():
         refusals.add(site, "hello", why)

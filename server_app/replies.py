@@ -64,8 +64,9 @@ def _printable(text: str) -> str:
 
 Line = Annotated[str, AfterValidator(_printable)]
 ShortLine = Annotated[Line, Field(max_length=300)]
-Receipt = Annotated[Line, Field(max_length=4000)]
-Seal = Annotated[Line, Field(max_length=1000)]
+# entry and digest of a ledger's head, and the site's own seal of it; empty where nothing was charged
+Receipt = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,15}:[0-9a-f]{64})?$")]
+Seal = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
 Charged = Annotated[str, Field(max_length=200_000)]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$", max_length=1000)]
 
@@ -237,6 +238,8 @@ def read_reply(message: Message, expected: Expected) -> Reply:
     if any(len(words.get(table, "")) > _SITE_ENTRY * expected.sites for table in _TABLES):
         raise WireError(f"message {kind}: a table is longer than its sites need; nothing of it is used")
     charged = read_charged(words["charged"], expected.charges) if "charged" in words else None
+    if charged is not None and not bool(charged) == bool(words["receipt"]) == bool(words["seal"]):
+        raise WireError(f"message {kind}: a charge comes with a receipt and its seal; nothing of it is used")
     arrays = content.array_records.get("tensors", ArrayRecord())
     received = read_tensors(kind, arrays, wire_shapes(expected.shapes, expected.bits))
     scores = _scores(kind, dict(content.metric_records.get("scores", {})))

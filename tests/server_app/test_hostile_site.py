@@ -111,6 +111,9 @@ WORDS: dict[str, Change] = {
     "charged has a number of 5,000 digits": with_words(charged=f"[[{json.dumps(ABSURD)},{'9' * 5000}]]"),
     "charged is empty": with_words(charged="[]"),
     "receipt clears the screen": with_words(receipt=ESCAPES),
+    "receipt is none": with_words(receipt=""),
+    "receipt is no digest": with_words(receipt="1:" + "g" * 64),
+    "seal is none": with_words(seal=""),
     "receipt is a megabyte": with_words(receipt="0" * 1_000_000),
     "a word too many": with_words(loss=0.3),
     "a word whose name clears the screen": with_words(**{ESCAPES: 1}),
@@ -243,6 +246,21 @@ def test_site_that_differs_from_all_others_is_left_out(federation: Federation, f
     summary = run(federation, lie("query.hello", with_identity(**{field: value})))
     assert summary["rounds_taken_part"] == [HONEST]
     assert refused(summary, "hello")[0] == LIAR
+
+
+@pytest.mark.parametrize("change", [error("data"), lambda m, r: Message(Error(2, ESCAPES), reply_to=m)])
+def test_site_that_refuses_at_the_meeting_ends_the_run_only_where_all_must_be_there(
+    federation: Federation, capsys: pytest.CaptureFixture[str], change: Change
+) -> None:
+    node = federation.site(LIAR).node
+    summary = run(federation, lie("query.hello", change))
+    assert summary["rounds_taken_part"] == [HONEST]
+    said = capsys.readouterr().out
+    assert f"hello: site {node} is missing" in said
+    assert "\x1b" not in said
+    with pytest.raises(SystemExit):
+        run(federation, lie("query.hello", change), min_sites=3)
+    assert "expected 3 sites, 2 said hello" in federation.status()["error"]
 
 
 def test_with_a_register_the_site_whose_key_has_another_name_is_left_out(

@@ -147,7 +147,7 @@ def _check_local(fuzz: Fuzz, federation: Federation, summary: Mapping[str, Any])
 
 def run_secagg(fuzz: Fuzz, federation: Federation) -> None:
     """A run under secure aggregation, with a liar that is borne as a site that is missing."""
-    phases = ("query.secagg_keys", "query.secagg_shares", "query.secagg_masked", "query.secagg_unmask")
+    phases = tuple(f"query.secagg_{name}" for name in ("keys", "shares", "check", "masked", "unmask"))
     when, liar = fuzz.rng.choice(phases), federation.sites[-1].name
 
     def tamper(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
@@ -170,7 +170,7 @@ def run_secagg(fuzz: Fuzz, federation: Federation) -> None:
     if summary is not None:
         for site in federation.sites[:-1]:
             charged = sum(event.count for event in site.runs()[summary["run"]].charged)
-            check(charged == 2, fuzz, f"{site.name} was charged {charged} releases")
+            check(2 <= charged <= 3, fuzz, f"{site.name} was charged {charged} releases")
 
 
 def _run(

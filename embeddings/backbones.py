@@ -80,8 +80,10 @@ class TransformersEncoder:
         if not local:
             shared |= {"revision": options.revision, "cache_dir": options.cache_dir}
         try:
-            network = AutoModel.from_pretrained(source, dtype=getattr(torch, options.precision), **shared)
-            processor = AutoImageProcessor.from_pretrained(source, backend="pil", **shared)
+            network = AutoModel.from_pretrained(
+                source, trust_remote_code=False, dtype=getattr(torch, options.precision), **shared
+            )
+            processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil", **shared)
         except (OSError, ValueError, ImportError) as error:
             raise ConfigError(
                 f"encoder {name}: the model can't be loaded ({_first_line(error)}); check the name and "

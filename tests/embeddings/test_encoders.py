@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +225,27 @@ def test_other_backbones_are_pooled_by_what_they_have(tmp_path: Path, rng: np.ra
     np.testing.assert_allclose(
         both.embed(images), np.concatenate([hidden[:, 0], hidden[:, 1:].mean(axis=1)], axis=1), atol=1e-5
     )
+
+
+def test_every_model_is_loaded_without_code_of_its_own() -> None:
+    """Said aloud in each call: a default may change, and a folder may bring modules along."""
+    calls = []
+    root = Path(__file__).resolve().parents[2]
+    folders = ("common", "embeddings", "client_app", "server_app", "deploy", "benchmarks")
+    for path in (path for name in folders for path in root.glob(f"{name}/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "").startswith("from_pretrained"):
+                said = [word.value for word in node.keywords if word.arg == "trust_remote_code"]
+                calls.append(len(said) == 1 and isinstance(said[0], ast.Constant) and said[0].value is False)
+    assert calls == [True] * len(calls)
+    assert len(calls) >= 2
+
+
+def test_folder_that_brings_code_is_refused_and_its_code_not_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}})
+    )
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ConfigError, match="can't be loaded"):
+        load_encoder(str(tmp_path))
+    assert not (tmp_path / "ran").exists()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from client_app.ledger import Ledger, Reservation
 from client_app.ledger_runs import Round, events_to_json
 from client_app.place import Place
-from client_app.receipts import message_ledger, receipt_words
+from client_app.receipts import message_ledger, receipt_words, set_mark
 from client_app.request import RunRequest
 from client_app.task import Work, fingerprint_of
 from common.durable import hold_room
@@ -65,7 +65,7 @@ def granted(place: Place, work: Work, request: RunRequest) -> Iterator[Grant]:
             granted the same ones before.
         BudgetExceeded, LedgerError, DataError: as the ledger says, or the site's file is another than the run is about.
     """
-    limits, fingerprint = place.policy.limits, fingerprint_of(place, work)
+    limits, fingerprint = place.policy.limits, set_mark(place, fingerprint_of(place, work))
     with message_ledger(place, work) as ledger:
         known = ledger.runs.get(work.run_id)
         if known is None or known.limits != limits or tuple(known.declared) != tuple(request.events):

@@ -107,15 +107,35 @@ def make_key(folder: Path) -> None:
         raise LedgerError(f"can't write {path} ({error}): free the disk; nothing is released") from error
 
 
+def set_mark(place: Place, fingerprint: str) -> str:
+    """A data set's fingerprint as the ledger notes it: under the site's key.
+
+    A fingerprint is a digest of records, of imported embeddings without anything secret in it. Ledgers are exported and
+    shown, and whoever knows all records but one could try that record's values against it.
+
+    Returns:
+        The same text for the same set, hexadecimal.
+
+    Raises:
+        LedgerError: the key can't be read or made.
+    """
+    return _mac(place.folder, ["data set", place.policy.cohort_id, fingerprint])  # never as long as what is sealed
+
+
 def _seal(place: Place, receipt: str) -> str:
-    """HMAC-SHA256 of a receipt of this cohort, hexadecimal: whoever lacks the key learns nothing from it."""
-    path = key_path(place.folder)
+    """MAC of a receipt of this cohort: whoever lacks the key learns nothing from it."""
+    return _mac(place.folder, [place.policy.cohort_id, receipt])
+
+
+def _mac(folder: Path, words: list[str]) -> str:
+    """HMAC-SHA256 under the site's key, hexadecimal."""
+    path = key_path(folder)
     if not path.exists():
-        make_key(place.folder)
+        make_key(folder)
     try:
         key = path.read_bytes()
     except OSError as error:
         raise LedgerError(f"can't read {path} ({error}): nothing is released until it can be") from error
     if len(key) != _KEY_BYTES:
         raise LedgerError(f"{path} must hold {_KEY_BYTES} bytes, found {len(key)}: restore it; nothing is released")
-    return hmac.new(key, json.dumps([place.policy.cohort_id, receipt]).encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, json.dumps(words).encode(), hashlib.sha256).hexdigest()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ from client_app.ledger import Ledger
 from client_app.ledger_chain import Head
 from client_app.policy_template import policy_template
 from client_app.receipts import key_path, make_key
+from client_app.site import load_policy
 from common.errors import LedgerError
+from embeddings.store import read_metadata
 from server_app.receipts import move_receipt
 from tests.harness import POLICY, Federation, Handler, HarnessSite, changed, deliver, words_of
 from tests.secagg_cases import SHARED, keyed_federation, phase_of
@@ -347,3 +352,19 @@ def test_read_receipt_is_checked_by_ledger(tmp_path: Path) -> None:
         for wrong in (Head(1, "0" * 64), Head(2, ledger.head.digest), Head(0, ledger.head.digest)):
             with pytest.raises(LedgerError):
                 ledger.check(wrong)
+
+
+def test_exported_ledger_holds_no_fingerprint_that_records_could_be_tried_against(tmp_path: Path) -> None:
+    """Of an imported set the fingerprint is a plain digest of its records; with the site's key nobody can try any."""
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=2)
+    site = federation.site("site-1")
+    with site.ledger() as ledger:
+        told = json.dumps(ledger.export())
+        marks = {entry["body"]["fingerprint"] for entry in ledger.export()["entries"] if "fingerprint" in entry["body"]}
+    plain = read_metadata(site.folder / "site.parquet").fingerprint
+    words = json.dumps(["data set", load_policy(site.folder / "policy.toml").cohort_id, plain])
+    assert marks == {hmac.new(key_path(site.folder).read_bytes(), words.encode(), hashlib.sha256).hexdigest()}
+    assert plain not in told
+    assert plain not in (site.folder / "releases.jsonl").read_text()
+    assert not [seen for seen in federation.sent() if plain in str(seen.message.content)]

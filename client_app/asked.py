@@ -18,10 +18,13 @@ from torch import Tensor
 
 from client_app.task import Work
 from common.errors import ConfigError
+from common.methods import get_method
+from common.methods.base import RunContext
 from common.wire import REQUEST_WORDS, Kind, load_context
 
 _LONGEST = 50_000_000  # characters: sealed shares for thousands of sites
 _MOST_TENSORS = 10_000
+_MOST_SITES = 100_000  # as `num-sites` may be; with those that come later
 _NPY = b"\x93NUMPY\x01\x00"
 _DTYPES = {np.dtype("<f4"), np.dtype("u1")}
 _WITH_TENSORS = frozenset({"train", "secagg_masked", "evaluate"})
@@ -92,14 +95,21 @@ def read_work(kind: Kind, message: Message) -> Work:
     """
     words = read_words(kind, message)
     context = load_context(str(words["context"]))
-    index = int(words["index"])
-    if not 0 <= index < context.problem.num_sites:
-        raise ConfigError(f"the run has {context.problem.num_sites} sites, found index {index}; nothing was charged")
+    index, places = int(words["index"]), _places(context)
+    if not 0 <= index < places:
+        raise ConfigError(f"the run has room for {places} sites, found index {index}; nothing was charged")
     record = message.content.array_records.get("tensors", ArrayRecord())
     if len(record) > (_MOST_TENSORS if kind in _WITH_TENSORS else 0):
         raise ConfigError(f"message {kind}: {len(record)} tensors are more than it may have; nothing was charged")
     tensors = {name: _tensor(name, array.stype, array.data) for name, array in record.items()}
     return Work(context, str(words["run"]), index, int(words.get("round", -1)), tensors, words)
+
+
+def _places(context: RunContext) -> int:
+    """How many indices the run has: those of its sites, and of the newcomers that it may take in."""
+    method, trust = get_method(context.config.method), context.config.privacy.trust
+    is_open = method.takes_newcomers(trust) and not context.problem.site_dims
+    return _MOST_SITES if is_open else context.problem.num_sites
 
 
 def _tensor(name: str, kind: str, content: bytes) -> Tensor:

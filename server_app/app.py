@@ -23,7 +23,7 @@ from common.wire import dump_context, essence, load_context
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
-from server_app.newcomers import Newcomers, settled, takes_newcomers
+from server_app.newcomers import Newcomers, settled
 from server_app.progress import RoundPrinter, finite_or_none
 from server_app.receipts import FILE as RECEIPTS
 from server_app.receipts import Receipts
@@ -72,7 +72,7 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     method = get_method(config.method)
     plan = method.plan(config)  # before the sites are asked: a budget that can't be met ends here
     before = load_checkpoint(folder) if config.federation.resume else None
-    is_open = takes_newcomers(method, config)
+    is_open = method.takes_newcomers(config.privacy.trust)
     known = {} if before is None else before[1].members
     # who left for good must not keep a run from going on; where the noise is shared out, all must be there
     least = config.federation.min_sites if known and is_open else None

@@ -10,7 +10,6 @@ from flwr.serverapp import Grid
 from common.agreement import require_agreement
 from common.config import RunConfig
 from common.errors import FedHypeVAEError, MeetingError
-from common.methods.base import Method
 from common.wire import SiteFacts
 from server_app.link import Member
 from server_app.meeting import Meeting, say_hello
@@ -19,11 +18,6 @@ from server_app.refusals import Refusals
 # A round waits no longer than this for a newcomer's hello, and for no newcomer more than so many times.
 _PATIENCE_S = 60.0
 _TRIES = 2
-
-
-def takes_newcomers(method: Method, config: RunConfig) -> bool:
-    """Whether a site that was not there at the start may join: noise and parts of the model must not be shared out."""
-    return config.privacy.trust == "local" and method.broadcast is None and method.site_upload_shapes is None
 
 
 class Newcomers:
@@ -36,7 +30,7 @@ class Newcomers:
         config: of the run.
         meeting: the sites that met at the start.
         known: index of every site that ever was in the run, by name.
-        is_open: whether sites that were not there before are taken in, see `takes_newcomers`.
+        is_open: whether sites that were not there before are taken in, see `Method.takes_newcomers`.
         tell: gets a line for each site that comes.
         refusals: is told whose hello broke a rule.
     """

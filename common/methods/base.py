@@ -222,6 +222,10 @@ class Method:
             return self.receives(context, site_index)
         return {name: tuple(value.shape) for name, value in self.init(context).params.items()}
 
+    def takes_newcomers(self, trust: str) -> bool:
+        """Whether a site that was not there at the start may join: noise and parts of the model are not shared out."""
+        return trust == "local" and self.broadcast is None and self.site_upload_shapes is None
+
     def shapes_from(self, context: RunContext, site_index: int) -> Shapes:
         """Names and shapes of what a site sends in a round."""
         if self.site_upload_shapes is None:

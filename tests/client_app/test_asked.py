@@ -15,6 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from safetensors.torch import load
 from torch import Tensor
 
+from client_app.asked import read_work
+from common.errors import ConfigError
 from common.received import LARGEST_NORM
 from common.transfer import apply_change, version_of
 from tests.harness import Federation, HarnessSite, changed, deliver, make_set, words_of
@@ -129,7 +131,7 @@ def test_arrays_that_are_none_are_refused(tmp_path: Path, asked: dict[str, Messa
 
 WORDS: dict[str, dict[str, Any]] = {
     "an unknown word": {"exfiltrate": 1},
-    "an index beyond the sites": {"index": 1},
+    "an index beyond all newcomers": {"index": 100_000},
     "a negative index": {"index": -1},
     "an index that is a text": {"index": "0"},
     "an index that is a fraction": {"index": 0.5},
@@ -155,6 +157,20 @@ def test_words_out_of_range_are_refused(tmp_path: Path, asked: dict[str, Message
     for name, value in WORDS[case].items():
         message.content.config_records["words"][name] = value
     assert_refused(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"config": {"trust": "secagg", "num-sites": 4}, "problem": {"num_sites": 4}},
+        {"config": {"method": "mh_pfedhn", "num-sites": 4}, "problem": {"num_sites": 4}},
+    ],
+)
+def test_index_of_a_newcomer_is_refused_where_none_is_taken(asked: dict[str, Message], shared: dict[str, Any]) -> None:
+    assert read_work("train", changed(asked["train"], index=4)).index == 4
+    assert read_work("train", changed(asked["train"], shared, index=3)).index == 3
+    with pytest.raises(ConfigError, match="room for 4"):
+        read_work("train", changed(asked["train"], shared, index=4))
 
 
 @pytest.mark.parametrize("kind", ["query.statistics", "train"])

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from common.config import RunConfig
 from common.methods import get_method
-from server_app.newcomers import takes_newcomers
 from tests.harness import Federation, make_set
 
 BOTH, ALL = ["site-1", "site-2"], ["site-1", "site-2", "site-3"]
@@ -82,9 +80,9 @@ def test_site_that_comes_back_as_another_node_keeps_its_index_and_ledger(tmp_pat
 
 
 def test_run_whose_noise_or_model_is_shared_out_takes_nobody_in() -> None:
-    assert takes_newcomers(get_method("fedhypevae"), RunConfig())
-    assert not takes_newcomers(get_method("fedhypevae"), RunConfig().replace(trust="secagg"))
-    assert not takes_newcomers(get_method("mh_pfedhn"), RunConfig())
+    assert get_method("fedhypevae").takes_newcomers("local")
+    assert not get_method("fedhypevae").takes_newcomers("secagg")
+    assert not get_method("mh_pfedhn").takes_newcomers("local")
 
 
 @pytest.mark.parametrize("why", ["another width", "a name that is taken"])

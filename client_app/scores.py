@@ -19,10 +19,13 @@ from common.errors import PolicyRefusal
 from common.loop import noise_source, site_statistics
 from common.methods import get_method
 from common.methods.base import RunContext
+from common.received import check_shapes
 from common.sampling import on_sphere
 from common.statistics import class_means_spec
 from common.wire import SCORE_NAMES
 from embeddings.sets import SPLIT_NAMES, EmbeddingSet
+
+_HEADS = ("synthetic", "statistics")
 
 
 def answer_baseline(place: Place, work: Work) -> Answer:
@@ -43,12 +46,13 @@ def answer_baseline(place: Place, work: Work) -> Answer:
 def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     """Scores on the site's own test split: only where the policy declares the data public and lets metrics leave."""
     _check_public(place, work)
+    _check_sent(work)
     records = load_records(place.records, place.cache_dir)
     check_matches(records.metadata, work.context, work.index)
     train, validation, test = (_scored_split(records, name, work.context) for name in SPLIT_NAMES)
     heads = {
         name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"])
-        for name in ("synthetic", "statistics")
+        for name in _HEADS
         if f"{name}.weight" in work.tensors
     }
     local = fit_linear_head(*train, num_classes=work.context.problem.num_classes)
@@ -75,6 +79,17 @@ def _scored_split(records: EmbeddingSet, name: str, context: RunContext) -> tupl
     """One split as heads see it: on the unit sphere where the generator's embeddings are."""
     data = split_data(records, name, "record")
     return on_sphere(data.embeddings) if context.config.training.sphere else data.embeddings, data.labels
+
+
+def _check_sent(work: Work) -> None:
+    """Refuse other tensors than whole heads, and the site's own model where the method makes one (ConfigError)."""
+    context, method = work.context, get_method(work.context.config.method)
+    dim, num_classes = context.problem.dim, context.problem.num_classes
+    shapes = dict(method.received_by(context, work.index)) if method.personal_scores is not None else {}
+    for name in _HEADS:
+        if {f"{name}.weight", f"{name}.bias"} & set(work.tensors):
+            shapes |= {f"{name}.weight": (num_classes, dim), f"{name}.bias": (num_classes,)}
+    check_shapes(work.tensors, shapes)
 
 
 def _check_public(place: Place, work: Work) -> None:

@@ -87,9 +87,11 @@ def open_pool(home: Path, federation: FederationConfig) -> EmbeddingSet:
         federation: names the pools, or the cache of the demonstration's.
 
     Raises:
-        as `load_pool`; DataError also where the named file is missing.
+        as `load_pool` and `deal`; DataError also where the named file is missing.
     """
     pools = [read_store(home / pool) for pool in federation.pools]  # all of them, so that a missing one ends here
+    for pool in pools:  # as is one with too few records for so many sites
+        deal(pool, federation.num_sites, federation.alpha or None, federation.seed)
     return pools[0] if pools else load_pool(home / federation.cache_dir)
 
 

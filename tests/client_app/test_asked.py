@@ -256,3 +256,17 @@ def words_of_asked(message: Message) -> dict[str, Any]:
 def test_empty_message_is_refused(tmp_path: Path) -> None:
     for content in (RecordDict(), RecordDict({"words": ConfigRecord({"context": json.dumps({}), "run": "x"})})):
         assert_refused(tmp_path / str(len(content)), Message(content, dst_node_id=101, message_type="train"))
+
+
+def test_heads_that_are_none_are_refused(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 1, data_is_public=True, metrics_may_leave=True)
+    federation.run(num_rounds=1)
+    site, message = federation.sites[0], federation.asked("evaluate", "site-1")
+    sent = len(site.releases())
+    for change in (
+        lambda tensors: {name: value for name, value in tensors.items() if name != "synthetic.bias"},
+        lambda tensors: tensors | {"synthetic.weight": torch.zeros(3, 13)},
+        lambda tensors: tensors | {"other.weight": torch.zeros(3, 12)},
+    ):
+        assert words_of(deliver(site, with_tensors(message, change)))["error"] == "config"
+    assert len(site.releases()) == sent

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.durable import lock_file, write_atomically
+from common.durable import lock_file, make_private, write_atomically
 from common.errors import LedgerError
 
 NO_PREVIOUS = "0" * 64
@@ -150,7 +150,7 @@ def write_witness(path: Path, witness: Witness, *, timeout_s: float, replace: bo
 @contextmanager
 def lock_witness(path: Path, *, timeout_s: float) -> Iterator[None]:
     """Keep other processes from writing the witness; its folder is made, for its owner alone, if it is missing."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     with lock_file(path.with_name(f"{path.name}.lock"), timeout_s=timeout_s):
         yield
 

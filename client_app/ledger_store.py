@@ -29,6 +29,7 @@ from client_app.ledger_chain import (
     write_witness,
 )
 from client_app.ledger_files import as_ledger_errors, new_file
+from common.durable import make_private
 from common.errors import LedgerError
 
 FORMAT = 1
@@ -217,7 +218,7 @@ def create_store(path: Path, cohort_id: str, witness_path: Path | None) -> None:
                 f"there is, or was, a privacy ledger here already ({path}, witness {witness_path}): a "
                 "second, empty one would forget what was spent; put the old one back"
             )
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         with new_file(path) as partial:
             body = {"cohort_id": cohort_id, "format": FORMAT, "witnessed": witness_path is not None}
             first = make_entry(1, "genesis", "", "", body, NO_PREVIOUS)

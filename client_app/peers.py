@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client_app.place import Place
-from common.durable import write_atomically
+from common.durable import PUBLISHED, write_atomically
 from common.errors import ConfigError, ProtocolError
 from common.secagg.primitives import load_public, load_signer
 
@@ -86,7 +86,7 @@ def _make_simulated_key(path: Path) -> None:
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     write_atomically(path, private, mode=0o600)
-    write_atomically(path.with_suffix(".pub"), public + b"\n")
+    write_atomically(path.with_suffix(".pub"), public + b"\n", mode=PUBLISHED)
 
 
 def _raw(key: ec.EllipticCurvePublicKey) -> bytes:

@@ -26,7 +26,7 @@ from client_app.ledger import Head, Ledger
 from client_app.place import Place
 from client_app.release_log import Release, ReleaseLog
 from client_app.task import Work
-from common.durable import lock_file, write_atomically
+from common.durable import lock_file, make_private, write_atomically
 from common.errors import LedgerError, ReceiptError
 
 _KEY = "receipt.key"
@@ -99,7 +99,7 @@ def make_key(folder: Path) -> None:
     """
     path = key_path(folder)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         with lock_file(path.with_name(f"{_KEY}.lock")):
             if not path.exists():
                 write_atomically(path, secrets.token_bytes(_KEY_BYTES), mode=0o600)

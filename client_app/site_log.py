@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+from common.durable import OWNER_FILE
 
 LOG_FILE = "site.log"
 
@@ -18,5 +21,7 @@ def write_log(folder: Path | None, text: str) -> None:
     with suppress(OSError):
         print(entry, flush=True)
     if folder is not None:
-        with suppress(OSError, ValueError), (folder / LOG_FILE).open("a", encoding="utf-8") as log:
-            log.write(entry)
+        with suppress(OSError, ValueError):
+            descriptor = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, OWNER_FILE)
+            with os.fdopen(descriptor, "a", encoding="utf-8") as log:
+                log.write(entry)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from common.classifier import Split
-from common.durable import sync_path
+from common.durable import create_private, make_private, sync_path
 from common.errors import DataError, FedHypeVAEError
 from common.methods.base import RunContext
 
@@ -189,9 +189,10 @@ def _check_block(path: Path, embeddings: torch.Tensor, labels: torch.Tensor, dim
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place, on the disk, once the block is done; else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        create_private(partial).close()
         yield partial
         sync_path(partial)
         partial.replace(path)

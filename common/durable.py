@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+OWNER_FOLDER, OWNER_FILE = 0o700, 0o600
+PUBLISHED_FOLDER, PUBLISHED = 0o755, 0o644
 
 
 def sync_path(path: Path) -> None:
@@ -19,24 +24,67 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+def make_private(folder: Path) -> None:
+    """Make a folder for its owner alone, and so those above it that are missing, whatever the umask.
+
+    Raises:
+        OSError: the disk refuses, or a file has that name.
+    """
+    if folder.is_dir():
+        return
+    make_private(folder.parent)
+    folder.mkdir(mode=OWNER_FOLDER, exist_ok=True)
+
+
+def keep_private(folder: Path) -> tuple[Path, ...]:
+    """Take from others what access they have to a folder and all that is in it, but for public keys (`*.pub`).
+
+    Returns:
+        What could not be closed, since somebody else owns it or it is mounted read-only.
+    """
+    left = []
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink() or path.suffix == ".pub":
+            continue
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                path.chmod(mode & OWNER_FOLDER)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            left.append(path)
+    return tuple(left)
+
+
+def create_private(path: Path) -> BinaryIO:
+    """Begin a file for its owner alone, whatever the umask; what was there under its name is removed.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OWNER_FILE), "wb")
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = OWNER_FILE) -> None:
     """Replace a file's content as one step: temporary file, fsync, rename, fsync of the directory.
 
     Args:
-        path: the file; its directory is made if missing.
+        path: the file; its directory is made if missing, for its owner alone.
         content: all of it, in bytes.
-        mode: permissions of a new file, less the process's umask.
+        mode: its permissions, whatever the umask: its owner's alone, or `PUBLISHED` for what others are to read.
 
     Raises:
         OSError: the disk refused; the old content is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+        with create_private(partial) as stream:
             stream.write(content)
             stream.flush()
+            os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
         partial.replace(path)
     except BaseException:
@@ -73,7 +121,7 @@ def hold_room(folder: Path, num_bytes: int) -> Iterator[None]:
     Raises:
         OSError: the disk has less room.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     path = folder / f".room.{os.getpid()}.partial"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -96,7 +144,7 @@ def lock_file(path: Path, *, timeout_s: float = 20.0) -> Iterator[None]:
         TimeoutError: another process still holds it.
         OSError: the file can't be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + timeout_s

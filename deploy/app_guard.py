@@ -41,7 +41,7 @@ def guard_folder(site: Path, warm: Path | None = None) -> Path:
         warm: the folder with a warm starter's socket (`deploy.warm`), if apps are to start that way.
     """
     folder = site.resolve() / "bin"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     python = shlex.quote(sys.executable)
     client = f"-I -S {_quoted(Path(__file__).with_name('warm_client.py'))} {_quoted(warm)}" if warm else _COLD
     _write_command(folder / "flwr-clientapp", f'exec {python} {client} "$@"')
@@ -135,7 +135,8 @@ def _keep(folder: Path, digest: str, content: bytes) -> None:
     path = folder / f"{digest}{_REFUSED_SUFFIX}"
     if not path.exists():
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(content)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
         temporary.replace(path)
     refused = sorted(folder.glob(f"*{_REFUSED_SUFFIX}"), key=_written)
     for old in refused[:-_KEPT_REFUSED]:
@@ -160,7 +161,7 @@ def _write_command(path: Path, line: str) -> None:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
-    temporary.chmod(0o755)
+    temporary.chmod(0o700)
     temporary.replace(path)
 
 

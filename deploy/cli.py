@@ -5,6 +5,7 @@ A command module imports nothing heavy at its top, so that `--help` answers at o
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -64,6 +65,7 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Run the command line; errors of the project become one line and their exit code."""
+    os.umask(0o077)  # what a command or a program that it starts writes is its owner's, unless it is to be published
     try:
         app()
     except FedHypeVAEError as error:

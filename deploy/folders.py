@@ -14,6 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from common.durable import write_atomically
 from common.errors import ConfigError
 from common.names import SITE_NAME
 from deploy.environment import flower_environment, tool
@@ -138,13 +139,12 @@ class ServerFolder:
         """Tell Flower's command line where this server is."""
         settings = self.settings
         home = self.path / ".flwr"
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (home / "config.toml").write_text(
+        text = (
             f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
             f'address = "{_reached(settings.control_host)}:{settings.control_port}"\n'
-            f"root-certificates = {json.dumps(str((self.path / 'ca.crt').resolve()))}\n",
-            encoding="utf-8",
+            f"root-certificates = {json.dumps(str((self.path / 'ca.crt').resolve()))}\n"
         )
+        write_atomically(home / "config.toml", text.encode())
 
 
 @dataclass(frozen=True)

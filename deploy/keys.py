@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from common.durable import make_private
 from common.errors import ConfigError
 
 CA_DAYS = 3650
@@ -32,7 +33,7 @@ def write_new(path: Path, content: bytes, mode: int = 0o644) -> None:
     Raises:
         ConfigError: it is there already, or the folder can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError:

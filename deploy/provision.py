@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints, model_validator
 from client_app.ledger import Ledger
 from client_app.policy_template import policy_template
 from client_app.receipts import make_key as make_receipt_key
+from common.durable import keep_private, make_private
 from common.errors import ConfigError
 from deploy import templates
 from deploy.doctor import versions
@@ -71,7 +72,7 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: choose another folder, so that no key is overwritten")
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(out)
     make_authority(out / "authority", plan.name)
     server = out / "server"
     local = [name for name in ("localhost", "127.0.0.1") if name not in plan.server_names]
@@ -144,19 +145,18 @@ def init_site(
     )
     _refuse_existing((folder / "policy.toml", site.node_key, folder / "ledger.db", folder / witness))
     try:
-        (folder / witness).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private((folder / witness).parent)
     except OSError as error:
         raise ConfigError(
             f"can't make the folder of the ledger's witness, {(folder / witness).parent} ({error.strerror}): make it "
             "for the site's user, or name another place, best on another disk, with --witness"
         ) from None
-    folder.chmod(0o700)
     shown = make_node_key(site.node_key)
-    site.node_key.parent.chmod(0o700)
     make_secret(folder / "keys" / "superexec.secret")
     write_new(folder / "policy.toml", text.encode(), 0o600)
     make_receipt_key(folder)
     Ledger.create(folder / "ledger.db", cohort_id, folder / witness).close()
+    keep_private(folder)
     return shown
 
 

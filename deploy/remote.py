@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig, Scalar
+from common.durable import make_private
 from common.errors import ConfigError, FederationError, FedHypeVAEError
 from deploy.app_package import staged_app
 from deploy.environment import tool
@@ -36,7 +37,7 @@ def start_run(server: ServerFolder, app_folder: Path, settings: Mapping[str, Sca
     server.connect()
     output = server.work / config.federation.output_dir
     (output / "status.json").unlink(missing_ok=True)
-    server.work.mkdir(parents=True, exist_ok=True)
+    make_private(server.work)
     options = [CONNECTION, "--format", "json"]
     if settings:
         options += ["--run-config", " ".join(f"{key}={_toml(value)}" for key, value in settings.items())]

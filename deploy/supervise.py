@@ -73,7 +73,7 @@ def supervise(
             for child in children:
                 _look_after(child, environment, folder, tell)
             if alive is not None and time.monotonic() - touched >= _TOUCH_S:
-                alive.touch()
+                alive.touch(mode=0o600)
                 touched = time.monotonic()
             stop.wait(_POLL_S)
     finally:
@@ -153,7 +153,7 @@ _REASONS = {
 
 
 def _start(program: Program, environment: Mapping[str, str], folder: Path) -> subprocess.Popen[bytes]:
-    program.log.parent.mkdir(parents=True, exist_ok=True)
+    program.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _open_log(program.log) as log:
         line = f"{datetime.now(UTC).isoformat(timespec='seconds')} starting {program.name}\n"
         log.write(line.encode())

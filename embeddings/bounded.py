@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from common.durable import create_private, make_private
 from common.errors import DataError
 from common.parquet_pages import check_pages
 from embeddings.limits import (
@@ -41,7 +42,7 @@ def unpack(path: Path, name: str, work: Path) -> NDArray[Any]:
     target = work / f"{path.stem}-{name}.npy"
     try:
         if not target.is_file():
-            work.mkdir(parents=True, exist_ok=True)
+            make_private(work)
             partial_file = target.with_suffix(".tmp")
             with zipfile.ZipFile(path) as archive:
                 entry = archive.getinfo(f"{name}.npy")
@@ -49,7 +50,7 @@ def unpack(path: Path, name: str, work: Path) -> NDArray[Any]:
                     raise DataError(
                         f"{path}: the array {name} is packed in a way that numpy does not use: pack it again"
                     )
-                with archive.open(entry) as source, partial_file.open("wb") as file:
+                with archive.open(entry) as source, create_private(partial_file) as file:
                     _copy(source, file, entry.compress_size, f"{path}: the array {name}")
             partial_file.replace(target)
         return np.asarray(np.load(target, mmap_mode="r", allow_pickle=False))

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from common.agreement import encode
+from common.durable import OWNER_FILE, create_private, make_private
 from common.errors import DataError
 from common.identity import EncoderIdentity
 from embeddings.canary import embed_canary
@@ -244,8 +245,8 @@ def _old_and_new(out: Path, parts: Parts, old: bool) -> Iterator[tuple[NDArray[n
 def _alone(out: Path) -> Iterator[None]:
     """Hold the store for this process, and clear what a killed writer left."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+        make_private(out.parent)
+        lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0, mode=OWNER_FILE)
         with lock:
             for left_over in out.parent.glob(f".{out.name}.*.tmp"):
                 left_over.unlink(missing_ok=True)
@@ -266,8 +267,8 @@ def _write_rejects(path: Path, rejected: tuple[tuple[str, str], ...]) -> None:
     writer.writerows(rejected)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text.getvalue())
+        with create_private(temporary) as file:
+            file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.durable import create_private, make_private
 from common.errors import DataError
 
 _PLAN = "plan.json"
@@ -41,7 +42,7 @@ class Parts:
         try:
             if folder.is_dir() and not (plan.is_file() and plan.read_text() == wanted):
                 shutil.rmtree(folder)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
             if not plan.is_file():
                 _write(plan, wanted.encode())
             for left_over in folder.glob("*.tmp"):
@@ -64,7 +65,7 @@ class Parts:
         target = self._folder / f"part-{number:06d}.npz"
         temporary = target.with_suffix(".tmp")
         try:
-            with temporary.open("wb") as file:
+            with create_private(temporary) as file:
                 np.savez(file, embeddings=embeddings, keys=keys)
                 file.flush()
                 os.fsync(file.fileno())
@@ -98,7 +99,7 @@ class Parts:
 
 def _write(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with create_private(temporary) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

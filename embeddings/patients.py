@@ -12,6 +12,7 @@ import os
 import secrets
 from pathlib import Path
 
+from common.durable import make_private
 from common.errors import DataError
 
 SALT_BYTES = 32
@@ -37,7 +38,7 @@ def load_salt(path: Path) -> bytes:
         DataError: the file has another length, or can't be read or made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         try:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         except FileExistsError:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.durable import sync_path
+from common.durable import create_private, make_private, sync_path
 from common.errors import DataError
 from common.identity import EncoderIdentity
 from embeddings.sets import FORMAT, EmbeddingSet, SetMetadata, regroup, survey
@@ -71,8 +71,8 @@ def write_chunks(
     schema = _schema(full, precision, columns, rows)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        make_private(path.parent)
+        with create_private(temporary) as file:
             texts = [field.name for field in schema if field.type == pa.string()]
             with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=texts) as writer:
                 for chunk in regroup(chunks(), ROW_GROUP):

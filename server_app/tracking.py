@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from common.durable import keep_private, make_private
 from common.errors import ConfigError
 from server_app.progress import RoundPrinter, RoundRecord, finite_or_none
 from server_app.results import write_json
@@ -44,7 +45,9 @@ class TensorBoardTracker:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._writer = EventFileWriter(str(folder / "tensorboard"))
+        self._folder = folder / "tensorboard"
+        make_private(self._folder)  # before the writer makes it for everybody
+        self._writer = EventFileWriter(str(self._folder))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One event a round."""
@@ -55,6 +58,7 @@ class TensorBoardTracker:
     def close(self) -> None:
         """End the file."""
         self._writer.close()
+        keep_private(self._folder)
 
 
 class MlflowTracker:

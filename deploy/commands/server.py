@@ -18,13 +18,16 @@ def server(
     """
     import threading
 
+    from common.durable import keep_private, make_private
     from common.errors import ConfigError
     from deploy.live import find_status, watch_run
     from deploy.provision import server_folder
     from deploy.supervise import stop_on_signals, supervise
 
     place = server_folder(folder.resolve())
-    place.work.mkdir(parents=True, exist_ok=True)
+    make_private(place.work)
+    for path in keep_private(place.path):
+        typer.echo(f"others can read {path}: it belongs to somebody else")
     stop = threading.Event()
     stop_on_signals(stop)
     programs = tuple(program for program in place.programs() if only in {"", program.name})

@@ -88,6 +88,7 @@ def start(
     """
     import threading
 
+    from common.durable import keep_private
     from deploy.live import watch_site
     from deploy.provision import site_folder
     from deploy.supervise import stop_on_signals, supervise
@@ -99,6 +100,8 @@ def start(
         for line in advise_site(site):
             typer.echo(line, err=True)
         _refuse_faults(examine_site(site, online=False))
+    for path in keep_private(site.path):
+        typer.echo(f"others can read {path}: it belongs to somebody else")
     stop = threading.Event()
     stop_on_signals(stop)
     watch_site(site.path, stop, lambda line: typer.echo(line))

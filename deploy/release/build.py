@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from common.bundle import GENERATOR, STATEMENT, Bundle
 from common.bundle_parquet import Written, set_notes, sha256_of, write_rows
 from common.classifier import Split
-from common.durable import sync_path, write_atomically
+from common.durable import PUBLISHED, PUBLISHED_FOLDER, sync_path, write_atomically
 from common.errors import ConfigError, FedHypeVAEError
 from common.events import PrivacyEvent
 from common.privacy_statement import check_statement
@@ -175,6 +175,9 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        for file in partial.iterdir():
+            file.chmod(PUBLISHED)
+        partial.chmod(PUBLISHED_FOLDER)
         if out.is_dir():
             out.rmdir()
         partial.rename(out)

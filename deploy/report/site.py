@@ -6,7 +6,6 @@ and nowhere else, for its owner alone to read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,11 +131,7 @@ def write_site_page(folder: Path, page: Path, text: str) -> None:
     """
     check_page(folder, page)
     try:
-        before = os.umask(0o077)
-        try:
-            write_atomically(page, text.encode())
-        finally:
-            os.umask(before)
+        write_atomically(page, text.encode())
     except OSError as error:
         raise DataError(f"{page}: can't write there ({error.strerror})") from None
 

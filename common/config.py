@@ -20,6 +20,8 @@ from common.generator_config import ModelConfig, SynthesisConfig, TrainingConfig
 from common.rivals import RivalsConfig
 
 Scalar = str | int | float | bool
+# Sites from which on there is a middle to speak of.
+LEAST_SITES = 5
 _MOST = 1e6
 
 LEAST_CLIP_NORM = 1e-6
@@ -82,6 +84,8 @@ class FederationConfig(Concern):
     `wire_bits` is the width of a number on the wire, both ways: 32 is float32; with fewer, noised sums are rounded at
     random to a grid, and parameters go down as rounded differences whose error the next one makes up for.
     `device` is where the sites compute: `auto` takes a GPU where there is one; a site may choose another for itself.
+    `robust_statistics` = `trimmed` puts the sites' statistics together so that a few of them can't move the result far
+    (`common.robust`): for five sites or more that noise their own releases. It costs accuracy where sites differ.
     `tracking` keeps curves of a run in files below its output folder; nothing of them is sent anywhere.
     """
 
@@ -100,6 +104,7 @@ class FederationConfig(Concern):
     run_name: str = Field("", max_length=200)
     wire_bits: Literal[32, 16, 8, 6] = 6
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
+    robust_statistics: Literal["off", "trimmed"] = "off"
     tracking: Literal["tensorboard", "mlflow", "off"] = "tensorboard"
 
     @property
@@ -135,7 +140,13 @@ class RunConfig(BaseModel):
             raise ValueError(f"own-encoders needs a method that makes each site its own model: {self.method} does not")
         if len(self.federation.pools) > 1 and not self.rivals.own_encoders:
             raise ValueError("several pools are of several encoders: set own-encoders, or name one pool")
+        if self.federation.robust_statistics != "off" and self.federation.num_sites < LEAST_SITES:
+            raise ValueError(f"robust-statistics needs at least {LEAST_SITES} sites, num-sites is less")
         if self.privacy.trust == "secagg":
+            if self.federation.robust_statistics != "off":
+                raise ValueError(
+                    "robust-statistics needs each site's own statistics: trust secagg shows only their sum"
+                )
             self._check_shared_noise()
         return self
 

@@ -24,6 +24,7 @@ from common.methods.base import (
     Tensors,
 )
 from common.noise import NoiseSource, SecureNoise, TestNoise
+from common.robust import settled
 from common.sampling import SiteData
 from common.secagg.quantise import add_up, encode
 from common.secagg.release import (
@@ -98,7 +99,7 @@ def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData
         _carried(context, site_statistics(context, spec, noise, data, source), {}, index, -1)[0]
         for index, (data, source) in enumerate(zip(sites, sources, strict=True))
     )
-    return combine_statistics(spec, releases, noise, range(len(sites)))
+    return combine_statistics(spec, settled(context.config, releases), noise, range(len(sites)))
 
 
 def site_statistics(

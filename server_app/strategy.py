@@ -21,6 +21,7 @@ from common.aggregate import gather
 from common.errors import FederationError, WireError
 from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
 from common.privacy_statement import why_not_private
+from common.robust import settled
 from common.secagg.release import (
     mean_statistics,
     mean_uploads,
@@ -229,7 +230,8 @@ class FederatedStrategy(Strategy):
             outcome = self._link.ask(grid, "statistics", lambda _: {}, spec.shapes, check=bounds.check)
             by_index = {self.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
             sites = sorted(by_index)
-            statistics = combine_statistics(spec, [by_index[index] for index in sites], noise, sites)
+            releases = settled(self.context.config, [by_index[index] for index in sites])
+            statistics = combine_statistics(spec, releases, noise, sites)
         self.state = self.method.prepare(self.context, self.state, statistics)
 
     def _checked_sum(self, spec: StatisticsSpec, summed: SecureSum) -> ReleasedStatistics:

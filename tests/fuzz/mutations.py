@@ -171,7 +171,7 @@ def _changed_text(rng: random.Random, text: str) -> str:
 def _changed_json(rng: random.Random, text: str) -> str:
     """JSON that is changed at one place, at any depth; texts that are JSON themselves are opened."""
     try:
-        return json.dumps(_changed(rng, json.loads(text)))[:3_000_000]
+        return json.dumps(_changed(rng, json.loads(text)))[:2_000_000]
     except (ValueError, RecursionError):
         return _changed_text(rng, text)
 
@@ -185,7 +185,7 @@ def _changed(rng: random.Random, value: Any) -> Any:
         changed = list(value)
         at = rng.randrange(len(changed))
         return rng.choice(
-            [changed * 2000, changed[:at], [*changed[:at], _changed(rng, changed[at]), *changed[at + 1 :]]]
+            [(changed * 2000)[:2000], changed[:at], [*changed[:at], _changed(rng, changed[at]), *changed[at + 1 :]]]
         )
     fields = dict(value)
     name = rng.choice(sorted(fields))

@@ -208,3 +208,24 @@ def test_sum_of_sites_that_none_can_have_is_not_used(tmp_path: Path, monkeypatch
     assert len(calls) == 4
     words = [words_of(seen.message) for seen in federation.sent(kind="query.secagg_unmask")]
     assert all("charged" in said for said in words)
+
+
+def test_run_with_trimmed_statistics_bears_a_liar_that_nobody_can_tell(tmp_path: Path) -> None:
+    """Site-3 claims fifty times its records, with the classes in another order: within every bound."""
+
+    def turned(tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
+        return {
+            name: 50.0 * (value.roll(1, 0) if name != "second_moment" else value) for name, value in tensors.items()
+        }
+
+    settings: dict[str, Any] = {"method": "dp_gauss", "epsilon": 20.0, "wire_bits": 32}
+    policy: dict[str, Any] = {"data_is_public": True, "metrics_may_leave": True, "min_noise_multiplier": 0.01}
+    policy |= {"lifetime_epsilon": 100.0, "run_epsilon": 100.0, "allowed_methods": ("dp_gauss",)}
+    federation = Federation.create(tmp_path, 7, records=300, **policy)
+    found = {}
+    for run, robust in enumerate(("off", "trimmed"), 1):
+        summary = federation.run(tamper=lie_in_run(turned), run_id=run, robust_statistics=robust, **settings)
+        found[robust] = accuracy(summary)
+        assert summary["refused_replies"] == []
+    assert found["trimmed"] > 0.9
+    assert found["off"] < 0.5

@@ -134,7 +134,7 @@ def test_records_of_one_unit_may_hold_anything(name: str, value: float) -> None:
         clean = step_sum(step, without(data, unit))
         for columns in (slice(None), slice(3, 4)):
             rows = data.embeddings.clone()
-            rows[torch.nonzero(data.groups == unit)[-1:], columns] = value
+            rows[torch.nonzero(data.groups == unit)[0], columns] = value
             found = step_sum(step, replace(data, embeddings=rows))
             assert moved_by(found, clean) <= step.sensitivity * (1 + 1e-5), (unit, columns)
 

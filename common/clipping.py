@@ -42,8 +42,6 @@ NEIGHBOURING = "add or remove one unit"
 FACTOR_BOUND = 1e6
 """The longest factor of a unit that may contribute: public. Those of useful steps have lengths of about 1."""
 _ROUNDOFF = 2.0**-24  # u, of float32
-# Share of the largest possible squared norm that is added to a Gram norm, beside what its own rounding may be.
-_CANCELLATION_MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -212,8 +210,9 @@ class _Lengths:
 def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -> Tensor:
     """|sum over pairs and rows of left x right|^2 a unit: (U, R, r), (U, R, c) each -> (U,)."""
     each = [lengths.squared(left) * lengths.squared(right) for left, right in pairs]
-    lengths.rows = max(lengths.rows, sum(left.shape[1] for left, _ in pairs))
-    if len(pairs) == 1 and pairs[0][0].shape[1] == 1:
+    rows = sum(left.shape[1] for left, _ in pairs)
+    lengths.rows = max(lengths.rows, rows)
+    if rows == 1:
         return each[0][:, 0]
     if all(left.shape[1] == 1 for left, _ in pairs):
         exact = _total([value[:, 0] for value in each])
@@ -228,11 +227,11 @@ def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -
         exact = ((lefts @ lefts.mT).double() * (rights @ rights.mT).double()).sum((1, 2))
     # Rows that nearly cancel leave a norm below the rounding error of the sum itself. Float32 products of d numbers err
     # by at most d u of the lengths' product, in any order: with 2 d u of the largest norm the rows could have, the norm
-    # is never underestimated; with 1e-4 on top, what rounding leaves of n rows that cancel, n u of that largest
-    # norm, adds less than 5000 n^2 u^2 of C: below n u while n < 3000.
+    # is never underestimated. With 2 n u more, what rounding leaves of n rows that cancel, n u of that largest norm,
+    # adds less than n u of C.
     widest = max(pairs[0][0].shape[-1], pairs[0][1].shape[-1])
     largest = torch.cat(each, 1).sqrt().sum(1).square()
-    return exact.clamp(min=0.0) + (_CANCELLATION_MARGIN + 2.0 * (widest + 4) * _ROUNDOFF) * largest
+    return exact.clamp(min=0.0) + 2.0 * (widest + rows + 4) * _ROUNDOFF * largest
 
 
 def _weighted_sums(

@@ -131,6 +131,8 @@ def test_no_vector_adds_more_than_the_clip_norm(seed, rows, clip_norm) -> None:
     sums = [clipped_vector_sum(vectors[:count], clip_norm).tensors["sum"] for count in (0, 1, 2, 3)]
     for fewer, more in itertools.pairwise(sums):
         assert float((more - fewer).norm()) <= clip_norm * (1 + 1e-12)
+    for row in vectors:  # alone there is no sum to round
+        assert math.hypot(*clipped_vector_sum(row[None], clip_norm).tensors["sum"].tolist()) <= clip_norm
     wider = vectors.double() * 2.0**800  # beyond float32, and squares beyond float64
     assert float(clipped_vector_sum(wider[:1], clip_norm).tensors["sum"].norm()) <= clip_norm
 

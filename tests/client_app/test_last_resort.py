@@ -74,3 +74,23 @@ def test_end_of_the_process_is_no_failure_of_the_step(tmp_path: Path, monkeypatc
     summary = federation.run(num_rounds=1)
     assert summary["rounds_taken_part"] == [["site-2"]]
     assert LOGGED not in federation.sites[0].log()
+
+
+def test_sums_that_cannot_be_sent_are_answered_with_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step returns is packed under the same cover: else a sum that is not finite would be an answer itself."""
+    original = work.client_step
+
+    def broken(place: Any, method: Any, context: Any, given: StepInput) -> Any:
+        after, uploads = original(place, method, context, given)
+        if given.site_index == 0 and len(given.data.labels) > 0:
+            uploads = {name: value / 0.0 for name, value in uploads.items()}
+        return after, uploads
+
+    monkeypatch.setattr(work, "client_step", broken)
+    federation = Federation.create(tmp_path, 2)
+    summary = federation.run(num_rounds=1)
+    assert summary["rounds_taken_part"] == [["site-1", "site-2"]]
+    assert [seen_of(one) for one in federation.sent("site-1", "train")] == [
+        seen_of(other) for other in federation.sent("site-2", "train")
+    ]
+    assert LOGGED in federation.sites[0].log()

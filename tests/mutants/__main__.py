@@ -1,6 +1,6 @@
 """`make mutants`: plant each privacy bug of the list by itself, run the tests of its part, and say which test fails.
 
-    python -m tests.mutants [--only NAME ...] [--jobs 2] [--write-table] [--check]
+    python -m tests.mutants [--only NAME ...] [--left] [--jobs 2] [--write-table] [--check]
 
 The working tree is copied to a temporary folder and stays as it is. The tests are run without any bug first. Outcomes
 are kept in `outputs/mutants.json`; the table of the last whole run stands in `tests/statistical/README.md`. Ends with
@@ -160,12 +160,16 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
     TABLE.write_text(text[:start] + table(outcomes) + text[end + len(_END) :], encoding="utf-8")
 
 
+def read_results() -> list[Outcome]:
+    """Outcomes of earlier runs."""
+    if not RESULTS.is_file():
+        return []
+    return [Outcome(**values) for values in json.loads(RESULTS.read_text(encoding="utf-8"))]
+
+
 def write_results(fresh: Iterable[Outcome]) -> list[Outcome]:
     """Write these outcomes beside those of earlier runs; mutants that are not in the list any more are left out."""
-    known: dict[str, Outcome] = {}
-    if RESULTS.is_file():
-        known = {values["name"]: Outcome(**values) for values in json.loads(RESULTS.read_text(encoding="utf-8"))}
-    known |= {found.name: found for found in fresh}
+    known = {found.name: found for found in (*read_results(), *fresh)}
     kept = [known[mutant.name] for mutant in load_mutants(HERE) if mutant.name in known]
     content = json.dumps([asdict(found) for found in kept], indent=1, ensure_ascii=False) + "\n"
     RESULTS.parent.mkdir(exist_ok=True)
@@ -179,10 +183,14 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="mutants, or parts, by name")
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default: 1)")
     parser.add_argument("--write-table", action="store_true", help=f"write the table into {TABLE.name}")
+    parser.add_argument("--left", action="store_true", help="those alone that no run has caught yet")
     parser.add_argument("--check", action="store_true", help="only say which can't be planted; run no test")
     options = parser.parse_args()
     every = load_mutants(HERE)
     mutants = [m for m in every if not options.only or m.name in options.only or m.part in options.only]
+    if options.left:
+        done = {found.name for found in read_results() if found.status == "caught"}
+        mutants = [mutant for mutant in mutants if mutant.name not in done]
     missing = set(options.only) - {m.name for m in every} - {m.part for m in every}
     if missing:
         parser.error(f"there is no mutant or part {', '.join(sorted(missing))}")

@@ -2,9 +2,9 @@
 
     python -m tests.mutants [--only NAME ...] [--left] [--jobs 2] [--write-table] [--check]
 
-The working tree is copied to a temporary folder and stays as it is. The tests are run without any bug first. Outcomes
-are kept in `outputs/mutants.json`; the table of the last whole run stands in `tests/statistical/README.md`. Ends with
-"uncaught: none" (exit code 0), or with the names of the bugs that no test found or that can't be planted (1).
+The working tree is copied to a temporary folder and stays as it is. A test that finds a bug must pass without it.
+Outcomes are kept in `outputs/mutants.json`; the table of the last whole run stands in `tests/statistical/README.md`.
+Ends with "uncaught: none" (exit code 0), or with the bugs that no test found or that can't be planted (1).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESULTS = ROOT / "outputs" / "mutants.json"
 TABLE = ROOT / "tests" / "statistical" / "README.md"
 _START, _END = "<!-- mutants: written by `python -m tests.mutants --write-table` -->", "<!-- end of mutants -->"
 _NOT_COPIED = (".*", "__pycache__", "outputs", "build", "dist", "*.egg-info", "downloads")
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (?:[^\s:]*::)?(.+?)( - .*)?$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s:]+::(.+?))( - .*)?$", re.MULTILINE)
 # An error of this kind says that the bug was planted badly, not that a test found it.
 _BROKEN = re.compile(r"^E +(NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError)\b", re.MULTILINE)
 _LIMIT_S = 240
@@ -81,15 +81,28 @@ class Tree:
         return code, output.read_text(encoding="utf-8", errors="replace")
 
 
-def try_mutant(tree: Tree, sources: Sources, tests: Tests, mutant: Mutant, spoiled: Sequence[str]) -> Outcome:
-    """Plant one bug, run its tests, and take it out again.
+class Control:
+    """Whether tests pass without any bug: only then does their failing say anything. Each is asked once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, bool] = {}
+
+    def passes(self, tree: Tree, test: str) -> bool:
+        """Run one test, by pytest's name of it, in a tree without a bug."""
+        if test not in self._known:
+            self._known[test] = tree.pytest([test])[0] == 0
+        return self._known[test]
+
+
+def try_mutant(tree: Tree, sources: Sources, tests: Tests, mutant: Mutant, control: Control) -> Outcome:
+    """Plant one bug, run its tests, and take it out again; the test that failed must pass then.
 
     Args:
         tree: where.
         sources: of the unchanged tree.
         tests: of the tree.
         mutant: the bug.
-        spoiled: tests that fail without any bug: what they say counts for nothing.
+        control: runs tests without a bug.
     """
 
     def outcome(status: str, by: str = "", since: float | None = None) -> Outcome:
@@ -111,33 +124,14 @@ def try_mutant(tree: Tree, sources: Sources, tests: Tests, mutant: Mutant, spoil
         return outcome("NOT CAUGHT", since=start)
     failed = _FAILED.search(output)
     broken = _BROKEN.search(output)
-    if code != 1 or failed is None or "::" not in failed[0] or broken is not None:
+    if code != 1 or failed is None or broken is not None:
         why = broken[1] if broken is not None else " ".join(output.split())[-200:]
         return outcome(f"BROKEN: {why}", since=start)
-    if failed[1] in spoiled:
-        return outcome("NOT CAUGHT: its test fails without it", failed[1], start)
-    if "Timeout" in (failed[2] or ""):
-        return outcome("TIMED OUT", failed[1], start)
-    return outcome("caught", failed[1], start)
-
-
-def modules_of(tests: Tests, mutants: Iterable[Mutant]) -> list[list[str]]:
-    """What the mutants' tests are run by without any bug: the arguments for each test module."""
-    found: dict[str, dict[str, None]] = {}
-    for mutant in mutants:
-        try:
-            for argument in tests.arguments(mutant.tests):
-                found.setdefault(argument.split("::")[0], {})[argument] = None
-        except StaleError:
-            continue  # said where the mutant is tried
-    return [[module] if module in arguments else list(arguments) for module, arguments in sorted(found.items())]
-
-
-def control(tree: Tree, arguments: Sequence[str]) -> list[str]:
-    """Tests of one module that fail without any bug; the module itself where it can't be run at all."""
-    code, output = tree.pytest(arguments)
-    failed = [match[1] for match in _FAILED.finditer(output)]
-    return failed if code in (0, 1) else [arguments[0].split("::")[0]]
+    if "Timeout" in (failed[3] or ""):
+        return outcome("TIMED OUT", failed[2], start)
+    if not control.passes(tree, failed[1]):
+        return outcome("NOT CAUGHT: its test fails without it", failed[2], start)
+    return outcome("caught", failed[2], start)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -214,24 +208,13 @@ def main() -> int:
             home = Path(folder) / str(number)
             home.mkdir()
             trees.put(Tree(home, context))
-
-        def checked(arguments: Sequence[str]) -> list[str]:
-            tree = trees.get()
-            try:
-                return control(tree, arguments)
-            finally:
-                trees.put(tree)
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            spoiled = [name for names in pool.map(checked, modules_of(tests, mutants)) for name in names]
-        for name in spoiled:
-            print(f"fails without any bug: {name}", flush=True)
+        control = Control()
         writing = Lock()
 
         def one(mutant: Mutant) -> Outcome:
             tree = trees.get()
             try:
-                found = try_mutant(tree, sources, tests, mutant, spoiled)
+                found = try_mutant(tree, sources, tests, mutant, control)
             finally:
                 trees.put(tree)
             with writing:

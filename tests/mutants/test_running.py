@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.__main__ import Outcome, Tree, control, modules_of, table, try_mutant
+from tests.mutants.__main__ import Control, Outcome, Tree, table, try_mutant
 from tests.mutants.forked import make_context
 from tests.mutants.planting import Mutant, Sources, Tests
 
@@ -59,19 +59,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, Path]:
 def test_runner_says_what_became_of_a_bug(tree: tuple[Tree, Path], case: str) -> None:
     (copy, root), (mutant, status, by) = tree, CASES[case]
     tests = Tests(root)
-    spoiled = [name for arguments in modules_of(tests, [mutant]) for name in control(copy, arguments)]
-    assert spoiled == (["test_that_always_fails"] if "anyway" in case else [])
-    found = try_mutant(copy, Sources(root), tests, mutant, spoiled)
+    found = try_mutant(copy, Sources(root), tests, mutant, Control())
     assert found.status.startswith(status)
     assert found.by == by
     for folder in (root, copy.folder):
         assert (folder / "package" / "sums.py").read_text() == SOURCE
-
-
-def test_module_that_can_not_be_run_is_named(tree: tuple[Tree, Path]) -> None:
-    copy, _ = tree
-    (copy.folder / "tests" / "test_broken.py").write_text("import nowhere\n")
-    assert control(copy, ["tests/test_broken.py::test_any"]) == ["tests/test_broken.py"]
 
 
 def test_table_shows_what_is_not_caught() -> None:

@@ -10,6 +10,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -145,7 +146,9 @@ def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[],
         raise
     except BaseException as error:  # libraries in Rust raise panics that are no Exception
         reference = secrets.token_hex(4)
-        _log(context, reference)
+        # the log's own failure, such as a console that can't print a letter, must not become the answer
+        with suppress(Exception):
+            _log(context, reference)
         code = error.code if isinstance(error, FedHypeVAEError) else "failure"
         if isinstance(error, PolicyRefusal):
             code = f"{code}:{error.rule}"

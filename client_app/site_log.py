@@ -18,7 +18,7 @@ def write_log(folder: Path | None, text: str) -> None:
     A disk that is full must not turn the log's own failure into an answer: such an entry is lost.
     """
     entry = f"{datetime.now(UTC).isoformat()} {text}\n"
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         print(entry, flush=True)
     if folder is not None:
         with suppress(OSError, ValueError):

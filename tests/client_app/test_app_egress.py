@@ -56,11 +56,18 @@ def test_error_reply_holds_code_and_reference_only(
     assert words["reference"] in site.log()
 
 
-def test_error_reply_survives_a_full_disk(tmp_path: Path, ran: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [OSError(28, f"No space left on device, {SECRET}"), UnicodeEncodeError("ascii", SECRET, 0, 1, "not in range")],
+    ids=["full disk", "console"],
+)
+def test_error_reply_survives_a_log_that_fails(
+    tmp_path: Path, ran: Federation, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
     """The log's own failure may not become an exception: Flower would send its text."""
 
     def fail(*_: object) -> None:
-        raise OSError(28, f"No space left on device, {SECRET}")
+        raise failure
 
     site = Federation.create(tmp_path, 1).sites[0]
     monkeypatch.setattr("client_app.app._log", fail)

@@ -52,3 +52,16 @@ def test_records_of_no_class_are_left_out_and_the_others_stay() -> None:
         assert kept.embeddings[:, 0].tolist() == [0.0, 1.0, 2.0]
         assert kept.labels.tolist() == [0, 1, 2]
         assert (kept.groups is None) == (unit == "record")
+
+
+def test_padding_of_a_patient_reads_no_other_ones_record() -> None:
+    """The first record is another patient's, and not finite: times zero it would not be zero."""
+    rows = torch.full((4, 3), 2.0)
+    rows[0] = torch.nan
+    data = SiteData(rows, torch.tensor([1, 0, 0, 0]), torch.tensor([0, 1, 1, 2]))
+    batch = draw_units(data, 1.0, CAP, SecureNoise())
+    assert batch.mask.tolist() == [[1, 0], [1, 1], [1, 0]]
+    assert batch.embeddings[1:].isfinite().all()
+    assert not batch.embeddings[2, 1].any()
+    assert not batch.embeddings[0, 1].any()
+    assert batch.labels.tolist() == [[1, 0], [0, 0], [0, 0]]

@@ -87,6 +87,7 @@ def examine_server(server: ServerFolder, *, now: datetime | None = None) -> list
         lambda: _certificate(server.path / "server.pem", moment),
         lambda: _control(settings.control_host),
         lambda: examine_link(f"127.0.0.1:{settings.fleet_port}", server.path / "ca.crt"),
+        lambda: _refused(server),
     ]  # fmt: skip
     return _all(checks)
 
@@ -109,6 +110,23 @@ def _control(host: str) -> Iterable[str]:
     return [
         "control port: it listens beyond this machine, and whoever reaches it may start runs: set control_host = "
         '"127.0.0.1" in server.toml, and reach it by ssh -L'
+    ]
+
+
+def _refused(server: ServerFolder) -> Iterable[str]:
+    """The sites that broke a rule in the newest run, as its server noted them."""
+    from deploy.live import find_status
+    from server_app.checkpoint import load_checkpoint
+
+    try:
+        folder = find_status(server.path).folder
+        found = {str(one["site"]): one for one in load_checkpoint(folder)[1].refused}
+    except FedHypeVAEError:
+        return []  # no run yet, or none that came as far
+    return [
+        f"site {name}: {one['when']} of the newest run: {one['why']}: ask its people; to shut it out: "
+        f"fedhypevae site revoke {server.path} {name}"
+        for name, one in found.items()
     ]
 
 

@@ -14,17 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
 from deploy import doctor
 from deploy.app_package import with_digest
-from deploy.doctor import examine_site
-from deploy.folders import SiteFolder
+from deploy.doctor import examine_server, examine_site
+from deploy.folders import ServerFolder, SiteFolder
 from deploy.keys import make_authority, make_node_key
 from deploy.peers import pin_peers
 from deploy.provision import FederationPlan, init_site, provision
 from embeddings.efficientnet import offline_identity
 from embeddings.sets import EmbeddingSet, SetMetadata
 from embeddings.store import write_store
+from tests.harness import Handler, HarnessSite
+from tests.secagg_cases import ROUNDS_ONLY, SHARED, keyed_federation
 
 
 class Listener:
@@ -214,3 +217,25 @@ def test_doctor_asks_for_peers_where_secagg_is_allowed(healthy: SiteFolder) -> N
     make_node_key(healthy.path / "other" / "node")
     pin_peers(healthy, {"st-bernard": healthy.path / "other" / "node.pub"})
     assert examine_site(healthy) == []
+
+
+def test_doctor_at_the_server_names_the_site_that_lied_and_how_to_shut_it_out(tmp_path: Path) -> None:
+    """A whole run with a site whose mask key is none: the next look at the server says whom to ask."""
+    federation = keyed_federation(tmp_path / "server" / "work", 4)
+
+    def no_key(at: HarnessSite, message: Message, handler: Handler) -> Message | None:
+        reply = handler()
+        words = reply.content.config_records["words"]
+        if at.name == "site-4" and "card" in words:
+            words["card"] = json.dumps({**json.loads(str(words["card"])), "mask_key": "00" * 32})
+        return reply
+
+    plan = FederationPlan(name="trial", server_names=["127.0.0.1"], sites=["site-4"], classes=["a", "b"])
+    provision(plan, tmp_path / "out")
+    server = ServerFolder(tmp_path / "out" / "server")
+    before = examine_server(server)
+    federation.run(**SHARED, **ROUNDS_ONLY, tamper=no_key)
+    shutil.move(federation.output, server.work / "outputs" / "run")
+    (line,) = set(examine_server(server)) - set(before)
+    assert line.startswith("site site-4: round-1 of the newest run: sent a card that can't be used")
+    assert line.endswith(f"fedhypevae site revoke {server.path} site-4")

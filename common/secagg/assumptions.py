@@ -31,7 +31,7 @@ class Assumptions:
 
     Attributes:
         num_sites: m, the sites of the run.
-        dropouts: d, how many may be missing from a round, in all phases together.
+        dropouts: d, how many may be missing from a round or lie in it, in all phases together.
         colluders: c, how many may work with the server.
 
     Raises:

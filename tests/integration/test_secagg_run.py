@@ -19,7 +19,7 @@ from common.accounting import epsilon_pld
 from common.config import RunConfig
 from common.loop import run_loop
 from common.wire import REPLY_WORDS
-from tests.harness import CLASSES, SMALL, Federation, Handler, HarnessSite, Killed
+from tests.harness import CLASSES, SMALL, Federation, Handler, HarnessSite, Killed, words_of
 from tests.secagg_cases import PHASES, ROUNDS_ONLY, SHARED, keyed_federation, phase_of, silent
 
 PUBLIC = {"data_is_public": True, "metrics_may_leave": True, "allow_test_noise": True}
@@ -168,6 +168,28 @@ def test_killed_site_is_charged_if_its_records_were_read(
     assert summary["rounds_taken_part"][2] == everyone
     assert events_of(federation.sites[0])["training"] == charged
     assert not list(federation.sites[0].folder.rglob("secagg*"))
+
+
+@pytest.mark.parametrize("place", [place for place, (_, phase, _) in PLACES.items() if phase == "secagg_masked"])
+def test_vector_that_was_asked_for_is_never_asked_for_again(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill in the answer the keys still lie there: a second vector under the same masks would be bare."""
+    federation, again, spent = keyed_federation(tmp_path), [], []
+    kill = kill_at(monkeypatch, PLACES[place][0], "round-2", "secagg_masked")
+
+    def ask_twice(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
+        try:
+            return kill(site, message, handler)
+        except Killed:
+            before = events_of(site)
+            again.append(words_of(handler()))
+            spent.append((before, events_of(site)))
+            raise
+
+    federation.run(**BARE, tamper=ask_twice)
+    assert [words["error"] for words in again] == ["protocol"]
+    assert spent[0][0] == spent[0][1]
 
 
 def test_server_killed_after_unmasking_repeats_the_round_as_a_new_release(

@@ -347,6 +347,31 @@ def test_key_of_small_order_or_written_twice_is_refused(value: int, field: str) 
     assert set(caught.value.blamed) == {1}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attempt": "b" * 32},
+        {"run": "another"},
+        {"what": "round-2"},
+        {"context": "d" * 64},
+        {"assumptions": Assumptions(5, 1, 0)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_masks_and_boxes_fit_no_other_session(changes: dict[str, Any]) -> None:
+    """The same keys in another session agree on other masks, and open no box: two vectors never share a mask."""
+    now, own, other = Round(), primitives.new_key(), primitives.public_key(primitives.new_key())
+    elsewhere = replace(now.session, **changes)
+    seed = site.pair_seed(now.session, own, other, 0, 1)
+    assert seed == site.pair_seed(now.session, own, other, 1, 0)
+    assert seed != site.pair_seed(elsewhere, own, other, 0, 1)
+    assert seed != site.pair_seed(now.session, own, other, 0, 2)
+    bound = {i: now.shared[i][2][0] for i in now.boxes_for(0)}
+    with pytest.raises(BlameError, match="another list") as caught:
+        site.open_shares(elsewhere, now.own[0], 0, now.cards, now.boxes_for(0), bound)
+    assert set(caught.value.blamed) == {1, 2, 3, 4}
+
+
 def test_commitment_binds_to_its_place() -> None:
     """Owner, holder, kind and session: a share passes in no other place than its own."""
     now, share = session(), bytes(range(SHARE_BYTES))

@@ -116,6 +116,24 @@ def test_sensitivity_after_rounding_keeps_the_margin(seed: int, power: float, sh
     assert np.linalg.norm(difference.astype(float)) <= made.sensitivity / made.grid * (1 + ROUNDING_MARGIN)
 
 
+@given(
+    size=st.integers(1, 2_000_000),
+    sensitivity=st.floats(1e-6, 1e6),
+    sigma=st.floats(0.5, 100.0),
+    sites=st.sampled_from([(4, 1, 1), (10, 1, 1), (3, 0, 1), (50, 5, 5)]),
+)
+@settings(deadline=None)
+def test_noise_pays_for_what_rounding_adds(
+    size: int, sensitivity: float, sigma: float, sites: tuple[int, int, int]
+) -> None:
+    """The honest sites' shares have sigma times the widest difference of two rounded sums: S and sqrt(D) steps."""
+    assumed = Assumptions(*sites)
+    made = make_quantisation({"x": (size,)}, sensitivity, 1.0, sigma, assumed)
+    together = made.share_std * math.sqrt(assumed.honest_shares)
+    widest = sensitivity / made.grid + math.sqrt(size)
+    assert together >= sigma * widest * (1 - 1e-12)
+
+
 def test_coordinates_beyond_the_limit_are_cut() -> None:
     made = arguments(units=10.0)
     tensors = {"weight": torch.full((30, 40), 1e9), "bias": torch.full((7,), -1e9)}

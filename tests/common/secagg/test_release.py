@@ -6,8 +6,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -17,7 +19,14 @@ from common.methods.base import PrivacyPlan, RunContext, StepInput
 from common.noise import TestNoise
 from common.sampling import SiteData
 from common.secagg.quantise import ROUNDING_MARGIN, add_up, decode, encode
-from common.secagg.release import check_shares_noise, training_arguments
+from common.secagg.release import (
+    assumptions_of,
+    check_shares_noise,
+    statistics_arguments,
+    statistics_batch,
+    training_arguments,
+)
+from common.statistics import statistics_sum
 
 TINY: dict[str, Any] = {
     "num_sites": 10,
@@ -144,6 +153,55 @@ def test_what_stays_at_the_site_keeps_its_whole_noise(mode: str) -> None:
             assert found[later]["encoder"] == pytest.approx(wanted * config.training.encoder_rate, rel=0.25)
     assert found[False]["sent"] > 0.0
     assert found[True]["sent"] == 0.0  # without records there is nothing to send but the noise that comes later
+
+
+class _OneDeviation:
+    """A source whose every normal number is one standard deviation: what is added tells how wide the noise is."""
+
+    name, certified = "test", False
+
+    def __init__(self) -> None:
+        self._draws = TestNoise(1)
+
+    def gaussian(self, shape: int | tuple[int, ...], std: float) -> NDArray[np.float64]:
+        return np.full(shape, std)
+
+    def uniform(self, size: int) -> NDArray[np.float64]:
+        return self._draws.uniform(size)
+
+    def exact_gaussian(self, values: NDArray[np.float64], std: float) -> NDArray[np.float64]:
+        return values + std
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_what_stays_pays_for_the_rounding_of_what_is_sent(later: bool) -> None:
+    """To the digit: 1 + 2^-10 times sigma C where the sums are rounded before their shared noise, else sigma C."""
+    config = RunConfig().replace(**{**TINY, "code_radius": 1e4, "code_penalty": 0.0})
+    context, method = context_of(config), get_method("fedhypevae")
+    params = {**method.init(context).params, "constant.total": torch.tensor(300.0)}
+    site = method.init_site(context, 0)
+    empty = SiteData(torch.zeros(0, 16), torch.zeros(0, dtype=torch.long))
+    work = StepInput(params, site, empty, 0, 0, _OneDeviation(), noised_later=later)
+    after, _ = method.client_step(context, work)
+    scale = config.privacy.clip_norm * config.privacy.sampling_rate * 300.0 / 10
+    moved = (site.tensors["code"] - after.tensors["code"]).double() * scale / config.training.code_rate
+    wanted = (context.plan.training_noise or 0.0) * config.privacy.clip_norm * (1 + 2**-10 if later else 1)
+    # the code is kept in float32, beside numbers of order one
+    torch.testing.assert_close(moved, torch.full_like(moved, wanted), rtol=1e-4, atol=0.0)
+
+
+def test_statistics_of_the_sum_pay_for_their_whole_sensitivity() -> None:
+    """To the digit, and held against units: one more of them moves the sum by as much as the noise is made for."""
+    context = context_of(RunConfig().replace(**TINY))
+    spec = get_method("fedhypevae").statistics(context)
+    assert spec is not None
+    made = statistics_arguments(context, spec)
+    together = made.share_std * math.sqrt(assumptions_of(context).honest_shares) * made.grid
+    assert together == pytest.approx((context.plan.statistics_noise or 0.0) * spec.sensitivity * (1 + 2**-10), rel=1e-9)
+    far = SiteData(torch.full((1, 16), 1e3), torch.zeros(1, dtype=torch.long))
+    moved = statistics_sum(spec, statistics_batch(context, far, TestNoise(1))).tensors
+    length = math.sqrt(sum(float(value.double().square().sum()) for value in moved.values()))
+    assert 0.75 * spec.sensitivity < length <= spec.sensitivity
 
 
 def test_noise_that_comes_later_needs_single_steps() -> None:

@@ -32,7 +32,7 @@ ROWS_FORMAT = "philox4x64-10/1"
 """How rows are drawn, as a published generator names it: a set of another format can't be drawn again."""
 MOST_TRIES = 128  # of a row; a class that the posterior gives one row in fifty is met in 92 of 100 then
 _PIECE_VALUES = 2**20  # drawn at once: measured, larger pieces spend their time on fresh memory
-_BLOCK_VALUES = 2**24
+_BLOCK_VALUES = 2**23
 _MOST_PIECE_ROWS = 2**12
 _MOST_THREADS = 4
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common import bundle_parquet
 from common.bundle_parquet import check_layout, read_notes, sha256_of, stream_rows, write_rows
 from common.errors import DataError
 
@@ -87,7 +88,7 @@ def test_other_files_are_refused(tmp_path: Path, kind: str) -> None:
         list(stream_rows(path, 4, 2))
 
 
-@pytest.mark.parametrize("hidden", ["nothing", "column", "type", "metadata", "of a field", "bytes"])
+@pytest.mark.parametrize("hidden", ["nothing", "column", "second key", "type", "metadata", "of a field", "bytes"])
 def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hidden: str) -> None:
     """A third column, another key of the metadata, bytes between columns and footer: each could hold records."""
     path = tmp_path / "rows.parquet"
@@ -95,6 +96,14 @@ def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hid
     table = pq.read_table(path)
     if hidden == "column":
         pq.write_table(table.append_column("more", pa.array(range(9))), path)
+    elif hidden == "second key":  # pyarrow shows one of the two
+        schema = bundle_parquet._schema(4, ("a", "b"), b"{}")
+        with pq.ParquetWriter(path, schema) as writer:
+            writer.write_table(table.cast(schema))
+            honest = table.schema.metadata[b"huggingface"].decode()
+            writer.add_key_value_metadata({"huggingfacf": honest, "huggingfacg": "record" * 400})
+        content = path.read_bytes().replace(b"huggingfacf", b"huggingface").replace(b"huggingfacg", b"huggingface")
+        path.write_bytes(content)
     elif hidden == "type":
         pq.write_table(table.set_column(1, "label", table["label"].cast(pa.int32())), path)
     elif hidden == "metadata":

@@ -390,12 +390,12 @@ def test_anything_beside_the_rows_is_found(copied: Any, hidden: str) -> None:
     data, generator = copied.bundle / DATA_FILE, copied.bundle / "generator.safetensors"
     with safe_open(generator, framework="pt") as file:
         metadata = file.metadata()
-    tensors, table = load_file(generator), pq.read_table(data)
+    tensors, table, bundle = load_file(generator), pq.read_table(data), load_bundle(copied.bundle)
     if hidden == "column":
         pq.write_table(table.append_column("record", pa.array(range(len(table)))), data)
     elif hidden == "note":
-        rows, notes = load_bundle(copied.bundle).published(), {**read_notes(data), "record": [1.0, 2.0]}
-        write_rows(data, [rows], dim=DIM, class_names=NAMES, notes=notes)
+        rows, notes = bundle.published(), {**read_notes(data), "record": [1.0, 2.0]}
+        write_rows(data, [rows], dim=DIM, class_names=bundle.class_names, notes=notes)
     elif hidden == "bytes":
         content = data.read_bytes()
         end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
@@ -416,7 +416,7 @@ def test_anything_beside_the_rows_is_found(copied: Any, hidden: str) -> None:
 def test_notes_of_the_run_s_file_are_not_published(copied: Any, tmp_path: Path) -> None:
     run = load_bundle(copied.run)
     notes = {**set_notes(run.context, ()), "record": [1.0, 2.0]}
-    write_rows(copied.run / "synthetic.parquet", [run.published()], dim=DIM, class_names=NAMES, notes=notes)
+    write_rows(copied.run / "synthetic.parquet", [run.published()], dim=DIM, class_names=run.class_names, notes=notes)
     assert release(copied.run, tmp_path / "new", copied.key, "--ledgers", copied.sites).exit_code == 0
     assert read_notes(tmp_path / "new" / DATA_FILE) == set_notes(run.context, ())
 

@@ -33,6 +33,7 @@ from deploy.commands import (
     synthesize,
     train,
 )
+from deploy.console import say
 
 app = typer.Typer(
     name="fedhypevae",
@@ -69,7 +70,7 @@ def main() -> None:
     try:
         app()
     except FedHypeVAEError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 

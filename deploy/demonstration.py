@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError
+from deploy.console import console
 from deploy.simulate import app_settings
 
 if TYPE_CHECKING:
@@ -53,24 +54,23 @@ def clear_output(output: Path) -> None:
 
 def present(output: Path, work_folder: Path) -> None:
     """Draw the picture and print the table of a completed run."""
-    from rich.console import Console
 
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     config = RunConfig.from_flat(summary["config"])
     picture = _picture(output, work_folder, config)
-    console = Console()
+    printed = console()
     if summary["scores"]:
-        console.print(_score_table(summary["scores"]))
+        printed.print(_score_table(summary["scores"]))
     else:
-        console.print(f"no scores: {why_no_scores(summary)}")
+        printed.print(f"no scores: {why_no_scores(summary)}")
     privacy = summary["privacy"]
     spent = max(privacy["epsilon_spent_per_site"].values())
-    console.print(
+    printed.print(
         f"epsilon spent {spent:.2f} of {privacy['epsilon_target']:g} at delta {privacy['delta']:g}, "
         f"{privacy['neighbouring']} ({privacy['unit']}); end to end: {'yes' if privacy['end_to_end'] else 'NO'}"
     )
-    console.print(f"{summary['synthetic_rows']} synthetic embeddings in {output / 'synthetic.parquet'}", soft_wrap=True)
-    console.print(f"picture {picture}", soft_wrap=True)
+    printed.print(f"{summary['synthetic_rows']} synthetic embeddings in {output / 'synthetic.parquet'}", soft_wrap=True)
+    printed.print(f"picture {picture}", soft_wrap=True)
 
 
 def why_no_scores(summary: Mapping[str, Any]) -> str:

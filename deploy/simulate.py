@@ -19,6 +19,7 @@ from pathlib import Path
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError, FedHypeVAEError
 from deploy.app_package import staged_app
+from deploy.console import say
 from deploy.environment import flower_environment, tool
 
 _DAEMON_PORT = os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091")  # Flower's own name and default
@@ -114,7 +115,7 @@ def show_lines(lines: Iterable[str], verbose: bool) -> list[str]:
         tail = [*tail[-60:], line.rstrip()]
         text = _COLOUR.sub("", line).strip()
         if verbose or (text and not text.startswith("error:") and not _NOISE.search(text)):
-            print(line.rstrip(), flush=True)
+            say(line.rstrip())
     return tail
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from common.plain import plain
+
 _BASE = Path(__file__).parent
 
 
@@ -53,7 +55,7 @@ def data_uri(content: bytes, kind: Literal["png", "svg+xml", "jpeg"] = "png") ->
 
 
 def render(template: Path, **values: Any) -> str:
-    """Fill a template that extends `page.html.j2`; whatever it shows is escaped.
+    """Fill a template that extends `page.html.j2`; whatever it shows is escaped, for HTML and for who reads it.
 
     Args:
         template: the file.
@@ -68,7 +70,15 @@ def render(template: Path, **values: Any) -> str:
         loader=FileSystemLoader((template.parent, _BASE)),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_seen,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(template.name).render(**values)
+
+
+def _seen(value: Any) -> Any:
+    """A text without characters that a reader does not see or that reorder others; line ends stay, markup is ours."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(plain(line) for line in value.split("\n"))

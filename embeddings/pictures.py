@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from common.plain import plain
 from embeddings.sets import EmbeddingSet
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def class_balance(counts: Sequence[int], names: Sequence[str]) -> bytes:
     figure = _figure(7.0, max(1.5, 0.32 * len(names) + 0.8))
     axes = figure.add_subplot()
     axes.barh(range(len(names)), counts, color="#3b6ea5")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel("records")
     return _png(figure)
@@ -54,7 +55,7 @@ def two_dimensions(data: EmbeddingSet, rng: np.random.Generator) -> bytes:
         for label, name in enumerate(data.metadata.class_names):
             chosen = data.labels[rows] == label
             x, y = points[chosen, 0], points[chosen, 1]
-            axes.scatter(x, y, s=4, color=_colour(label), label=name, linewidths=0)
+            axes.scatter(x, y, s=4, color=_colour(label), label=plain(name), linewidths=0)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3, frameon=False, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -76,9 +77,9 @@ def who_has_what(table: NDArray[np.int64], sites: Sequence[str], names: Sequence
     axes = figure.add_subplot()
     left = np.zeros(len(sites))
     for label, name in enumerate(names):
-        axes.barh(range(len(sites)), table[:, label], left=left, color=_colour(label), label=name)
+        axes.barh(range(len(sites)), table[:, label], left=left, color=_colour(label), label=plain(name))
         left += table[:, label]
-    axes.set_yticks(range(len(sites)), sites)
+    axes.set_yticks(range(len(sites)), [plain(site) for site in sites])
     axes.invert_yaxis()
     axes.set_xlabel("records")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
@@ -93,8 +94,10 @@ def _colour(label: int) -> tuple[float, float, float, float]:
 
 
 def _figure(width: float, height: float) -> Figure:
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["text.parse_math"] = False  # a name with a $ is no formula
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploy.commands.demo import parse_setting
+from deploy.console import say
 
 if TYPE_CHECKING:
     from common.audit import AuditResult
@@ -56,11 +57,11 @@ def audit(
     if config.privacy.trust == "secagg":
         # what the server sees: the same steps at one site, with the whole noise that the honest sites add together
         config = config.replace(trust="local", num_sites=1, min_sites=1)
-        typer.echo(SUM_IS_ATTACKED)
+        say(SUM_IS_ATTACKED)
     results = _audits(config, dim, classes, draws if two_world else 0, canaries if one_run else 0, confidence)
     trains = get_method(config.method).plan(config).training_noise is not None
     for result in results:
-        typer.echo(_line(result, trains))
+        say(_line(result, trains))
     facts: dict[str, Any] = {
         "records": "made up",
         "attacked": SUM_IS_ATTACKED if asked.get("trust") == "secagg" else "what one site sends",
@@ -69,10 +70,10 @@ def audit(
     }
     if inversion:
         facts["inversion"] = _inversion(config, cache, output)
-        typer.echo(facts["inversion"]["in_words"])
+        say(facts["inversion"]["in_words"])
     write_atomically(output / "audit.json", (json.dumps(facts, indent=2) + "\n").encode())
-    typer.echo(f"written: {output / 'audit.json'}")
-    typer.echo("a bound below the claim proves nothing by itself: the power says what would have gone unseen")
+    say(f"written: {output / 'audit.json'}")
+    say("a bound below the claim proves nothing by itself: the power says what would have gone unseen")
     failed = [result.kind for result in results if not result.passed]
     if failed:
         raise FedHypeVAEError(f"the {' and '.join(failed)} audit contradicts the claim: do not release anything")

@@ -9,6 +9,7 @@ import typer
 
 from common.durable import write_atomically
 from common.errors import ConfigError, DataError
+from deploy.console import console, say, working
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,14 +35,13 @@ def check(
         fedhypevae data check site.parquet
     """
     import numpy as np
-    from rich.console import Console
     from rich.table import Table
 
     from embeddings.quality import inspect, load_unchecked
     from embeddings.quality_page import facts, render_page
 
-    console = Console()
-    with Console(stderr=True).status("Examining ..."):
+    printed = console()
+    with working("Examining ..."):
         data = load_unchecked(store)
         quality = inspect(data, np.random.default_rng(seed))
         page = store.with_name(store.name + ".html") if html is None else html
@@ -50,10 +50,10 @@ def check(
     table = Table(show_header=False, box=None)
     for key, value in facts(quality):
         table.add_row(key, value)
-    console.print(table)
+    printed.print(table)
     for line in quality.problems:
-        console.print(f"problem: {line}", highlight=False, style="red", soft_wrap=True)
-    console.print(f"page: {page}", highlight=False, soft_wrap=True)
+        printed.print(f"problem: {line}", style="red", soft_wrap=True)
+    printed.print(f"page: {page}", soft_wrap=True)
     if quality.problems:
         raise typer.Exit(1)
 
@@ -74,11 +74,11 @@ def compare(
     sites = {str(store): read_metadata(store) for store in stores}
     found = check_sites(sites)
     for mismatch in found:
-        print(mismatch)
+        say(mismatch)
     if found:
         raise typer.Exit(1)
     fingerprint = next(iter(sites.values())).identity.fingerprint()
-    print(f"{len(sites)} stores agree: encoder and classes {fingerprint[:16]}, canary within tolerance")
+    say(f"{len(sites)} stores agree: encoder and classes {fingerprint[:16]}, canary within tolerance")
 
 
 @app.command()
@@ -113,10 +113,10 @@ def partition(
         site = dataclasses.replace(site, splits=splits)
         write_store(out / f"{name}.parquet", site, precision=stored_precision(store))
         table.append(site.metadata.class_counts)
-        print(f"{name}: {len(site)} rows, {sum(count > 0 for count in site.metadata.class_counts)} classes")
+        say(f"{name}: {len(site)} rows, {sum(count > 0 for count in site.metadata.class_counts)} classes")
     picture = who_has_what(np.asarray(table), list(parts), data.metadata.class_names)
     _write(out / "partition.png", picture)
-    print(f"picture: {out / 'partition.png'}")
+    say(f"picture: {out / 'partition.png'}")
 
 
 @app.command("import")
@@ -150,11 +150,11 @@ def import_(
     secret = load_salt(default_salt_path() if salt is None else salt)
     declared = EncoderIdentity(encoder, revision, 0, preprocessing, "declared, not measured", "float32", ())
     rows, rejected = import_ready(archive, out, names, given, declared, secret, store_precision)
-    print(f"{out}: {rows} rows")
+    say(f"{out}: {rows} rows")
     for source, reason in rejected[:5]:
-        print(f"rejected: {source}: {reason}")
+        say(f"rejected: {source}: {reason}")
     if rejected:
-        print(f"{len(rejected)} rejected")
+        say(f"{len(rejected)} rejected")
         raise typer.Exit(1)
 
 

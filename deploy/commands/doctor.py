@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import say, working
+
 
 def doctor(
     folder: Annotated[Path, typer.Argument(help="The site's folder, or the server's.")],
@@ -16,19 +18,18 @@ def doctor(
 
     Example: fedhypevae doctor /srv/fedhypevae-site
     """
-    from rich.console import Console
 
     from deploy.doctor import advise_site, examine_server, examine_site
     from deploy.folders import ServerFolder, SiteFolder
 
     advice: list[str] = []
-    with Console(stderr=True).status("looking"):
+    with working("looking"):
         if (folder / "server.toml").is_file():
             findings = examine_server(ServerFolder(folder))
         else:
             findings, advice = examine_site(SiteFolder(folder), online=not offline), advise_site(SiteFolder(folder))
     for line in [*findings, *advice]:
-        typer.echo(line)
-    typer.echo(f"{len(findings)} faults found" if findings else "no fault found")
+        say(line)
+    say(f"{len(findings)} faults found" if findings else "no fault found")
     if findings:
         raise typer.Exit(1)

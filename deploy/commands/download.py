@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError
+from deploy.console import say
 
 
 def download(
@@ -29,7 +30,7 @@ def download(
         raise ConfigError(f"unknown image set {name!r}: expected one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     folder = out or Path("downloads") / name
-    print(f"{source.title}\nfrom {source.page}\nlicence: {source.licence}")
+    say(f"{source.title}\nfrom {source.page}\nlicence: {source.licence}")
     if not accept_licence and not _agreed():
         raise ConfigError("the licence was not accepted, so nothing was fetched: read it, then add --accept-licence")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -40,7 +41,7 @@ def download(
 
         fetch_source(source, folder, started)
     labels = f" --labels {folder / source.labels}" if source.labels else ""
-    print(
+    say(
         f"{folder} is complete. The paper's setting, from here:\n"
         f"  fedhypevae embed {folder / source.images}{labels} --encoder dinov2-base --revision COMMIT "
         f"--out downloads/{name}.parquet\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import ConfigError, DataError
+from deploy.console import console
 
 if TYPE_CHECKING:
     from embeddings.encoders import EncoderOptions
@@ -64,8 +65,6 @@ def embed(
     """
     import warnings
 
-    from rich.console import Console
-
     from embeddings.encoders import EncoderOptions
     from embeddings.labels import LabelColumns
     from embeddings.patients import default_salt_path, load_salt
@@ -73,7 +72,7 @@ def embed(
 
     # A damaged file's warning would hide the one line that says what became of it; and it may quote a header.
     warnings.simplefilter("ignore")
-    console = Console(stderr=True)
+    printed = console(stderr=True)
     if not images.exists():  # before a salt is made for nothing
         raise DataError(f"{images}: expected a folder of images, or the .npz of a MedMNIST set, found none")
     secret = load_salt(default_salt_path() if salt is None else salt)
@@ -99,9 +98,9 @@ def embed(
     archive = images.suffix.lower() == ".npz"
     listing = _archive(images, out, reading) if archive else _folder(images, labels, reading)
     for remark in listing.remarks:
-        console.print(remark, highlight=False)
+        printed.print(remark)
     outcome = _extract(listing, encoder, options, out, secret, store_precision)
-    _report(outcome, out, console)
+    _report(outcome, out, printed)
     if outcome.rejected:
         raise typer.Exit(1)
 
@@ -147,11 +146,11 @@ def _extract(
     return outcome
 
 
-def _report(outcome: Outcome, out: Path, console: Any) -> None:
+def _report(outcome: Outcome, out: Path, printed: Any) -> None:
     from embeddings.extract import reject_file
 
     rate = outcome.embedded / max(outcome.seconds, 1e-9)
-    console.print(
+    printed.print(
         f"{out}: {outcome.rows} rows ({outcome.embedded} embedded now at {rate:.0f} images/s, "
         f"{outcome.resumed} from "
         f"an interrupted run, {outcome.reused} from before, {outcome.dropped} dropped), fingerprint "
@@ -161,9 +160,9 @@ def _report(outcome: Outcome, out: Path, console: Any) -> None:
     )
     for source, reason in outcome.rejected[:_SHOWN]:
         line = reason if reason.startswith(source) else f"{source}: {reason}"
-        console.print(f"rejected: {line}", highlight=False, markup=False, soft_wrap=True)
+        printed.print(f"rejected: {line}", soft_wrap=True)
     if outcome.rejected:
-        console.print(f"{len(outcome.rejected)} rejected; all in {reject_file(out)}", highlight=False, soft_wrap=True)
+        printed.print(f"{len(outcome.rejected)} rejected; all in {reject_file(out)}", soft_wrap=True)
 
 
 def _classes(text: str | None) -> tuple[str, ...] | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploy.console import console, working
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -39,8 +41,6 @@ def evaluate(
     """
     import json
 
-    from rich.console import Console
-
     from common.bundle import load_bundle
     from common.bundle_evaluation import HEADS
     from common.bundle_evaluation import evaluate as measure
@@ -53,8 +53,8 @@ def evaluate(
     kinds: list[HeadKind] = [kind for kind in HEADS if kind in asked]
     if len(kinds) != len(set(asked)) or not kinds:
         raise ConfigError(f"--heads must be some of {','.join(HEADS)}, found {heads!r}")
-    console = Console()
-    with Console(stderr=True).status("Training classifiers ..."):
+    printed = console()
+    with working("Training classifiers ..."):
         published = load_bundle(bundle)
         own = own_rows(read_store(data), published)
         found = measure(
@@ -67,14 +67,14 @@ def evaluate(
             heads=kinds,
             seed=seed,
         )
-    console.print(_table(found))
-    console.print(
+    printed.print(_table(found))
+    printed.print(
         f"{found.train_rows} own rows to train, {found.validation_rows} to choose the mixing, {found.test_rows} to "
         f"test; {found.synthetic_rows} synthetic rows. These scores depend on your records: keep them here.",
         highlight=False,
     )
     for reason in published.not_private:
-        console.print(f"The published set is not private: {reason}", style="red", highlight=False)
+        printed.print(f"The published set is not private: {reason}", style="red")
     if json_out is not None:
         try:
             write_atomically(json_out, (json.dumps(_as_json(found), indent=2) + "\n").encode())

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import console, working
+
 
 def join(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A published bundle, or a run's output folder.")],
@@ -24,7 +26,6 @@ def join(
 
     Example: fedhypevae join bundle --data site.parquet --out personal.parquet
     """
-    from rich.console import Console
 
     from common.bundle import load_bundle
     from common.classifier import score
@@ -36,12 +37,12 @@ def join(
 
     if out.exists():
         raise ConfigError(f"{out} exists already: name a file that does not with --out")
-    console = Console()
+    printed = console()
     bundle = load_bundle(run)
     own = own_rows(read_store(data), bundle)
     kept, held_out = own.rows_of("train"), own.rows_of("test")
     train = own.embeddings[kept], own.labels[kept]
-    with Console(stderr=True).status("Fitting ..."):
+    with working("Fitting ..."):
         if bundle.config.method.startswith("mh_pfedhn"):
             trained = personal_model(bundle, train, model)
             save_head(out, trained)
@@ -53,5 +54,5 @@ def join(
         else:
             written = personal_set(bundle, train, rows, seed, out)
             told = f"{written.rows} rows of width {bundle.dim}; sha256 {written.sha256}"
-    console.print(f"{out}: {told}", highlight=False, soft_wrap=True)
-    console.print(f"NOT PRIVATE: {STAYS}", style="red", highlight=False)
+    printed.print(f"{out}: {told}", soft_wrap=True)
+    printed.print(f"NOT PRIVATE: {STAYS}", style="red")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.console import console, say, working
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -35,7 +37,7 @@ def create(
     from client_app.ledger import Ledger
 
     with Ledger.create(path, cohort, witness) as ledger:
-        typer.echo(f"created {path} for cohort {cohort}; receipt {ledger.head}")
+        say(f"created {path} for cohort {cohort}; receipt {ledger.head}")
 
 
 @app.command("show")
@@ -48,30 +50,29 @@ def show(
 
     Example: fedhypevae ledger show /srv/site/ledger.db
     """
-    from rich.console import Console
 
     from client_app.ledger import Ledger
     from common.privacy_filter import filter_share_spent
 
     with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
         runs = list(ledger.runs.values())
-        console = Console()
-        console.print(f"Cohort [bold]{ledger.cohort_id}[/bold], {ledger.head.seq} entries, head {ledger.head.digest}")
+        printed = console()
+        printed.print(f"Cohort {ledger.cohort_id}, {ledger.head.seq} entries, head {ledger.head.digest}")
         if not runs:
-            console.print("Nothing was ever asked for: the whole budget is left.")
+            printed.print("Nothing was ever asked for: the whole budget is left.")
             return
         limits = runs[-1].limits
         stated = limits.lifetime_delta if delta is None else delta
-        with console.status("composing the privacy loss of every run"):
+        with working("composing the privacy loss of every run"):
             figures = ledger.spent(stated)
             counted = [event for run in runs for event in run.counted]
             share = filter_share_spent(counted, limits.lifetime_epsilon, limits.lifetime_delta)
-    console.print(_table(figures))
-    console.print(
+    printed.print(_table(figures))
+    printed.print(
         f"All runs: epsilon {figures.epsilon:.4g} spent, {figures.epsilon_promised:.4g} with what open runs "
         f"may still spend, at delta {stated:g}, for adding or removing one {limits.unit}."
     )
-    console.print(
+    printed.print(
         f"The last run's policy allowed epsilon {limits.lifetime_epsilon:g} at delta "
         f"{limits.lifetime_delta:g} for ever: {min(share, 1.0):.1%} of that budget is spent or promised."
     )
@@ -113,7 +114,7 @@ def verify(
 
     with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
         head = ledger.verify(None if receipt is None else Head.parse(receipt))
-        typer.echo(f"ledger {path}: {head.seq} entries, unbroken")
+        say(f"ledger {path}: {head.seq} entries, unbroken")
         if log is not None:
             committed = frozenset(
                 known.payload_digest
@@ -121,8 +122,8 @@ def verify(
                 for known in run.rounds.values()
                 if known.payload_digest is not None
             )
-            typer.echo(f"release log {log}: {ReleaseLog(log).verify(committed)} releases, all committed")
-        typer.echo(f"receipt {head}")
+            say(f"release log {log}: {ReleaseLog(log).verify(committed)} releases, all committed")
+        say(f"receipt {head}")
 
 
 @app.command("export")
@@ -138,7 +139,7 @@ def export(path: LedgerPath, destination: Destination, witness: WitnessPath = No
         raise DataError(f"{destination} exists already: name a file that does not")
     with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
         ledger.export_to(destination)
-        typer.echo(f"wrote {ledger.head.seq} entries to {destination}")
+        say(f"wrote {ledger.head.seq} entries to {destination}")
 
 
 @app.command("backup")
@@ -150,7 +151,7 @@ def backup(path: LedgerPath, destination: Destination, witness: WitnessPath = No
     from client_app.ledger import Ledger
 
     with Ledger.open(path, None, witness, read_only=True) as ledger:
-        typer.echo(f"copied to {destination}; receipt {ledger.backup(destination)}")
+        say(f"copied to {destination}; receipt {ledger.backup(destination)}")
 
 
 @app.command("move")
@@ -163,7 +164,7 @@ def move(path: LedgerPath, destination: Destination, witness: WitnessPath = None
 
     with Ledger.open(path, None, witness, allow_moved=True) as ledger:
         head = ledger.move(destination)
-    typer.echo(f"moved to {destination}; receipt {head}. Name the new file in policy.toml (ledger = ...)")
+    say(f"moved to {destination}; receipt {head}. Name the new file in policy.toml (ledger = ...)")
 
 
 @app.command("close")
@@ -179,7 +180,7 @@ def close(
     from client_app.ledger import Ledger
 
     with Ledger.open(path, None, witness) as ledger:
-        typer.echo(f"closed {run}; receipt {ledger.close_run(run, 'closed by the site')}")
+        say(f"closed {run}; receipt {ledger.close_run(run, 'closed by the site')}")
 
 
 @app.command("witness")
@@ -199,4 +200,4 @@ def accept_witness(
     with Ledger.open(path, None) as ledger:
         if not yes:
             typer.confirm(f"Is {path}, with {ledger.head.seq} entries, the newest ledger of this site?", abort=True)
-        typer.echo(f"wrote {witness}; receipt {ledger.accept_witness(witness)}")
+        say(f"wrote {witness}; receipt {ledger.accept_witness(witness)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploy.commands.demo import parse_setting
+from deploy.console import console, said, say
 
 if TYPE_CHECKING:
     from common.config import RunConfig
@@ -55,7 +56,7 @@ def plan(
     found = plan_run(config, cohort)
     outlook = _outlook(config, cohort, seeds, public_rows, worth, cache, quiet=as_json) if simulation else {}
     facts = {**_facts(found), **outlook}
-    typer.echo(json.dumps(facts, indent=2) if as_json else _text(config, found, facts))
+    say(json.dumps(facts, indent=2) if as_json else _text(config, found, facts))
 
 
 def _facts(found: RunPlan) -> dict[str, Any]:
@@ -93,7 +94,6 @@ def _outlook(
     config: RunConfig, cohort: Cohort, seeds: int, rows: int, worth: float, cache: Path, *, quiet: bool
 ) -> dict[str, Any]:
     """The expected score and the smallest cohort, or why there are none."""
-    from rich.console import Console
 
     from common.methods import get_method
     from common.planner_scores import simulate_noise, smallest_cohort
@@ -107,11 +107,12 @@ def _outlook(
             "name the folder with --cache"
         }
     train, test, shown = _public(load_pool(cache), cohort, rows)
-    console = Console(stderr=True, quiet=quiet)
-    with console.status("simulating with public images") as status:
+    printed = console(stderr=True)
+    printed.quiet = quiet
+    with printed.status("simulating with public images") as status:
 
         def tell(text: str) -> None:
-            status.update(f"simulating with public images: {text}")
+            status.update(said(f"simulating with public images: {text}"))
 
         found = simulate_noise(config, shown, train, test, seeds=range(seeds), progress=tell)
         wanted = worth * found.noiseless.balanced_accuracy

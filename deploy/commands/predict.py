@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import console, say, working
+
 
 def predict(
     head: Annotated[Path, typer.Argument(help="A classifier of `fedhypevae train`.")],
@@ -25,7 +27,6 @@ def predict(
     import json
 
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from common.errors import DataError
@@ -37,16 +38,16 @@ def predict(
     if trained.encoder is None:
         raise DataError(f"{head} names no encoder: train it from a bundle whose generator names one")
     pixels = read_any(image, trained.encoder, frame)
-    with Console(stderr=True).status(f"Embedding with {trained.encoder.encoder} ..."):
+    with working(f"Embedding with {trained.encoder.encoder} ..."):
         options = EncoderOptions(device=device, offline=offline, cache_dir=model_cache, batch_size=1)
         vector = encoder_of(trained.encoder, encoder, options).embed([pixels])
     chances = trained.probabilities(torch.from_numpy(vector))[0].tolist()
     ranked = sorted(zip(trained.class_names, chances, strict=True), key=lambda pair: -pair[1])
     if as_json:
-        typer.echo(json.dumps({name: round(chance, 6) for name, chance in ranked}, indent=2))
+        say(json.dumps({name: round(chance, 6) for name, chance in ranked}, indent=2))
         return
     table = Table("class", "probability", "", box=None)
     table.columns[1].justify = "right"
     for name, chance in ranked:
         table.add_row(name, f"{100 * chance:.1f} %", "█" * round(30 * chance))
-    Console().print(table)
+    console().print(table)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import say
+
 
 def provision(
     plan: Annotated[Path, typer.Argument(help="TOML file with name, server_names and sites.")],
@@ -23,5 +25,5 @@ def provision(
 
     written = write_all(FederationPlan.read(plan), out)
     for path in written:
-        typer.echo(f"wrote {path}")
-    typer.echo(f"next: {out / 'CHECKLIST.md'}")
+        say(f"wrote {path}")
+    say(f"next: {out / 'CHECKLIST.md'}")

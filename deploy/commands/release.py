@@ -11,6 +11,8 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from deploy.console import say
+
 if TYPE_CHECKING:
     from deploy.release.verify import Verdict
 
@@ -72,9 +74,7 @@ def make(
     with _watching() as watch:
         found = inspect_run(run, ledgers, AuditSize(audit_draws, audit_canaries), watch)
     for audit in found.audits:
-        typer.echo(
-            f"audit, {audit.kind}: epsilon is at least {audit.epsilon_bound:.3f}, claimed {audit.epsilon_claimed:.3f}"
-        )
+        say(f"audit, {audit.kind}: epsilon is at least {audit.epsilon_bound:.3f}, claimed {audit.epsilon_claimed:.3f}")
     if found.refusals and not force:
         listed = "\n".join(f"  - {reason}" for reason in found.refusals)
         raise FedHypeVAEError(
@@ -87,11 +87,11 @@ def make(
         write_bundle(out, found, reasons, title=name, license_name=license_name, key=secret, watch=watch)
     signer = fingerprint(secret.public_key())
     if made:
-        typer.echo(f"made a signing key at {place}: keep it, and publish its fingerprint where people trust it")
-    typer.echo(f"bundle in {out}, signed by {signer}")
+        say(f"made a signing key at {place}: keep it, and publish its fingerprint where people trust it")
+    say(f"bundle in {out}, signed by {signer}")
     for reason in reasons:
-        typer.echo(f"NOT PRIVATE: {reason}")
-    typer.echo(f"check it anywhere: fedhypevae release verify {out} --key {signer}")
+        say(f"NOT PRIVATE: {reason}")
+    say(f"check it anywhere: fedhypevae release verify {out} --key {signer}")
 
 
 @app.command("verify")
@@ -133,25 +133,23 @@ def _print(verdict: Verdict, pinned: bool) -> None:
     from deploy.release.redraw import SAMPLE_CERTAINTY
 
     for check in verdict.checks:
-        typer.echo(f"{'FAILED' if check.fault else 'ok':>6}  {check.what}{': ' if check.fault else ''}{check.fault}")
+        say(f"{'FAILED' if check.fault else 'ok':>6}  {check.what}{': ' if check.fault else ''}{check.fault}")
     if not verdict.intact:
         return
     if verdict.missed_share is not None:
-        typer.echo(
+        say(
             f"sampled: a set with more than {verdict.missed_share:.2%} foreign rows would be found with "
             f"{SAMPLE_CERTAINTY:.0%}; leave --quick out to compare every row"
         )
     elif not verdict.not_private_because:
-        typer.echo("verified: every row is what the generator draws")
-    typer.echo(f"signed by {verdict.signed_by}")
+        say("verified: every row is what the generator draws")
+    say(f"signed by {verdict.signed_by}")
     if not pinned:
-        typer.echo("compare this fingerprint with the coordinator's, from another source: --key was not given")
+        say("compare this fingerprint with the coordinator's, from another source: --key was not given")
     for reason in verdict.not_private_because:
-        typer.echo(f"NOT PRIVATE: {reason}")
+        say(f"NOT PRIVATE: {reason}")
     if not verdict.not_private_because:
-        typer.echo(
-            f"epsilon {verdict.epsilon:.4f} at delta {verdict.delta:g}, recomputed from the events of every site"
-        )
+        say(f"epsilon {verdict.epsilon:.4f} at delta {verdict.delta:g}, recomputed from the events of every site")
 
 
 @contextmanager

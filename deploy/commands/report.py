@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import console, working
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="The run's output folder, or a released bundle.")],
@@ -22,7 +24,6 @@ def report(
 
     Example: fedhypevae report outputs/demo
     """
-    from rich.console import Console
 
     from common.durable import write_atomically
     from common.errors import ConfigError, DataError
@@ -33,10 +34,10 @@ def report(
     page = beside if out is None else out
     if released and page.resolve().is_relative_to(run.resolve()):
         raise ConfigError(f"{page} lies in the bundle, whose files are signed: name another place with --out")
-    with Console(stderr=True).status("Reading the run and drawing ..."):
+    with working("Reading the run and drawing ..."):
         text = render_run(read_run(run))
     try:
         write_atomically(page, text.encode())
     except OSError as error:
         raise DataError(f"{page}: can't write there ({error.strerror})") from None
-    Console().print(f"page: {page}", highlight=False, soft_wrap=True)
+    console().print(f"page: {page}", soft_wrap=True)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import say
+
 
 def run(
     folder: Annotated[Path, typer.Argument(help="The server's folder.")],
@@ -27,4 +29,4 @@ def run(
         values["resume"] = True
     run_id = start_run(server, app_folder.resolve(), values)
     output = follow(server, run_id, app_folder.resolve(), values, typer.echo)
-    typer.echo(f"completed: {output / 'summary.json'}")
+    say(f"completed: {output / 'summary.json'}")

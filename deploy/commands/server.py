@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import say
+
 
 def server(
     folder: Annotated[Path, typer.Argument(help="The server's folder, as `fedhypevae provision` made it.")],
@@ -27,11 +29,11 @@ def server(
     place = server_folder(folder.resolve())
     make_private(place.work)
     for path in keep_private(place.path):
-        typer.echo(f"others can read {path}: it belongs to somebody else")
+        say(f"others can read {path}: it belongs to somebody else")
     stop = threading.Event()
     stop_on_signals(stop)
     programs = tuple(program for program in place.programs() if only in {"", program.name})
     if not programs:
         raise ConfigError(f"--only must be superlink or server-app, found {only!r}")
-    watch_run(lambda: find_status(place.path), stop, lambda line: typer.echo(line))
-    supervise(programs, place.environment(), place.work, stop, lambda line: typer.echo(line))
+    watch_run(lambda: find_status(place.path), stop, lambda line: say(line))
+    supervise(programs, place.environment(), place.work, stop, lambda line: say(line))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import console, said, say, working
+
 app = typer.Typer(no_args_is_help=True, help="At a site: init, start, approve, renew-key. At the server: the rest.")
 
 SiteFolder = Annotated[Path, typer.Argument(help="The site's folder.")]
@@ -49,12 +51,12 @@ def init(
         witness=witness,
         **others,
     )
-    typer.echo(f"send {folder / 'keys' / 'node.pub'} to the coordinator, and tell by telephone: {shown}")
-    typer.echo(f"read {folder / 'policy.toml'}: it is the site's own law")
+    say(f"send {folder / 'keys' / 'node.pub'} to the coordinator, and tell by telephone: {shown}")
+    say(f"read {folder / 'policy.toml'}: it is the site's own law")
     chosen = load_policy(folder / "policy.toml").witness_path(folder)
-    typer.echo(f"witness {chosen}: shows when an old ledger is put back; never copy or restore it with the ledger")
+    say(f"witness {chosen}: shows when an old ledger is put back; never copy or restore it with the ledger")
     for line in advise_site(SiteAt(folder)):
-        typer.echo(line)
+        say(line)
 
 
 @app.command("pin")
@@ -73,8 +75,8 @@ def pin(
     from deploy.provision import site_folder
 
     for name, shown in pin_peers(site_folder(folder), read_pairs(peers)).items():
-        typer.echo(f"{name:<24} {shown}")
-    typer.echo(f"compare each with its own site; then allow secagg in {folder / 'policy.toml'}: allowed_trust")
+        say(f"{name:<24} {shown}")
+    say(f"compare each with its own site; then allow secagg in {folder / 'policy.toml'}: allowed_trust")
 
 
 @app.command("start")
@@ -98,14 +100,14 @@ def start(
         from deploy.doctor import advise_site, examine_site
 
         for line in advise_site(site):
-            typer.echo(line, err=True)
+            say(line, err=True)
         _refuse_faults(examine_site(site, online=False))
     for path in keep_private(site.path):
-        typer.echo(f"others can read {path}: it belongs to somebody else")
+        say(f"others can read {path}: it belongs to somebody else")
     stop = threading.Event()
     stop_on_signals(stop)
-    watch_site(site.path, stop, lambda line: typer.echo(line))
-    supervise(site.programs(), site.environment(), site.path, stop, lambda line: typer.echo(line), site.path / "alive")
+    watch_site(site.path, stop, lambda line: say(line))
+    supervise(site.programs(), site.environment(), site.path, stop, lambda line: say(line), site.path / "alive")
 
 
 @app.command("renew-key")
@@ -117,7 +119,7 @@ def renew_key(folder: SiteFolder) -> None:
     from deploy.provision import renew_site_key, site_folder
 
     shown = renew_site_key(site_folder(folder).path)
-    typer.echo(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae site rotate`, and tell by telephone: {shown}")
+    say(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae site rotate`, and tell by telephone: {shown}")
 
 
 @app.command("report")
@@ -134,7 +136,6 @@ def report(
 
     Example: fedhypevae site report /srv/fedhypevae-site --bundle bundle --images scans --labels scans/labels.csv
     """
-    from rich.console import Console
 
     from common.bundle import load_bundle
     from deploy.report.own import open_site
@@ -145,13 +146,13 @@ def report(
     published = load_bundle(bundle)
     site = open_site(folder, published)
     path = check_page(site.folder, site.folder / page)
-    with Console(stderr=True).status("Reading ...") as status:
+    with working("Reading ...") as status:
         pictures = images_of(site, images, labels, salt)
         text = render_site(
-            site, published, pictures, umap=umap and has_umap(), tell=lambda word: status.update(f"{word} ...")
+            site, published, pictures, umap=umap and has_umap(), tell=lambda word: status.update(said(f"{word} ..."))
         )
     write_site_page(site.folder, path, text)
-    Console().print(f"page: {path}", highlight=False, soft_wrap=True)
+    console().print(f"page: {path}", soft_wrap=True)
 
 
 @app.command("package")
@@ -169,7 +170,7 @@ def package(
     content = build_package(app_folder)
     read_files(content)  # what a site would refuse is found here
     write_new(out, content)
-    typer.echo(f"{out}: digest {digest_of(content)}")
+    say(f"{out}: digest {digest_of(content)}")
 
 
 @app.command("approve")
@@ -190,13 +191,13 @@ def approve(
     site = site_folder(folder)
     package = describe_app(site, digest, file, full=full)
     for line in package.lines:
-        typer.echo(line)
+        say(line)
     if not yes:
         typer.confirm(f"May this code run on this site's data, within its policy? {package.digest}", abort=True)
     approve_app(site, package)
     for old in package.replaced:
-        typer.echo(f"not approved any more: {old}")
-    typer.echo("approved: it may run from the next message on, no restart needed")
+        say(f"not approved any more: {old}")
+    say("approved: it may run from the next message on, no restart needed")
 
 
 @app.command("register")
@@ -211,7 +212,7 @@ def register(
     from deploy.provision import server_folder
 
     site = registry.register(server_folder(folder), name, key)
-    typer.echo(f"registered {site.name} with key {site.fingerprint}: is it what you were told by telephone?")
+    say(f"registered {site.name} with key {site.fingerprint}: is it what you were told by telephone?")
 
 
 @app.command("list")
@@ -220,7 +221,6 @@ def list_all(folder: ServerFolder) -> None:
 
     Example: fedhypevae site list /srv/fedhypevae-server
     """
-    from rich.console import Console
     from rich.table import Table
 
     from deploy import registry
@@ -229,7 +229,7 @@ def list_all(folder: ServerFolder) -> None:
     table = Table("site", "status", "key", "since", "node")
     for site in registry.list_sites(server_folder(folder)):
         table.add_row(site.name, site.status, site.fingerprint, site.since, site.node_id)
-    Console().print(table)
+    console().print(table)
 
 
 @app.command("revoke")
@@ -242,7 +242,7 @@ def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The s
     from deploy.provision import server_folder
 
     site = registry.revoke(server_folder(folder), name)
-    typer.echo(f"revoked {site.name}, key {site.fingerprint}")
+    say(f"revoked {site.name}, key {site.fingerprint}")
 
 
 @app.command("rotate")
@@ -263,12 +263,12 @@ def rotate(
     from deploy.provision import server_folder
 
     site = registry.rotate(server_folder(folder), name, key, forget=forget)
-    typer.echo(f"{site.name} now has key {site.fingerprint}; the old one is refused")
+    say(f"{site.name} now has key {site.fingerprint}; the old one is refused")
 
 
 def _refuse_faults(findings: list[str]) -> None:
     """End with exit code 2 where a check found something."""
     if findings:
         for line in findings:
-            typer.echo(line, err=True)
+            say(line, err=True)
         raise typer.Exit(2)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.console import console, say
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -25,7 +27,6 @@ def status(
     import json
     import time
 
-    from rich.console import Console
     from rich.live import Live
 
     from deploy.live import POLL_S, find_status
@@ -38,11 +39,11 @@ def status(
             "folder": str(found.folder),
             "age_seconds": round(found.age_s, 1),
         }
-        typer.echo(json.dumps(shown, indent=2))
+        say(json.dumps(shown, indent=2))
     elif not watch:
-        Console().print(_table(found))
+        console().print(_table(found))
     else:
-        with Live(_table(found), console=Console(), auto_refresh=False) as live:
+        with Live(_table(found), console=console(), auto_refresh=False) as live:
             while found.state in ("waiting", "running", "silent"):
                 time.sleep(POLL_S)
                 found = find_status(path)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from deploy.console import say
+
 if TYPE_CHECKING:
     from common.bundle import Bundle
     from common.bundle_parquet import Written
@@ -85,7 +87,7 @@ def synthesize(
     shown = _with_progress(blocks, rows)
     written = write_rows(out, shown, dim=bundle.dim, class_names=bundle.class_names, notes=notes)
     _report(bundle, written, out, time.monotonic() - started)
-    typer.echo(FREE_OF_COST)
+    say(FREE_OF_COST)
 
 
 def parse_shares(texts: Sequence[str], class_names: Sequence[str]) -> list[float]:
@@ -121,10 +123,10 @@ def _with_progress(blocks: Iterable[Split], rows: int) -> Iterator[Split]:
 
 def _report(bundle: Bundle, written: Written, out: Path, seconds: float) -> None:
     for name, count in zip(bundle.class_names, written.class_counts, strict=True):
-        typer.echo(f"{count:>10} {name}")
-    typer.echo(
+        say(f"{count:>10} {name}")
+    say(
         f"{written.rows} rows of width {bundle.dim} in {out} ({written.size / 1e6:.1f} MB, {seconds:.1f} s); "
         f"sha256 {written.sha256}"
     )
     if bundle.not_private:
-        typer.echo(f"NOT PRIVATE: {'; '.join(bundle.not_private)}")
+        say(f"NOT PRIVATE: {'; '.join(bundle.not_private)}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from deploy.console import console, working
+
 
 def train(
     bundle: Annotated[Path, typer.Argument(help="The published bundle, or a run's output folder.")],
@@ -23,15 +25,14 @@ def train(
 
     Example: fedhypevae train bundle --out head.safetensors
     """
-    from rich.console import Console
 
     from common.bundle import load_bundle
     from deploy.head_file import save_head, train_head
     from deploy.report.own import own_rows
     from embeddings.store import read_store
 
-    console = Console()
-    with Console(stderr=True).status("Training ..."):
+    printed = console()
+    with working("Training ..."):
         published = load_bundle(bundle)
         own = None
         if data is not None:
@@ -41,8 +42,8 @@ def train(
         trained = train_head(published, head, own, seed)
         save_head(out, trained)
     encoder = "an encoder that the bundle does not name" if trained.encoder is None else trained.encoder.encoder
-    console.print(f"{out}: {head}, {len(trained.class_names)} classes, for {encoder}", highlight=False, soft_wrap=True)
+    printed.print(f"{out}: {head}, {len(trained.class_names)} classes, for {encoder}", soft_wrap=True)
     if own is not None:
-        console.print("It learned from your own records without noise: it stays at the site.", highlight=False)
+        printed.print("It learned from your own records without noise: it stays at the site.")
     for reason in trained.not_private:
-        console.print(f"It is not private: {reason}", style="red", highlight=False)
+        printed.print(f"It is not private: {reason}", style="red")

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.bundle import FREE_OF_COST, Bundle
 from common.bundle_parquet import Written
+from common.plain import plain as seen
 from deploy.release.audits import CONFIDENCE
 from deploy.release.promises import largest_epsilon
 
@@ -133,8 +134,8 @@ def card(facts: Facts) -> str:
 
 
 def plain(text: object) -> str:
-    """Text from elsewhere on one line of Markdown, without a meaning of its own there."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+    """Text from elsewhere on one line of Markdown, without a meaning of its own there; nothing hidden or reordered."""
+    return _MARKDOWN.sub(r"\\\1", seen(" ".join(str(text).split())))
 
 
 def croissant(facts: Facts) -> dict[str, Any]:

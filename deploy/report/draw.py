@@ -28,9 +28,10 @@ Points = NDArray[np.float64]
 
 def new_figure(width: float = 4.6, height: float = 3.4) -> tuple[Figure, Axes]:
     """A figure of so many inches with one quiet pair of axes."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcParams
     from matplotlib.figure import Figure
 
+    rcParams["text.parse_math"] = False  # a name with a $ is no formula
     style = {"font.size": 10.5, "text.color": _INK, "axes.labelcolor": _SOFT, "xtick.color": _SOFT}
     style |= {"ytick.color": _SOFT, "axes.edgecolor": _LINE, "axes.titlesize": 10.5}
     with rc_context(style):

@@ -121,3 +121,11 @@ def test_keep_private_closes_what_was_open(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/hostname")
     assert keep_private(tmp_path) == ()
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "run.sh", "b.pub")] == [0o700, 0o700, 0o755]
+
+
+def test_programs_that_a_command_starts_write_for_their_owner_alone() -> None:
+    """SuperLink, SuperNode and the app write files of their own: they inherit the command's umask."""
+    program = "import os, sys\nos.umask(0)\nfrom deploy.cli import main\nsys.argv = ['fedhypevae', '--help']\n"
+    program += "try:\n    main()\nexcept SystemExit:\n    print(oct(os.umask(0)))\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0o77"

@@ -170,8 +170,10 @@ def exchange(
 
 
 def report(node: int, kind: str) -> None:
-    """Print the traceback of what a node's reply did to the server."""
-    print(f"the reply of node {node} to {kind} can't be handled:\n{traceback.format_exc()}", flush=True)
+    """Print the traceback of what a node's reply did to the server; an error may quote the reply, so printable text."""
+    text = traceback.format_exc()[-_LONGEST_REPORT:]
+    shown = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+    print(f"the reply of node {node} to {kind} can't be handled:\n{shown}", flush=True)
 
 
 def _push(grid: Grid, messages: list[Message]) -> dict[str, int]:
@@ -213,5 +215,6 @@ def _pull_one(grid: Grid, identity: str, node: int) -> list[Message | None]:
         return [None]
 
 
+_LONGEST_REPORT = 20_000  # characters
 _FIRST_POLL_S = 0.2
 _LAST_POLL_S = 2.0

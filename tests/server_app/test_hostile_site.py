@@ -361,7 +361,7 @@ def test_fault_of_the_server_in_one_reply_is_logged_whole_and_costs_that_reply(
     def broken(message: Message, expected: Any) -> Any:
         if expected.kind == "train" and message.metadata.src_node_id == federation.site(LIAR).node:
             calls.append(1)
-            raise RecursionError("deep inside")
+            raise RecursionError(f"deep inside {ESCAPES}")
         return read(message, expected)
 
     monkeypatch.setattr(exchange, "read_reply", broken)
@@ -369,6 +369,7 @@ def test_fault_of_the_server_in_one_reply_is_logged_whole_and_costs_that_reply(
     assert summary["rounds_taken_part"] == [HONEST]
     assert refused(summary, "round 1") == [LIAR]
     said = capsys.readouterr().out
+    assert "\x1b" not in said
     assert all(words in said for words in ("Traceback", "deep inside", str(federation.site(LIAR).node)))
 
 

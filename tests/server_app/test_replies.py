@@ -7,7 +7,8 @@ from typing import get_args
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from common.config import RunConfig
 from common.errors import WireError
@@ -18,7 +19,7 @@ from common.secagg.assumptions import Assumptions, charged_events
 from common.wire import ERROR_WORDS, REPLY_WORDS, Kind, tell_charged
 from server_app.arrays import read_tensors
 from server_app.charges import NO_CHARGES, Charges
-from server_app.replies import WORDS, ErrorWords, known_codes, read_charged
+from server_app.replies import WORDS, ErrorWords, Expected, known_codes, read_charged, read_reply
 
 SECAGG = {"trust": "secagg", "num-sites": 6, "dropouts": 1, "colluders": 1}
 
@@ -125,3 +126,22 @@ def test_headers_that_numpy_writes_are_read_whatever_their_padding() -> None:
     assert torch.equal(read_tensors("train", ArrayRecord({"x": array}), {"x": (2, 3)})["x"], values)
     scalar = Array(torch.tensor(4.0))
     assert read_tensors("train", ArrayRecord({"x": scalar}), {"x": ()})["x"].item() == 4.0
+
+
+@pytest.mark.parametrize("kind", ["secagg_shares", "secagg_check", "secagg_unmask"])
+def test_table_that_is_longer_than_its_sites_need_is_refused(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_run_id", "_task_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
+    asked = Message(RecordDict({}), dst_node_id=7, message_type=f"query.{kind}", ttl=60.0)
+    asked.metadata.__dict__["_message_id"] = "1"
+    words = dict.fromkeys(REPLY_WORDS[kind], "")
+    words |= {"charged": "[]"} if "charged" in words else {}
+    table = sorted(set(words) & {"boxes", "refused", "shares"})[0]
+    for length, fits in ((2999, True), (3001, False)):
+        reply = Message(RecordDict({"words": ConfigRecord({**words, table: "x" * length})}), reply_to=asked)
+        expected = Expected(kind, {}, sites=3)
+        if fits:
+            assert len(read_reply(reply, expected).words[table]) == length
+        else:
+            with pytest.raises(WireError, match="longer than its sites need"):
+                read_reply(reply, expected)

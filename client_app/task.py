@@ -59,9 +59,12 @@ def request_of(context: RunContext, *, wants_metrics: bool = False, least_collud
 
     Raises:
         PolicyRefusal: the plan to be charged is not the one that the settings carry out.
+        ConfigError: the method does not carry out such settings.
     """
     config, plan, privacy = context.config, context.plan, context.config.privacy
     method = get_method(config.method)
+    if method.check is not None:
+        method.check(config)
     if method.private:
         # a method without training plans no round; rounds beyond the plan are refused where they are asked for
         rounds, spare = (config.training.num_rounds, privacy.spare_rounds) if plan.num_rounds else (0, 0)

@@ -190,6 +190,8 @@ class Method:
             a site depends on what it sends.
         receives: (context, site_index) -> names and shapes of what that site receives in a round; None: those of
             `init`.
+        check: (config) -> ConfigError for settings that a round of the method would not carry out as its events say;
+            the server's plan and every site ask for it. None: it carries out all.
     """
 
     name: str
@@ -211,6 +213,7 @@ class Method:
     upload_weights: Callable[[RunContext, ServerState], Mapping[str, Tensor]] | None = None
     shares_noise: bool = False
     receives: Callable[[RunContext, int], Shapes] | None = None
+    check: Callable[[RunConfig], None] | None = None
 
     def params_for(self, context: RunContext, state: ServerState, site_index: int) -> Tensors:
         """What a site receives at the start of a round."""

@@ -50,17 +50,23 @@ from common.sampling import SiteData, of_known_class
 _NETWORK = ("body.", "head.", "embedding.")
 
 
-def dp_plan(config: RunConfig) -> PrivacyPlan:
-    """One Gaussian event a round: all of a site's records take part, and one Δ leaves.
-
-    Raises:
-        ConfigError: a sampling rate below 1, or several local steps: Δ comes from all records at once.
-    """
+def check_whole(config: RunConfig) -> None:
+    """Refuse what would be charged as a sample of the records, or as several steps (ConfigError): Δ comes from all
+    records at once."""
     if config.privacy.sampling_rate != 1.0 or config.training.local_steps != 1:
         raise ConfigError(
             "a clipped Δ comes from all records of a site, once a round: set sampling-rate to 1 and local-steps to 1, "
             f"found {config.privacy.sampling_rate} and {config.training.local_steps}"
         )
+
+
+def dp_plan(config: RunConfig) -> PrivacyPlan:
+    """One Gaussian event a round: all of a site's records take part, and one Δ leaves.
+
+    Raises:
+        ConfigError: as `check_whole`.
+    """
+    check_whole(config)
     return private_plan(config)
 
 
@@ -285,4 +291,6 @@ METHOD = Method(
     personal_scores=personal_scores,
     uploads_sums=False,
 )
-METHOD_DP = replace(METHOD, name="mh_pfedhn_dp", private=True, plan=dp_plan, client_step=dp_client_step)
+METHOD_DP = replace(
+    METHOD, name="mh_pfedhn_dp", private=True, plan=dp_plan, client_step=dp_client_step, check=check_whole
+)

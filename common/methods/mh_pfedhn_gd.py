@@ -139,4 +139,5 @@ METHOD_DP = replace(
     upload_shapes=lambda context: dp_site_upload_shapes(context, 0),
     client_step=dp_client_step,
     site_upload_shapes=dp_site_upload_shapes,
+    check=mh_pfedhn.check_whole,
 )

@@ -86,4 +86,14 @@ def check_shapes(tensors: Tensors, shapes: Shapes) -> None:
             raise ConfigError(f"parameter {name!r} must be float32 of shape {tuple(shape)}, found {found}")
 
 
+def held_within(value: Tensor, most: float) -> Tensor:
+    """Each number held within ±most, and 0 for one that is none: what is made of released numbers can't fail on them.
+
+    Args:
+        value: a function of released and public numbers alone.
+        most: far beyond all that an honest run reaches.
+    """
+    return value.nan_to_num(0.0, most, -most).clamp(-most, most)
+
+
 _TRAINED = Bound(LARGEST_NORM, -LARGEST_NORM, LARGEST_NORM)

@@ -28,6 +28,7 @@ from common.methods.private import (
     with_prefix,
 )
 from common.noise import NoiseSource
+from common.received import held_within
 from common.row_law import RowLaw
 from common.sampling import UnitBatch, draw_units
 from common.tape import Tape
@@ -35,6 +36,7 @@ from common.tape import Tape
 _BETAS = (0.5, 0.999)
 _SLOPE = 0.2
 _GENERATOR_BATCH = 256
+_MOST_PULLED = 1e15  # of a gradient that reads no record: its square is a float32
 
 
 def init(context: RunContext) -> ServerState:
@@ -90,6 +92,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
         labels = torch.randint(num_classes, (_GENERATOR_BATCH,), generator=public)
         noise = torch.randn(_GENERATOR_BATCH, config.rivals.noise_dim, generator=public)
         pulled = generator_gradients(generator, judge, labels, noise, num_classes)
+        pulled = {name: held_within(value, _MOST_PULLED) for name, value in pulled.items()}
         generator, moments["maker"] = adam_step(generator, pulled, moments["maker"], config.rivals.adam_rate, _BETAS)
     kept = {f"{who}.{name}": value for who, values in moments.items() for name, value in values.items()}
     return SiteState(judge | kept), generator

@@ -27,11 +27,14 @@ from common.methods.hypevae_terms import (
 )
 from common.noise import NoiseSource, add_gaussian
 from common.objective import FeatureTarget, data_free_loss, record_factors
+from common.received import LARGEST_NORM, held_within
 from common.sampling import UnitBatch, by_unit, draw_units
 from common.secagg.quantise import ROUNDING_MARGIN
 from common.tape import GradientFactors
 
 _SLEEP_BATCH = 256
+# Of what is added to a noised sum without records: the sum of all local steps stays a float32.
+_MOST_ADDED = 1e30
 
 
 def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
@@ -82,7 +85,8 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
         )
         raw = _raw_gradients(context, params, site.get("code"), encoder, batch, public)
         free = _data_free_gradients(context, params, site.get("code"), public)
-        total = {name: value + free_scale * free[name] if name in free else value for name, value in noisy.items()}
+        added = {name: held_within(free_scale * value, _MOST_ADDED) for name, value in free.items()}
+        total = {name: value + added[name] if name in added else value for name, value in noisy.items()}
         for name in trained:
             uploads[name] = uploads[name] + total[name]
         if "code" in site:
@@ -94,7 +98,8 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
                 encoder[name] = encoder[name] - training.encoder_rate * move
         if training.local_steps > 1:
             for name in trained:
-                params[name] = params[name] - rate_of(context, name, params) * total[name] / scale
+                moved = params[name] - rate_of(context, name, params) * total[name] / scale
+                params[name] = held_within(moved, LARGEST_NORM)
     return SiteState({**site, **encoder}), uploads
 
 

@@ -47,6 +47,10 @@ BASE: dict[str, str | int | float | bool] = {
     "encoder-width": 4, "prior-width": 2, "sleep-steps": 1, "cvae-width": 4, "gan-width": 4, "noise-dim": 2,
     "architectures": "mlp-3",
 }  # fmt: skip
+# One step's noise takes the parameters of the next far beyond what a server may send.
+STEEP: dict[str, str | int | float | bool] = {
+    "local-steps": 4, "learning-rate": 1e6, "generator-rate": 1e6, "score-noise": 0.0, "hidden-widths": "3",
+}  # fmt: skip
 CASES: dict[str, dict[str, str | int | float | bool]] = {
     "default": {},
     "patients": {"unit": "patient", "max-records-per-patient": 2},
@@ -59,9 +63,12 @@ CASES: dict[str, dict[str, str | int | float | bool]] = {
     "mmd by record": {"mmd": "per-example", "mmd-weight": 1.0, "mmd-features": 4},
     "mmd by release": {"mmd": "released", "mmd-weight": 1.0, "mmd-features": 4, "mmd-bandwidths": "0.001,1000"},
     "a second moment": {"covariance-weight": 1.0, "local-steps": 3},
+    "rates without end": {**STEEP, "mmd": "released", "mmd-weight": 1e6, "mmd-bandwidths": "0.001"},
+    "rates without end, and a penalty": {**STEEP, "lipschitz-penalty": 1.0, "encoder-training": "joint"},
     "dp_fedsgd": {"method": "dp_fedsgd"},
     "dp_cvae": {"method": "dp_cvae"},
     "dp_cgan": {"method": "dp_cgan"},
+    "dp_cgan with a rate without end": {"method": "dp_cgan", "local-steps": 4, "adam-rate": 1e6, "gan-width": 64},
     "dp_gauss": {"method": "dp_gauss"},
     "mh_pfedhn_dp": {"method": "mh_pfedhn_dp", "local-rate": 1e6, "local-epochs": 3},
     "mh_pfedhn_gd_dp": {"method": "mh_pfedhn_gd_dp", "teacher-temperature": 1e-6},

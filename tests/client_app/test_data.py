@@ -76,3 +76,14 @@ def test_split_by_unit_keeps_patients_together() -> None:
     parts = split_by_unit(records)
     assert records.groups is not None
     assert all(len(set(parts[records.groups == patient])) == 1 for patient in np.unique(records.groups))
+
+
+@pytest.mark.parametrize(
+    ("pool", "declared", "public"), [("", False, True), ("own.parquet", False, False), ("own.parquet", True, True)]
+)
+def test_pool_of_a_simulation_is_public_only_where_the_run_says_so(pool: str, declared: bool, public: bool) -> None:
+    """A hospital may try a simulation on its own file: nothing of it leaves the simulated sites without noise."""
+    config = RunConfig().replace(pool=pool, data_is_public=declared)
+    node: dict[str, str | int | float | bool] = {"partition-id": 0, "num-partitions": 2}
+    policy = find_place(node, config.federation, config.privacy).policy
+    assert (policy.data_is_public, policy.metrics_may_leave, policy.allow_test_noise) == (public, public, public)

@@ -139,6 +139,18 @@ def test_public_site_sends_no_score_where_its_policy_says_no(tmp_path: Path) -> 
     assert site.releases() == ()
 
 
+def test_policy_made_stricter_holds_for_a_run_that_was_granted_before(
+    tmp_path: Path, asked: dict[str, Message]
+) -> None:
+    """The ledger knows the run and its limits: the rules that it does not know are held in every message."""
+    site = Federation.create(tmp_path, 1).sites[0]
+    assert "receipt" in words_of(deliver(site, asked["train"]))
+    before = site.entries()
+    site.set_policy(max_clip_norm=0.01)
+    assert words_of(deliver(site, asked["query.statistics"]))["error"] == "policy:max_clip_norm"
+    assert site.entries() == before
+
+
 @pytest.mark.parametrize("kind", ["query.baseline", "evaluate"])
 def test_private_site_refuses_metrics(tmp_path: Path, asked: dict[str, Message], kind: str) -> None:
     site = Federation.create(tmp_path, 1).sites[0]

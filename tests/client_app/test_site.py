@@ -73,6 +73,7 @@ def test_check_grants_what_the_policy_allows() -> None:
         ("data_is_public", POLICY, make_request(epsilon=math.inf)),
         ("allow_test_noise", POLICY, replace(make_request(), noise="test")),
         ("metrics_may_leave", POLICY, make_request(wants_metrics=True)),
+        ("min_clip_norm", SitePolicy(**MANDATORY, min_clip_norm=0.01), make_request(clip_norm=1e-3)),
         ("max_clip_norm", POLICY, make_request(clip_norm=1e9)),
         ("max_clip_norm", POLICY, make_request(clip_norm=math.inf)),
         ("max_sampling_rate", SitePolicy(**MANDATORY, max_sampling_rate=0.05), make_request()),

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from common.errors import ConfigError
 from common.wire import Kind
 
-_SCHEDULED: frozenset[Kind] = frozenset({"statistics", "train", "secagg_masked"})
+# What depends on records, and what waits for the same run's lock: its reply would show when a step beside it ends.
+_SCHEDULED: frozenset[Kind] = frozenset(
+    {"statistics", "train", "secagg_keys", "secagg_shares", "secagg_check", "secagg_masked", "secagg_unmask"}
+)
 _LONGEST_S = 3600.0
 
 

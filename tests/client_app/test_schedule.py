@@ -10,7 +10,7 @@ from flwr.app import Context, Message, RecordDict
 
 from client_app import last_resort
 from client_app.app import app
-from tests.harness import Federation, HarnessSite, words_of
+from tests.harness import Federation, HarnessSite, changed, words_of
 
 STEP = 1.2
 
@@ -47,6 +47,16 @@ def test_reply_leaves_on_the_schedule_and_no_sooner(
         late = seconds / STEP - round(seconds / STEP)
         assert seconds >= STEP
         assert 0.0 <= late < 0.2
+
+
+@pytest.mark.parametrize("kind", ["keys", "shares", "check", "masked", "unmask"])
+def test_what_waits_for_a_run_s_lock_leaves_on_the_schedule_too(tmp_path: Path, ran: Federation, kind: str) -> None:
+    """Sent beside a scheduled message of the same run, it would be answered when that one's step is done."""
+    message = changed(ran.asked("train", "site-1"))
+    message.metadata.__dict__["_message_type"] = f"query.secagg_{kind}"
+    reply, seconds = timed(Federation.create(tmp_path, 1).sites[0], message, STEP)
+    assert words_of(reply)["error"] == "config"
+    assert seconds >= STEP
 
 
 def test_step_that_takes_longer_leaves_at_the_next_multiple(

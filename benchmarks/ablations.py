@@ -33,13 +33,13 @@ from benchmarks.reference import local_heads, split_of
 from benchmarks.rows import EPSILON, ROWS, Row
 from benchmarks.sources import data_folder, load_organ
 from benchmarks.table import RESULTS, load_records, write_text
-from common.classifier import LinearHead, mean_scores, score
-from common.config import Scalar
+from common.config.run import Scalar
 from common.errors import ConfigError, FedHypeVAEError
-from common.fidelity import FidelityConfig, fidelity
+from common.evaluation.fidelity import FidelityConfig, fidelity
+from common.evaluation.nonlinear_heads import fit_neighbour_head
+from common.evaluation.scores import LinearHead, mean_scores, score
 from common.methods.base import seeded
-from common.nonlinear_heads import fit_neighbour_head
-from common.sampling import SiteData
+from common.privacy.sampling import SiteData
 
 ROWS_OF_ORGAN = 8_400
 _COMMON: dict[str, Scalar] = {"epsilon": 3 * EPSILON, "num-rounds": 60, "synthetic-rows": 5_000}

@@ -23,19 +23,22 @@ from benchmarks.reference import (
     split_of,
 )
 from benchmarks.rows import Row
-from common.accounting import epsilon_pld
-from common.classifier import LinearHead, SiteScores, Split, fit_linear_head, mean_scores, score
-from common.config import Scalar
+from common.config.rivals import RivalsConfig
+from common.config.run import Scalar
 from common.errors import ConfigError
-from common.fidelity import fidelity
+from common.evaluation.fidelity import fidelity
+from common.evaluation.nonlinear_heads import score_heads
+from common.evaluation.scores import LinearHead, SiteScores, Split, fit_linear_head, mean_scores, score
 from common.loop import LoopResult, run_loop
-from common.methods import fedlambda, get_method, mh_pfedhn, mh_pfedhn_gd
-from common.methods.architectures import light_architecture, site_architecture
+from common.methods import get_method
 from common.methods.base import RunContext, seeded
-from common.methods.linear import CENTRE, published_head
-from common.nonlinear_heads import score_heads
-from common.rivals import RivalsConfig
-from common.row_sets import published_set
+from common.methods.heads import fedlambda
+from common.methods.heads.linear import CENTRE, published_head
+from common.methods.mh_pfedhn import personal as mh_pfedhn
+from common.methods.mh_pfedhn import taught as mh_pfedhn_gd
+from common.methods.mh_pfedhn.architectures import light_architecture, site_architecture
+from common.privacy.calibration import epsilon_pld
+from common.publishing.row_sets import published_set
 
 _SCORES = ("synthetic_only", "mixed", "own_lambda", "personalised")
 _TEST_ROWS = 2000

@@ -25,8 +25,8 @@ from benchmarks.protocol import Federation, load_federations
 from benchmarks.reference import local_heads
 from benchmarks.rows import ROWS, Row
 from benchmarks.table import RESULTS, write_text
-from common.classifier import mean_scores
-from common.heads import LinearHead
+from common.evaluation.heads import LinearHead
+from common.evaluation.scores import mean_scores
 
 BITS = (32, 16, 8, 6)
 SEEDS = (7, 8, 9)

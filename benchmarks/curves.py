@@ -30,9 +30,9 @@ from benchmarks.reference import MIXING, local_heads, split_of
 from benchmarks.rows import ROWS, Row
 from benchmarks.sources import data_folder, load_organ
 from benchmarks.table import RESULTS, load_records, write_text
-from common.classifier import LinearHead, mean_scores, score_site
-from common.config import Scalar
+from common.config.run import Scalar
 from common.errors import ConfigError, FedHypeVAEError
+from common.evaluation.scores import LinearHead, mean_scores, score_site
 
 # 0 stands for IID sites, as in the configuration.
 CURVES: dict[str, tuple[float, ...]] = {

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from embeddings.encoders import Encoder, EncoderOptions, load_encoder
-from embeddings.images import read_image
+from embeddings.encoders.load import Encoder, EncoderOptions, load_encoder
 from embeddings.pipeline import Item, core_count, embed_batches
+from embeddings.readers.images import read_image
 
 # Dense bfloat16 peak of the card that the GPU figures are for, in floating-point operations a second.
 PEAK_BF16 = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
@@ -156,7 +156,7 @@ def extraction(files: Path, count: int, encoder: str) -> dict[str, Any]:
 def child(files: Path, count: int, folder: Path, encoder: str) -> None:
     """The process of `extraction`."""
     from embeddings.extract import extract
-    from embeddings.readers import Listing
+    from embeddings.readers.folders import Listing
 
     network = load_encoder(encoder)
     names = sorted(path for path in files.iterdir() if path.suffix == ".jpg")[:count]

@@ -29,11 +29,11 @@ from benchmarks.protocol import SEEDS, Federation, load_federations
 from benchmarks.rows import ROWS, Row
 from benchmarks.sources import data_folder
 from benchmarks.table import RESULTS, load_records, write_text
-from common.classifier import LinearHead, Split
 from common.errors import ConfigError, FedHypeVAEError
+from common.evaluation.scores import LinearHead, Split
 from common.loop import LoopResult
 from common.methods.base import seeded
-from common.row_sets import published_set
+from common.publishing.row_sets import published_set
 
 BUDGETS = (1.0, 4.0, 8.0)
 METHODS = ("fedhypevae", "dp_gauss", "dp_cvae")

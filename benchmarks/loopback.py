@@ -18,11 +18,11 @@ from typing import Any
 from benchmarks.floor_app import write_app
 from benchmarks.message_cost import CLASSES, DIM, NAMES, SETTINGS, make_sites
 from benchmarks.server import engine
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
-from deploy import warm_client
-from deploy.environment import flower_environment, tool
+from deploy.machine.environment import flower_environment, tool
+from deploy.site.warm import client as warm_client
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _LIMIT_S = 900.0
@@ -31,7 +31,7 @@ _STARTER = """
 import sys
 from functools import partial
 from pathlib import Path
-from deploy.warm import serve
+from deploy.site.warm.starter import serve
 from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 serve(Path(sys.argv[1]), flwr_clientapp)
 """
@@ -98,7 +98,7 @@ def _nodes(
 
 def simulated_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
     """Seconds a round of both apps in Flower's simulation engine on Ray, one core a site."""
-    from deploy.simulate import end_daemons, local_superlinks
+    from deploy.simulation.simulate import end_daemons, local_superlinks
 
     floor, environment = _prepare(work, sites)
     before = local_superlinks()

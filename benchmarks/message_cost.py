@@ -27,12 +27,12 @@ def make_sites(home: Path, count: int) -> list[Path]:
     """Sites' folders as hospitals have them: policy, ledger, records; the run declared and its first round charged."""
     import numpy as np
 
-    from client_app.ledger import Ledger
-    from client_app.policy_template import policy_template
-    from client_app.site import load_policy
-    from common.identity import EncoderIdentity
-    from embeddings.sets import EmbeddingSet, SetMetadata
-    from embeddings.store import write_store
+    from client_app.ledger.ledger import Ledger
+    from client_app.policy.policy import load_policy
+    from client_app.policy.template import policy_template
+    from common.wire.identity import EncoderIdentity
+    from embeddings.store.file import write_store
+    from embeddings.store.sets import EmbeddingSet, SetMetadata
 
     identity = EncoderIdentity("made-up", "1", DIM, "none", "0" * 64, "float32", NAMES)
     folders = []
@@ -60,11 +60,11 @@ def make_messages(folder: Path) -> tuple[Path, Path]:
     """The messages of statistics and of the first round, default model, as bytes in two files."""
     from flwr.common.serde import message_to_proto
 
-    from common.config import RunConfig
+    from common.config.run import RunConfig
     from common.methods import get_method
     from common.methods.base import Problem, RunContext
-    from common.transfer import version_of
-    from common.wire import dump_context
+    from common.wire.allow_list import dump_context
+    from common.wire.versions import version_of
     from server_app.exchange import build_messages
 
     _pose_as_task()
@@ -157,10 +157,10 @@ def answer(app: str, path: Path, site: Path) -> dict[str, float]:
 @contextmanager
 def _watched() -> Iterator[dict[str, float]]:
     """What the handler calls is timed by part while this lasts; the numbers come as it runs."""
-    import client_app.work as work
+    import client_app.answers.training as work
     from common.methods import get_method
 
-    home = sys.modules.get("client_app.release", work)
+    home = sys.modules.get("client_app.release.release", work)
     spent: dict[str, float] = {}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,8 +180,8 @@ def _watched() -> Iterator[dict[str, float]]:
 
         for module, name, part in (
             (sys.modules["client_app.app"], "find_place", "policy"),
-            (sys.modules["client_app.asked"], "load_context", "context"),
-            (sys.modules["client_app.data"], "load_records", "records"),
+            (sys.modules["client_app.policy.asked"], "load_context", "context"),
+            (sys.modules["client_app.records"], "load_records", "records"),
         ):
             if hasattr(module, name):
                 watch(module, name, part)

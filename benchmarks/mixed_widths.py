@@ -35,14 +35,14 @@ from benchmarks.reference import local_heads, split_of
 from benchmarks.rows import ROWS
 from benchmarks.sources import Pool, data_folder, load_organ, organ_draw
 from benchmarks.table import RESULTS, load_records, write_text
-from common.classifier import SiteScores, score
+from common.config.rivals import RivalsConfig
 from common.errors import FedHypeVAEError
-from common.methods import mh_pfedhn
-from common.methods.architectures import site_architecture
+from common.evaluation.scores import SiteScores, score
 from common.methods.base import RunContext, Tensors, seeded
-from common.methods.linear import CENTRE
-from common.rivals import RivalsConfig
-from common.sampling import SiteData
+from common.methods.heads.linear import CENTRE
+from common.methods.mh_pfedhn import personal as mh_pfedhn
+from common.methods.mh_pfedhn.architectures import site_architecture
+from common.privacy.sampling import SiteData
 
 ENCODERS = {"sscd": 512, "efficientnet-lite0": 1280, "sscd-projected": 256}
 METHODS = ("mh_pfedhn", "mh_pfedhn_gd")
@@ -79,8 +79,8 @@ def encoded_images(rows: NDArray[np.int64], folder: Path, cache: Path = CACHE) -
             known = arrays["rows"], arrays["embeddings"]
     missing = np.setdiff1d(rows, known[0])
     if missing.size:
-        from embeddings.efficientnet import EfficientNetLite0
-        from embeddings.encoders import EncoderOptions
+        from embeddings.encoders.efficientnet import EfficientNetLite0
+        from embeddings.encoders.load import EncoderOptions
 
         with np.load(folder / "organamnist.npz") as arrays:
             images = np.concatenate([arrays[f"{split}_images"] for split in ("train", "val", "test")])

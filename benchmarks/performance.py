@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.performance_pictures import draw_pictures
 from benchmarks.records import RESULTS, gpu_name, record, write_result
-from common.config import FederationConfig
+from common.config.run import FederationConfig
 
 Records = list[dict[str, Any]]
 _WHOLE_S = 19.5 * 60

@@ -1,6 +1,6 @@
 """Scores of one federation: the Local-only and Centralised rows, and what any global head is worth.
 
-Every head here is fitted to a tolerance (`common.heads`), so that no gain owes its size to an undertrained
+Every head here is fitted to a tolerance (`common.evaluation.heads`), so that no gain owes its size to an undertrained
 rival.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.protocol import BenchmarkSite, Federation, pooled_training_rows
-from common.classifier import (
+from common.errors import ConfigError
+from common.evaluation.scores import (
     HeadConfig,
     LinearHead,
     SiteScores,
@@ -25,8 +26,7 @@ from common.classifier import (
     score,
     score_site,
 )
-from common.errors import ConfigError
-from common.sampling import SiteData
+from common.privacy.sampling import SiteData
 
 MIXING = 0.5
 

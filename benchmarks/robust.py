@@ -24,15 +24,15 @@ from benchmarks.protocol import SEEDS, Federation, organ_federation
 from benchmarks.records import conditions, write_result
 from benchmarks.rows import ROWS
 from benchmarks.sources import data_folder, load_organ
-from common.classifier import fit_linear_head, mean_scores, score
-from common.config import LEAST_SITES, Scalar
+from common.config.run import LEAST_SITES, Scalar
+from common.evaluation.scores import fit_linear_head, mean_scores, score
 from common.loop import noise_source, problem_of, site_statistics
 from common.methods import get_method
 from common.methods.base import RunContext
-from common.robust import settled
-from common.row_sets import published_set
-from common.sampling import SiteData
-from common.statistics import combine_statistics
+from common.privacy.robust import settled
+from common.privacy.sampling import SiteData
+from common.privacy.statistics import combine_statistics
+from common.publishing.row_sets import published_set
 from server_app.statistics_bounds import StatisticsBounds
 
 SITES = (3, 5, 10)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.protocol import Federation
-from common.config import RunConfig, Scalar
+from common.config.run import RunConfig, Scalar
 
 EPSILON, DELTA = 1.0, 1e-4
 SYNTHETIC_ROWS = 50_000

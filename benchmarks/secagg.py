@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.config import PrivacyConfig
-from common.noise import SecureNoise, add_gaussian
+from common.config.run import PrivacyConfig
+from common.privacy.noise import SecureNoise, add_gaussian
 from common.secagg.assumptions import Assumptions
 from common.secagg.messages import Session
 from common.secagg.quantise import Quantisation, add_up, encode, make_quantisation

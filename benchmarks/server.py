@@ -26,12 +26,12 @@ import torch
 from torch.nn import functional
 
 from benchmarks.records import conditions, write_result
-from common.aggregate import gather
-from common.config import RunConfig, Scalar
+from common.config.run import RunConfig, Scalar
 from common.loop import run_loop
 from common.methods import get_method
 from common.methods.base import Problem, RunContext, ServerState
-from common.sampling import SiteData
+from common.methods.uploads import gather
+from common.privacy.sampling import SiteData
 
 LOOP_SITES = (10, 100, 1_000, 10_000)
 ENGINE_SITES = (10, 100)
@@ -121,7 +121,7 @@ def _child(sites: int) -> None:
 
 def engine(sites: int, rounds: int, work: Path) -> dict[str, Any]:
     """Seconds a round in Flower's simulation engine on Ray, from the run's own records."""
-    from deploy.simulate import simulate
+    from deploy.simulation.simulate import simulate
 
     folder = work / f"engine-{sites}"
     folder.mkdir(parents=True)
@@ -156,9 +156,9 @@ def _pool(work: Path, rows: int) -> Path:
     """A file of made-up embeddings to be divided among the sites."""
     import numpy as np
 
-    from common.identity import EncoderIdentity
-    from embeddings.sets import EmbeddingSet, SetMetadata
-    from embeddings.store import write_store
+    from common.wire.identity import EncoderIdentity
+    from embeddings.store.file import write_store
+    from embeddings.store.sets import EmbeddingSet, SetMetadata
 
     names = tuple(f"class-{index}" for index in range(CLASSES))
     data = made_records(rows, DIM)

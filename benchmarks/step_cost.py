@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.records import conditions, write_result
 from benchmarks.step_ways import CLASSES, DECODERS, Way, build_ways
-from common.noise import SecureNoise
+from common.privacy.noise import SecureNoise
 
 BATCHES, DIMS = (64, 512, 4096), (384, 768, 1536)
 TIME_GOAL, MEMORY_GOAL = 1.3, 1.2

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.clipping import clipped_gradient_sum
-from common.config import RunConfig
-from common.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood, init_encoder_params
-from common.hypernetwork import (
+from common.config.run import RunConfig
+from common.generator.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood, init_encoder_params
+from common.generator.hypernetwork import (
     GeneratorShape,
     class_prior,
     class_scores,
@@ -22,9 +21,10 @@ from common.hypernetwork import (
     init_code,
     init_hypernet_params,
 )
-from common.noise import SecureNoise, add_gaussian
-from common.objective import record_factors
-from common.sampling import UnitBatch
+from common.generator.objective import record_factors
+from common.privacy.clipping import clipped_gradient_sum
+from common.privacy.noise import SecureNoise, add_gaussian
+from common.privacy.sampling import UnitBatch
 
 CLASSES = 11
 Way = Callable[[], object]

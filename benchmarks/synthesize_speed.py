@@ -28,12 +28,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from common.bundle import Bundle, load_bundle
-from common.bundle_parquet import write_rows
-from common.config import RunConfig
-from common.identity import EncoderIdentity
+from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
+from common.publishing.bundle import Bundle, load_bundle
+from common.publishing.parquet import write_rows
+from common.wire.identity import EncoderIdentity
 from server_app.results import write_generator
 
 DIM, CLASSES, THREADS = 768, 11, 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.markdown import as_line, head_of
-from common.rivals import RivalsConfig
+from common.config.rivals import RivalsConfig
 
 OURS = "fedhypevae"
 _COLUMNS = ("synthetic_only", "mixed", "personalised")

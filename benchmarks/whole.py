@@ -25,14 +25,14 @@ from benchmarks.flame import draw_flame, own_times, sample_stack
 from benchmarks.records import RESULTS, conditions, write_result
 from benchmarks.server import CLASSES, DIM, made_records
 from benchmarks.step_ways import DECODERS
-from common.config import RunConfig
-from common.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood
-from common.hypernetwork import GeneratorShape, class_prior, class_scores, code_features, decode
+from common.config.run import RunConfig
+from common.generator.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood
+from common.generator.hypernetwork import GeneratorShape, class_prior, class_scores, code_features, decode
 from common.loop import run_loop
-from common.methods import hypevae_site
 from common.methods.base import ServerState, Tensors
-from common.noise import NoiseSource
-from common.sampling import UnitBatch
+from common.methods.fedhypevae import site as hypevae_site
+from common.privacy.noise import NoiseSource
+from common.privacy.sampling import UnitBatch
 
 SITES, RECORDS, ROUNDS, EPOCHS = 10, 1_613, 50, 5
 

@@ -16,19 +16,19 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.asked import read_words, read_work
-from client_app.data import read_facts
-from client_app.egress import check_reply
+from client_app.answers.scores import answer_baseline, answer_evaluate
+from client_app.answers.secure_sum import answer_check, answer_keys, answer_masked, answer_shares, answer_unmask
+from client_app.answers.training import answer_statistics, answer_train
 from client_app.place import Place, find_place
-from client_app.schedule import reply_seconds, wait_for_turn
-from client_app.scores import answer_baseline, answer_evaluate
-from client_app.secagg import answer_check, answer_keys, answer_masked, answer_shares, answer_unmask
+from client_app.policy.asked import read_words, read_work
+from client_app.records import read_facts
+from client_app.release.egress import check_reply
+from client_app.release.schedule import reply_seconds, wait_for_turn
 from client_app.site_log import write_log
 from client_app.task import Answer, Work
-from client_app.work import answer_statistics, answer_train
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import FedHypeVAEError, PolicyRefusal
-from common.wire import Kind
+from common.wire.allow_list import Kind
 
 app = ClientApp()
 

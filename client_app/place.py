@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client_app.data import Simulated
-from client_app.site import SitePolicy, load_policy
-from common.config import FederationConfig, PrivacyConfig
+from client_app.policy.policy import SitePolicy, load_policy
+from client_app.records import Simulated
+from common.config.run import FederationConfig, PrivacyConfig
 from common.errors import DataError
 
 Scalar = str | int | float | bool

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from client_app.data import check_matches, read_facts
 from client_app.place import Place
-from client_app.request import RunRequest, short
+from client_app.policy.request import RunRequest, short
+from client_app.records import check_matches, read_facts
 from common.errors import PolicyRefusal
-from common.events import PrivacyEvent
 from common.methods import get_method
 from common.methods.base import RunContext
+from common.methods.shared_sums import assumptions_of
+from common.privacy.events import PrivacyEvent
 from common.secagg.assumptions import charged_events
-from common.secagg.release import assumptions_of
 
 
 @dataclass(frozen=True)

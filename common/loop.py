@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from common.aggregate import gather
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import (
     Artifact,
@@ -23,11 +22,7 @@ from common.methods.base import (
     StepInput,
     Tensors,
 )
-from common.noise import NoiseSource, SecureNoise, TestNoise
-from common.robust import settled
-from common.sampling import SiteData
-from common.secagg.quantise import add_up, encode
-from common.secagg.release import (
+from common.methods.shared_sums import (
     check_shares_noise,
     combined_statistics,
     mean_uploads,
@@ -36,8 +31,13 @@ from common.secagg.release import (
     statistics_vector,
     training_arguments,
 )
-from common.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics, release_statistics
-from common.transfer import (
+from common.methods.uploads import gather
+from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
+from common.privacy.robust import settled
+from common.privacy.sampling import SiteData
+from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics, release_statistics
+from common.secagg.quantise import add_up, encode
+from common.wire.versions import (
     Held,
     from_wire,
     held_key,

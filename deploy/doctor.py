@@ -17,9 +17,9 @@ from pathlib import Path
 
 from common.errors import FedHypeVAEError
 from deploy.doctor_ledger import ledger_advice, ledger_faults
-from deploy.folders import ServerFolder, SiteFolder
-from deploy.keys import fingerprint, read_certificate
-from deploy.reach import examine_link
+from deploy.machine.folder_settings import ServerFolder, SiteFolder
+from deploy.machine.keys import fingerprint, read_certificate
+from deploy.machine.reach import examine_link
 
 SAME_RELEASE = ("fedhypevae", "flwr", "torch", "safetensors")
 _NEEDED_BYTES = 2_000_000_000
@@ -115,7 +115,7 @@ def _control(host: str) -> Iterable[str]:
 
 def _refused(server: ServerFolder) -> Iterable[str]:
     """The sites that broke a rule in the newest run, as its server noted them."""
-    from deploy.live import find_status
+    from deploy.machine.live import find_status
     from server_app.checkpoint import load_checkpoint
 
     try:
@@ -209,8 +209,8 @@ def _certificate(path: Path, now: datetime) -> Iterable[str]:
 
 
 def _policy(site: SiteFolder) -> Iterable[str]:
-    from client_app.site import load_policy
-    from deploy.approve import approved_apps
+    from client_app.policy.policy import load_policy
+    from deploy.site.approve import approved_apps
 
     path = site.path / "policy.toml"
     policy = load_policy(path)
@@ -232,9 +232,9 @@ def _policy(site: SiteFolder) -> Iterable[str]:
 
 def _peers(site: SiteFolder) -> Iterable[str]:
     """The list that secure aggregation needs."""
-    from client_app.peers import pinned_peers
+    from client_app.answers.peers import pinned_peers
     from client_app.place import find_place
-    from common.config import RunConfig
+    from common.config.run import RunConfig
 
     config = RunConfig()
     node = {"data-dir": str(site.path), "site-name": site.settings.name}
@@ -245,7 +245,7 @@ def _peers(site: SiteFolder) -> Iterable[str]:
 
 
 def _data(site: SiteFolder, agreed: Mapping[str, object]) -> Iterable[str]:
-    from embeddings.store import read_store
+    from embeddings.store.file import read_store
 
     if not site.data.is_file():
         return [f"data: no embeddings at {site.data}: make them with `fedhypevae embed`"]

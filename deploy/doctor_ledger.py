@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from common.errors import FedHypeVAEError
-from deploy.folders import SiteFolder
+from deploy.machine.folder_settings import SiteFolder
 
 if TYPE_CHECKING:
-    from client_app.site import SitePolicy
+    from client_app.policy.policy import SitePolicy
 
 
 def ledger_faults(site: SiteFolder) -> Iterable[str]:
     """What keeps a site from releasing, or would let an old ledger go unnoticed."""
-    from client_app.ledger import Ledger
+    from client_app.ledger.ledger import Ledger
 
     policy = _readable_policy(site)
     if policy is None:
@@ -61,7 +61,7 @@ def ledger_advice(site: SiteFolder) -> Iterable[str]:
 
 
 def _readable_policy(site: SiteFolder) -> SitePolicy | None:
-    from client_app.site import load_policy
+    from client_app.policy.policy import load_policy
 
     try:
         return load_policy(site.path / "policy.toml")

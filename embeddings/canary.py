@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.encoders import Encoder
+from embeddings.encoders.load import Encoder
 
 CANARY_FILE = Path(__file__).parent / "canary.png"
 
@@ -28,7 +28,7 @@ def draw() -> NDArray[np.uint8]:
 
 def embed_canary(encoder: Encoder) -> NDArray[np.float32]:
     """Embed the canary through the same steps as a site's images; returns (d,) float32."""
-    from embeddings.images import read_image
+    from embeddings.readers.images import read_image
 
     prepared = encoder.prepare(read_image(CANARY_FILE, CANARY_FILE.name))
     batch = np.zeros((encoder.batch_size, *prepared.shape), dtype=prepared.dtype)

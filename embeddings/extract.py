@@ -20,17 +20,16 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from common.agreement import encode
 from common.durable import OWNER_FILE, create_private, make_private
 from common.errors import DataError
-from common.identity import EncoderIdentity
+from common.wire.agreement import encode
+from common.wire.identity import EncoderIdentity
 from embeddings.canary import embed_canary
-from embeddings.encoders import Encoder, identity_of
-from embeddings.parts import Parts
-from embeddings.patients import KEY_BYTES, image_key, patient_number
+from embeddings.encoders.load import Encoder, identity_of
 from embeddings.pipeline import Item, embed_batches
-from embeddings.readers import Listing
-from embeddings.store import (
+from embeddings.readers.folders import Listing
+from embeddings.readers.patients import KEY_BYTES, image_key, patient_number
+from embeddings.store.file import (
     EmbeddingSet,
     SetMetadata,
     content_fingerprint,
@@ -39,6 +38,7 @@ from embeddings.store import (
     stored_precision,
     write_chunks,
 )
+from embeddings.store.parts import Parts
 
 PART_ROWS = 256
 

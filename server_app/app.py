@@ -12,14 +12,14 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import RunConfig
+from common.assurance.statement import why_not_private
+from common.config.run import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
-from common.privacy_statement import why_not_private
-from common.secagg.release import check_shares_noise
-from common.transfer import Held
-from common.wire import dump_context, essence, load_context
+from common.methods.shared_sums import check_shares_noise
+from common.wire.allow_list import dump_context, essence, load_context
+from common.wire.versions import Held
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from common.errors import WireError
-from common.wire import Kind, dtype_of
+from common.wire.allow_list import Kind, dtype_of
 
 _STYPE = "numpy.ndarray"
 _MAGIC = b"\x93NUMPY\x01\x00"

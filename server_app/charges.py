@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from common.errors import ConfigError, WireError
-from common.events import PrivacyEvent
 from common.methods.base import Method, RunContext
+from common.methods.shared_sums import assumptions_of
+from common.privacy.events import PrivacyEvent
 from common.secagg.assumptions import charged_events
-from common.secagg.release import assumptions_of
 
 # A site that crashes is charged for every attempt, and a server that is resumed asks again: room for that.
 _ATTEMPTS = 10

@@ -16,8 +16,8 @@ from torch import Tensor
 from common import durable
 from common.errors import ConfigError, FedHypeVAEError
 from common.methods.base import ServerState
-from common.statistics import ReleasedStatistics
-from common.transfer import Held
+from common.privacy.statistics import ReleasedStatistics
+from common.wire.versions import Held
 
 _FILE = "checkpoint.safetensors"
 _PARTS = ("params", "memory")

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.compression import OFF
 from common.methods.base import Method, RunContext, ServerState, Tensors
-from common.transfer import Held, held_key, next_held
-from common.wire import PACKED
+from common.wire.allow_list import PACKED
+from common.wire.compression import OFF
+from common.wire.versions import Held, held_key, next_held
 
 
 class Member(Protocol):

@@ -9,11 +9,11 @@ import torch
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from common.accounting import calibrate_noise_multiplier
-from common.classifier import LinearHead, fit_linear_head
+from common.evaluation.scores import LinearHead, fit_linear_head
 from common.methods.base import Artifact, RunContext, seeded
-from common.statistics import ReleasedStatistics, class_means_spec, combine_statistics
-from common.wire import SCORE_NAMES
+from common.privacy.calibration import calibrate_noise_multiplier
+from common.privacy.statistics import ReleasedStatistics, class_means_spec, combine_statistics
+from common.wire.allow_list import SCORE_NAMES
 from server_app.statistics_bounds import StatisticsBounds
 from server_app.strategy import FederatedStrategy
 

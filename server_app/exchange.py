@@ -15,9 +15,9 @@ from flwr.serverapp import Grid
 from httpx import HTTPError
 from torch import Tensor
 
-from common.compression import OFF
 from common.errors import StaleError, WireError
-from common.wire import Kind
+from common.wire.allow_list import Kind
+from common.wire.compression import OFF
 from server_app.charges import NO_CHARGES, Charges
 from server_app.replies import Declined, Expected, Reply, Shapes, read_reply
 

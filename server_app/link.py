@@ -10,15 +10,15 @@ from typing import NoReturn
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from common.compression import OFF
 from common.errors import FederationError, WireError
 from common.methods.base import Method, RunContext, Shapes, Tensors
+from common.methods.shared_sums import assumptions_of
 from common.secagg.messages import Session, asked_digest
 from common.secagg.primitives import digest
 from common.secagg.quantise import Quantisation
-from common.secagg.release import assumptions_of
-from common.transfer import upload_reference
-from common.wire import Kind, dump_context
+from common.wire.allow_list import Kind, dump_context
+from common.wire.compression import OFF
+from common.wire.versions import upload_reference
 from server_app.charges import Charges
 from server_app.checkpoint import Progress
 from server_app.downlink import Downlink, Parcel

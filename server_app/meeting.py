@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
-from common.agreement import check_sites
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import MeetingError, WireError
-from common.identity import EncoderIdentity
-from common.wire import SiteFacts
+from common.wire.agreement import check_sites
+from common.wire.allow_list import SiteFacts
+from common.wire.identity import EncoderIdentity
 from server_app.exchange import build_messages, exchange
 from server_app.link import Member
 from server_app.progress import RoundPrinter

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
-from common.agreement import require_agreement
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import FedHypeVAEError, MeetingError
-from common.wire import SiteFacts
+from common.wire.agreement import require_agreement
+from common.wire.allow_list import SiteFacts
 from server_app.link import Member
 from server_app.meeting import Meeting, say_hello
 from server_app.refusals import Refusals

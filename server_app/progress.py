@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.composition import epsilon_pld
-from common.events import PrivacyEvent
+from common.privacy.composition import epsilon_pld
+from common.privacy.events import PrivacyEvent
 
 _PACE_ROUNDS = 10
 

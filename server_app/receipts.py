@@ -1,8 +1,8 @@
 """The receipts that sites gave with their releases, brought back with every further request, in later runs too.
 
-A site holds what comes back against its ledger, and refuses if that one is older (`client_app.receipts`). The server
-can't check them and need not: each goes to the node that sent it, and to no other. A deployed server keeps them in one
-file for all its runs, by the node id that Flower gave the site's key: a name could be claimed by another site.
+A site holds what comes back against its ledger, and refuses if that one is older (`client_app.ledger.receipts`). The
+server can't check them and need not: each goes to the node that sent it, and to no other. A deployed server keeps them
+in one file for all its runs, by the node id that Flower gave the site's key: a name could be claimed by another site.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from torch import Tensor
 
 from common import errors
-from common.agreement import decode
-from common.compression import OFF
 from common.errors import DataError, FedHypeVAEError, StaleError, WireError
-from common.events import PrivacyEvent
-from common.identity import EncoderIdentity
 from common.names import SITE_NAME
-from common.transfer import from_wire, wire_shapes
-from common.wire import REPLY_WORDS, SCORE_PARTS, Kind, SiteFacts, check_scores
+from common.privacy.events import PrivacyEvent
+from common.wire.agreement import decode
+from common.wire.allow_list import REPLY_WORDS, SCORE_PARTS, Kind, SiteFacts, check_scores
+from common.wire.compression import OFF
+from common.wire.identity import EncoderIdentity
+from common.wire.versions import from_wire, wire_shapes
 from server_app.arrays import read_tensors
 from server_app.charges import NO_CHARGES, Charges
 

@@ -10,17 +10,17 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from common.bundle import FORCED, ROWS
-from common.bundle_parquet import set_notes, write_rows
-from common.classifier import Split
-from common.clipping import NEIGHBOURING
-from common.composition import epsilon_pld
-from common.identity import EncoderIdentity
+from common.assurance.shared_noise import shared_noise_facts
+from common.assurance.statement import SiteCharge, StatementFacts, build_statement, why_not_private
+from common.evaluation.scores import Split
 from common.methods.base import Artifact, Method, RunContext
-from common.privacy_statement import SiteCharge, StatementFacts, build_statement, why_not_private
-from common.row_sets import ROWS_FORMAT, published_set
-from common.secagg.statement import shared_noise_facts
-from common.wire import dump_context
+from common.privacy.clipping import NEIGHBOURING
+from common.privacy.composition import epsilon_pld
+from common.publishing.bundle import FORCED, ROWS
+from common.publishing.parquet import set_notes, write_rows
+from common.publishing.row_sets import ROWS_FORMAT, published_set
+from common.wire.allow_list import dump_context
+from common.wire.identity import EncoderIdentity
 from server_app.checkpoint import Progress, write_atomically
 from server_app.progress import epsilon_per_site, read_events
 
@@ -28,7 +28,7 @@ ACCOUNTANT = "privacy loss distributions (dp-accounting), within the run"
 
 
 def draw_published(context: RunContext, artifact: Artifact) -> Split | None:
-    """The run's synthetic set (`common.row_sets`), in memory; None for a method that publishes no samples."""
+    """The run's synthetic set (`common.publishing.row_sets`) in memory; None for a method without samples."""
     due = published_set(context, artifact)
     return None if due is None else due.all()
 

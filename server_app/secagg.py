@@ -27,7 +27,7 @@ from common.secagg.messages import (
 from common.secagg.quantise import Quantisation, Words, unpack
 from common.secagg.server import check_revealed, unmask
 from common.secagg.site import is_masked_signed
-from common.wire import MASKED
+from common.wire.allow_list import MASKED
 from server_app.downlink import Member
 from server_app.faults import Faults
 from server_app.replies import Reply

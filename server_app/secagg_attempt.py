@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from common.errors import FederationError
 from common.methods.base import Shapes, Tensors
 from common.secagg.messages import Session
-from common.wire import Kind
+from common.wire.allow_list import Kind
 from server_app.charges import NO_CHARGES, Charges
 from server_app.downlink import Member, Parcel
 from server_app.exchange import Outcome, build_messages, exchange

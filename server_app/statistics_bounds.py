@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from common.compression import OFF, code_bits
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import WireError
-from common.statistics import StatisticsSpec, part_weights
+from common.privacy.statistics import StatisticsSpec, part_weights
+from common.wire.compression import OFF, code_bits
 
 # Standard deviations that noise and rounding are given: beyond 7, a normal falls once in 10^12 draws.
 _DEVIATIONS = 7.0

@@ -17,21 +17,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from common.aggregate import gather
+from common.assurance.statement import why_not_private
 from common.errors import FederationError, WireError
 from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
-from common.privacy_statement import why_not_private
-from common.robust import settled
-from common.secagg.release import (
+from common.methods.shared_sums import (
     mean_statistics,
     mean_uploads,
     shared_statistics_noise,
     statistics_arguments,
     training_arguments,
 )
-from common.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics
-from common.transfer import Held
-from common.wire import Kind, check_tensors
+from common.methods.uploads import gather
+from common.privacy.robust import settled
+from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics
+from common.wire.allow_list import Kind, check_tensors
+from common.wire.versions import Held
 from server_app.bounds import check_norm, largest_norm
 from server_app.checkpoint import Progress, save_checkpoint, with_round
 from server_app.downlink import Downlink

@@ -39,7 +39,7 @@ def numbers(name: str) -> Numbers:
     import torch
 
     from common import loop  # what this module imports is found wherever a commit keeps it
-    from common.config import RunConfig
+    from common.config.run import RunConfig
 
     variant = next(v for v in sorted(VARIANTS, key=len, reverse=True) if name.endswith(v))
     settings = {**SETTINGS, **VARIANTS[variant], "method": name.removesuffix(variant), "num-rounds": 2}

@@ -27,14 +27,14 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
-from client_app.ledger import Ledger
-from client_app.ledger_runs import Run
-from client_app.policy_template import policy_template
-from client_app.release_log import Release, ReleaseLog
-from client_app.site import load_policy
-from common.identity import EncoderIdentity
-from embeddings.sets import EmbeddingSet, SetMetadata
-from embeddings.store import write_store
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.runs import Run
+from client_app.policy.policy import load_policy
+from client_app.policy.template import policy_template
+from client_app.release.log import Release, ReleaseLog
+from common.wire.identity import EncoderIdentity
+from embeddings.store.file import write_store
+from embeddings.store.sets import EmbeddingSet, SetMetadata
 from server_app.app import app as server_app
 
 CLASSES = ("liver", "lung", "spleen")

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.classifier import Split
-from common.generator_rows import RowSettings, generator_law
-from common.hypernetwork import GeneratorShape
-from common.row_law import RowDrawer, RowLaw
-from common.row_numbers import row_key
-from common.synthesis import MetaCodes
-from common.tape import Tensors
+from common.evaluation.scores import Split
+from common.generator.hypernetwork import GeneratorShape
+from common.generator.meta_code import MetaCodes
+from common.generator.row_law import RowDrawer, RowLaw
+from common.generator.row_numbers import row_key
+from common.generator.rows import RowSettings, generator_law
+from common.generator.tape import Tensors
 
 
 def rows_of(law: RowLaw, labels: Tensor, seed: int = 0, tries: int = 1) -> Split:

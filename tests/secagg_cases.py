@@ -9,7 +9,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from deploy.keys import make_node_key
+from deploy.machine.keys import make_node_key
 from tests.harness import Federation, Handler, HarnessSite
 
 Tamper = Callable[[HarnessSite, Message, Handler], Message | None]

@@ -59,5 +59,5 @@ def test_app_package_holds_no_data() -> None:
 
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["fab-include"]
     assert patterns
-    assert all(pattern.endswith(".py") or pattern == "common/*.json" for pattern in patterns)
-    assert [path.name for path in (ROOT / "common").glob("*.json")] == ["privacy_statement.schema.json"]
+    assert all(pattern.endswith(".py") or pattern == "common/**/*.json" for pattern in patterns)
+    assert [path.name for path in (ROOT / "common").rglob("*.json")] == ["privacy_statement.schema.json"]

@@ -8,18 +8,18 @@ from common.errors import ConfigError
 from common.methods.base import Method
 
 _MODULES = {
-    "fedhypevae": "common.methods.fedhypevae",
-    "fedavg": "common.methods.fedavg",
-    "fedprox": "common.methods.fedprox",
-    "fedlambda": "common.methods.fedlambda",
-    "dp_fedsgd": "common.methods.dp_fedsgd",
-    "dp_cvae": "common.methods.dp_cvae",
-    "dp_cgan": "common.methods.dp_cgan",
-    "dp_gauss": "common.methods.dp_gauss",
-    "mh_pfedhn": "common.methods.mh_pfedhn",
-    "mh_pfedhn_dp": "common.methods.mh_pfedhn",
-    "mh_pfedhn_gd": "common.methods.mh_pfedhn_gd",
-    "mh_pfedhn_gd_dp": "common.methods.mh_pfedhn_gd",
+    "fedhypevae": "common.methods.fedhypevae.server",
+    "fedavg": "common.methods.heads.fedavg",
+    "fedprox": "common.methods.heads.fedprox",
+    "fedlambda": "common.methods.heads.fedlambda",
+    "dp_fedsgd": "common.methods.heads.dp_fedsgd",
+    "dp_cvae": "common.methods.generators.dp_cvae",
+    "dp_cgan": "common.methods.generators.dp_cgan",
+    "dp_gauss": "common.methods.generators.dp_gauss",
+    "mh_pfedhn": "common.methods.mh_pfedhn.personal",
+    "mh_pfedhn_dp": "common.methods.mh_pfedhn.personal",
+    "mh_pfedhn_gd": "common.methods.mh_pfedhn.taught",
+    "mh_pfedhn_gd_dp": "common.methods.mh_pfedhn.taught",
 }
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from common.config import RunConfig
-from common.events import PrivacyEvent, gaussian, sampled_gaussian
-from common.noise import NoiseSource
-from common.row_law import RowLaw
-from common.sampling import SiteData
-from common.statistics import ReleasedStatistics, StatisticsSpec
+from common.config.run import RunConfig
+from common.generator.row_law import RowLaw
+from common.privacy.events import PrivacyEvent, gaussian, sampled_gaussian
+from common.privacy.noise import NoiseSource
+from common.privacy.sampling import SiteData
+from common.privacy.statistics import ReleasedStatistics, StatisticsSpec
 
 Tensors = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -251,7 +251,7 @@ def private_plan(config: RunConfig) -> PrivacyPlan:
     Returns:
         The plan; its events together have ε at most `privacy.epsilon`. Noise 0 where ε is infinite.
     """
-    from common.accounting import calibrate_noise_multiplier, split_budget
+    from common.privacy.calibration import calibrate_noise_multiplier, split_budget
 
     privacy, training = config.privacy, config.training
     spare = privacy.spare_rounds if training.num_rounds else 0

@@ -20,9 +20,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from common.config import PrivacyConfig
+from common.config.run import PrivacyConfig
 from common.errors import ConfigError
-from common.events import PrivacyEvent
+from common.privacy.events import PrivacyEvent
 
 
 @dataclass(frozen=True)

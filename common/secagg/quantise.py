@@ -23,7 +23,7 @@ variation over every coordinate of every round (`aliasing_bound`).
 This is the distributed discrete Gaussian of Kairouz et al. (2021) with rounding in place of conditioning on integers:
 chosen over Skellam noise (Agarwal et al. 2021) because its sum is dominated by the Gaussian mechanism exactly, where
 Skellam has a Renyi bound alone, which neither the ledger's loss distributions nor Poisson sampling could use as it is.
-Normals are drawn in float64: its own rounding is the caveat that local noise has too (`common.noise`).
+Normals are drawn in float64: its own rounding is the caveat that local noise has too (`common.privacy.noise`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
-from common.noise import NoiseSource
+from common.privacy.noise import NoiseSource
 from common.secagg.assumptions import Assumptions
 
 Words = NDArray[np.uint64]

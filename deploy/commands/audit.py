@@ -13,8 +13,8 @@ from deploy.commands.demo import parse_setting
 from deploy.console import say
 
 if TYPE_CHECKING:
-    from common.audit import AuditResult
-    from common.config import RunConfig
+    from common.assurance.audit import AuditResult
+    from common.config.run import RunConfig
 
 SUM_IS_ATTACKED = "secure aggregation: the sum of the sites is attacked, with its whole noise; the masks are not"
 _SITES_OF_A_SUM = 10  # any number that may share noise: the sum's noise does not depend on it
@@ -45,7 +45,7 @@ def audit(
 
     Example: fedhypevae audit --epsilon 2 --rounds 20 --set sampling-rate=0.5
     """
-    from common.config import RunConfig
+    from common.config.run import RunConfig
     from common.errors import FedHypeVAEError
     from common.methods import get_method
     from server_app.checkpoint import write_atomically
@@ -84,9 +84,9 @@ def _audits(
 ) -> list[AuditResult]:
     from rich.progress import Progress
 
-    from common.audit import one_run_audit, two_world_audit
+    from common.assurance.audit import one_run_audit, two_world_audit
+    from common.assurance.audit_statistics import audit_statistics
     from common.methods import get_method
-    from deploy.release.audit_statistics import audit_statistics
 
     results = []
     with Progress(transient=True) as bar:
@@ -143,10 +143,10 @@ def _inversion(config: RunConfig, cache: Path, output: Path) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from common.inversion import invert_batch_of_one
+    from common.assurance.inversion import invert_batch_of_one
     from common.methods import get_method
-    from common.noise import SecureNoise
-    from embeddings.simulated import DEMO_CLASSES, DEMO_FILE, load_pool, pool_path
+    from common.privacy.noise import SecureNoise
+    from embeddings.simulation.simulated import DEMO_CLASSES, DEMO_FILE, load_pool, pool_path
 
     noise = get_method(config.method).plan(config).training_noise
     if config.method != "fedhypevae" or noise is None:

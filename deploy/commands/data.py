@@ -14,8 +14,8 @@ from deploy.console import console, say, working
 if TYPE_CHECKING:
     import numpy as np
 
-    from embeddings.partition import Rows
-    from embeddings.sets import EmbeddingSet
+    from embeddings.simulation.partition import Rows
+    from embeddings.store.sets import EmbeddingSet
 
 app = typer.Typer(no_args_is_help=True, help="Check, compare, partition and import embedding stores.")
 
@@ -37,8 +37,8 @@ def check(
     import numpy as np
     from rich.table import Table
 
-    from embeddings.quality import inspect, load_unchecked
-    from embeddings.quality_page import facts, render_page
+    from embeddings.quality.quality import inspect, load_unchecked
+    from embeddings.quality.quality_page import facts, render_page
 
     printed = console()
     with working("Examining ..."):
@@ -68,8 +68,8 @@ def compare(
 
         fedhypevae data compare site-a.parquet site-b.parquet
     """
-    from common.agreement import check_sites
-    from embeddings.store import read_metadata
+    from common.wire.agreement import check_sites
+    from embeddings.store.file import read_metadata
 
     sites = {str(store): read_metadata(store) for store in stores}
     found = check_sites(sites)
@@ -100,9 +100,9 @@ def partition(
 
     import numpy as np
 
-    from embeddings.partition import split_site
-    from embeddings.pictures import who_has_what
-    from embeddings.store import read_store, stored_precision, write_store
+    from embeddings.quality.pictures import who_has_what
+    from embeddings.simulation.partition import split_site
+    from embeddings.store.file import read_store, stored_precision, write_store
 
     data = read_store(store)
     parts = _parts(data, by, sites, alpha, np.random.default_rng([seed, 0]))
@@ -141,9 +141,9 @@ def import_(
         fedhypevae data import ham_sscd.npz --out ham.parquet --encoder sscd --revision 1 --preprocessing "288
         px" --patients-array lesion_id
     """
-    from common.identity import EncoderIdentity
-    from embeddings.arrays import ReadyNames, import_ready
-    from embeddings.patients import default_salt_path, load_salt
+    from common.wire.identity import EncoderIdentity
+    from embeddings.readers.arrays import ReadyNames, import_ready
+    from embeddings.readers.patients import default_salt_path, load_salt
 
     names = ReadyNames(embeddings_array, labels_array, patients=patients_array, columns=tuple(column or ()))
     given = None if classes is None else tuple(name.strip() for name in classes.split(","))
@@ -159,7 +159,7 @@ def import_(
 
 
 def _parts(data: EmbeddingSet, by: str, sites: int, alpha: float, rng: np.random.Generator) -> dict[str, Rows]:
-    from embeddings.partition import (
+    from embeddings.simulation.partition import (
         partition_by_column,
         partition_by_patient,
         partition_dirichlet,

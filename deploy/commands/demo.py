@@ -27,8 +27,8 @@ def demo(
 
     Example: fedhypevae demo --rounds 20 --epsilon 1 --set latent-dim=8
     """
-    from deploy.demonstration import check_settings, clear_output, present
-    from deploy.simulate import simulate
+    from deploy.simulation.demonstration import check_settings, clear_output, present
+    from deploy.simulation.simulate import simulate
 
     app_folder = Path(__file__).resolve().parents[2]
     work_folder = Path(os.environ.get("FEDHYPEVAE_HOME") or Path.cwd()).resolve()

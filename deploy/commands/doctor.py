@@ -20,7 +20,7 @@ def doctor(
     """
 
     from deploy.doctor import advise_site, examine_server, examine_site
-    from deploy.folders import ServerFolder, SiteFolder
+    from deploy.machine.folder_settings import ServerFolder, SiteFolder
 
     advice: list[str] = []
     with working("looking"):

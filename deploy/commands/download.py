@@ -23,8 +23,8 @@ def download(
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from deploy.download import SOURCES, Advance
-    from deploy.download import download as fetch_source
+    from deploy.simulation.download import SOURCES, Advance
+    from deploy.simulation.download import download as fetch_source
 
     if name not in SOURCES:
         raise ConfigError(f"unknown image set {name!r}: expected one of {', '.join(SOURCES)}")

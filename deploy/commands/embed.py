@@ -11,9 +11,9 @@ from common.errors import ConfigError, DataError
 from deploy.console import console
 
 if TYPE_CHECKING:
-    from embeddings.encoders import EncoderOptions
+    from embeddings.encoders.load import EncoderOptions
     from embeddings.extract import Outcome
-    from embeddings.readers import FolderOptions, Listing
+    from embeddings.readers.folders import FolderOptions, Listing
 
 _SHOWN = 5
 
@@ -65,10 +65,10 @@ def embed(
     """
     import warnings
 
-    from embeddings.encoders import EncoderOptions
-    from embeddings.labels import LabelColumns
-    from embeddings.patients import default_salt_path, load_salt
-    from embeddings.readers import FolderOptions
+    from embeddings.encoders.load import EncoderOptions
+    from embeddings.readers.folders import FolderOptions
+    from embeddings.readers.labels import LabelColumns
+    from embeddings.readers.patients import default_salt_path, load_salt
 
     # A damaged file's warning would hide the one line that says what became of it; and it may quote a header.
     warnings.simplefilter("ignore")
@@ -107,15 +107,15 @@ def embed(
 
 def _folder(images: Path, labels: Path | None, reading: FolderOptions) -> Listing:
     from embeddings.progress import progress
-    from embeddings.readers import list_folder
+    from embeddings.readers.folders import list_folder
 
     with progress("Reading labels and headers", None) as advance:
         return list_folder(images, labels, reading, advance)
 
 
 def _archive(images: Path, out: Path, reading: FolderOptions) -> Listing:
-    from embeddings.arrays import is_medmnist, list_medmnist
     from embeddings.extract import work_folder
+    from embeddings.readers.arrays import is_medmnist, list_medmnist
 
     if not is_medmnist(images):
         raise DataError(
@@ -132,7 +132,7 @@ def _extract(
 ) -> Outcome:
     import shutil
 
-    from embeddings.encoders import load_encoder
+    from embeddings.encoders.load import load_encoder
     from embeddings.extract import extract, work_folder
     from embeddings.progress import progress
 
@@ -175,7 +175,7 @@ def _classes(text: str | None) -> tuple[str, ...] | None:
 
 
 def _window(text: str | None) -> Any:
-    from embeddings.dicom import Window
+    from embeddings.readers.dicom import Window
 
     if text is None:
         return None

@@ -12,7 +12,7 @@ from deploy.console import console, working
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from common.bundle_evaluation import Evaluation, HeadKind
+    from common.publishing.worth import Evaluation, HeadKind
 
 _HEADS = {"linear": "linear", "mlp": "small network", "knn": "nearest neighbours"}
 _WAYS = {
@@ -41,13 +41,13 @@ def evaluate(
     """
     import json
 
-    from common.bundle import load_bundle
-    from common.bundle_evaluation import HEADS
-    from common.bundle_evaluation import evaluate as measure
     from common.durable import write_atomically
     from common.errors import ConfigError, DataError
+    from common.publishing.bundle import load_bundle
+    from common.publishing.worth import HEADS
+    from common.publishing.worth import evaluate as measure
     from deploy.report.own import own_rows
-    from embeddings.store import read_store
+    from embeddings.store.file import read_store
 
     asked = [name.strip() for name in heads.split(",") if name.strip()]
     kinds: list[HeadKind] = [kind for kind in HEADS if kind in asked]

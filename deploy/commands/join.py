@@ -27,13 +27,13 @@ def join(
     Example: fedhypevae join bundle --data site.parquet --out personal.parquet
     """
 
-    from common.bundle import load_bundle
-    from common.classifier import score
     from common.errors import ConfigError
-    from deploy.head_file import save_head
-    from deploy.joining import STAYS, personal_model, personal_set
+    from common.evaluation.scores import score
+    from common.publishing.bundle import load_bundle
+    from deploy.classifier.file import save_head
+    from deploy.classifier.joining import STAYS, personal_model, personal_set
     from deploy.report.own import own_rows
-    from embeddings.store import read_store
+    from embeddings.store.file import read_store
 
     if out.exists():
         raise ConfigError(f"{out} exists already: name a file that does not with --out")

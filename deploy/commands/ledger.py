@@ -12,7 +12,7 @@ from deploy.console import console, say, working
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from client_app.ledger_upkeep import Spent
+    from client_app.ledger.upkeep import Spent
 
 app = typer.Typer(no_args_is_help=True, help="Show, check, copy and move a site's privacy ledger.")
 
@@ -34,7 +34,7 @@ def create(
     Example: fedhypevae ledger create /srv/site/ledger.db --cohort st-anna-breast --witness
     /mnt/b/witness.json
     """
-    from client_app.ledger import Ledger
+    from client_app.ledger.ledger import Ledger
 
     with Ledger.create(path, cohort, witness) as ledger:
         say(f"created {path} for cohort {cohort}; receipt {ledger.head}")
@@ -51,8 +51,8 @@ def show(
     Example: fedhypevae ledger show /srv/site/ledger.db
     """
 
-    from client_app.ledger import Ledger
-    from common.privacy_filter import filter_share_spent
+    from client_app.ledger.ledger import Ledger
+    from common.privacy.filter import filter_share_spent
 
     with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
         runs = list(ledger.runs.values())
@@ -109,8 +109,8 @@ def verify(
 
     Example: fedhypevae ledger verify /srv/site/ledger.db --witness /mnt/b/witness.json --receipt 12:5f0c...
     """
-    from client_app.ledger import Head, Ledger
-    from client_app.release_log import ReleaseLog
+    from client_app.ledger.ledger import Head, Ledger
+    from client_app.release.log import ReleaseLog
 
     with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
         head = ledger.verify(None if receipt is None else Head.parse(receipt))
@@ -132,7 +132,7 @@ def export(path: LedgerPath, destination: Destination, witness: WitnessPath = No
 
     Example: fedhypevae ledger export /srv/site/ledger.db ledger.json
     """
-    from client_app.ledger import Ledger
+    from client_app.ledger.ledger import Ledger
     from common.errors import DataError
 
     if destination.exists():
@@ -148,7 +148,7 @@ def backup(path: LedgerPath, destination: Destination, witness: WitnessPath = No
 
     Example: fedhypevae ledger backup /srv/site/ledger.db /mnt/backup/ledger-2026-11-21.db
     """
-    from client_app.ledger import Ledger
+    from client_app.ledger.ledger import Ledger
 
     with Ledger.open(path, None, witness, read_only=True) as ledger:
         say(f"copied to {destination}; receipt {ledger.backup(destination)}")
@@ -160,7 +160,7 @@ def move(path: LedgerPath, destination: Destination, witness: WitnessPath = None
 
     Example: fedhypevae ledger move /srv/site/ledger.db /data/site/ledger.db --witness /mnt/b/witness.json
     """
-    from client_app.ledger import Ledger
+    from client_app.ledger.ledger import Ledger
 
     with Ledger.open(path, None, witness, allow_moved=True) as ledger:
         head = ledger.move(destination)
@@ -177,7 +177,7 @@ def close(
 
     Example: fedhypevae ledger close /srv/site/ledger.db spring-run --witness /mnt/b/witness.json
     """
-    from client_app.ledger import Ledger
+    from client_app.ledger.ledger import Ledger
 
     with Ledger.open(path, None, witness) as ledger:
         say(f"closed {run}; receipt {ledger.close_run(run, 'closed by the site')}")
@@ -195,7 +195,7 @@ def accept_witness(
 
     Example: fedhypevae ledger witness /srv/site/ledger.db /mnt/b/witness.json
     """
-    from client_app.ledger import Ledger
+    from client_app.ledger.ledger import Ledger
 
     with Ledger.open(path, None) as ledger:
         if not yes:

@@ -13,9 +13,9 @@ from deploy.commands.demo import parse_setting
 from deploy.console import console, said, say
 
 if TYPE_CHECKING:
-    from common.config import RunConfig
-    from common.planner import Cohort, RunPlan
-    from common.sampling import SiteData
+    from common.assurance.plan import Cohort, RunPlan
+    from common.config.run import RunConfig
+    from common.privacy.sampling import SiteData
 
 # Seconds a round takes beside the sites' computing, over TLS: polling, starting processes (three and ten sites).
 _FEW_SITES, _FEW_S, _MANY_SITES, _MANY_S = 3, 6.3, 10, 13.5
@@ -46,8 +46,8 @@ def plan(
 
     Example: fedhypevae plan --epsilon 1 --sites 10 --records 1600 --dim 768 --classes 8
     """
-    from common.config import RunConfig
-    from common.planner import Cohort, plan_run
+    from common.assurance.plan import Cohort, plan_run
+    from common.config.run import RunConfig
 
     asked = dict(parse_setting(text) for text in setting or [])
     flat = {"epsilon": epsilon, "delta": delta, "num-rounds": rounds, "num-sites": sites, "min-sites": 1, **asked}
@@ -95,9 +95,9 @@ def _outlook(
 ) -> dict[str, Any]:
     """The expected score and the smallest cohort, or why there are none."""
 
+    from common.assurance.expected_scores import simulate_noise, smallest_cohort
     from common.methods import get_method
-    from common.planner_scores import simulate_noise, smallest_cohort
-    from embeddings.simulated import load_pool, pool_path
+    from embeddings.simulation.simulated import load_pool, pool_path
 
     if get_method(config.method).law is None:
         return {"no_score": f"{config.method} publishes a head, not a set: nothing to simulate"}
@@ -137,7 +137,7 @@ def _public(pool: Any, cohort: Cohort, rows: int) -> tuple[SiteData, SiteData, C
 
     import torch
 
-    from common.sampling import SiteData
+    from common.privacy.sampling import SiteData
 
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(pool), generator=generator)

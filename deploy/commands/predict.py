@@ -30,9 +30,9 @@ def predict(
     from rich.table import Table
 
     from common.errors import DataError
-    from deploy.head_file import load_head
-    from deploy.predict_image import encoder_of, read_any
-    from embeddings.encoders import EncoderOptions
+    from deploy.classifier.file import load_head
+    from deploy.classifier.predict import encoder_of, read_any
+    from embeddings.encoders.load import EncoderOptions
 
     trained = load_head(head)
     if trained.encoder is None:

@@ -20,8 +20,8 @@ def provision(
 
     where study.toml says: name = "study", server_names = ["fl.example.org"], sites = ["st-anna", "charite"]
     """
-    from deploy.provision import FederationPlan
-    from deploy.provision import provision as write_all
+    from deploy.coordinator.provision import FederationPlan
+    from deploy.coordinator.provision import provision as write_all
 
     written = write_all(FederationPlan.read(plan), out)
     for path in written:

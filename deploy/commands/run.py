@@ -20,8 +20,8 @@ def run(
 
     Example: fedhypevae run /srv/fedhypevae-server --set num-sites=3 --set num-rounds=40
     """
-    from deploy.provision import server_folder
-    from deploy.remote import follow, read_settings, start_run
+    from deploy.coordinator.provision import server_folder
+    from deploy.coordinator.run import follow, read_settings, start_run
 
     server = server_folder(folder.resolve())
     values = read_settings(settings or [])

@@ -22,9 +22,9 @@ def server(
 
     from common.durable import keep_private, make_private
     from common.errors import ConfigError
-    from deploy.live import find_status, watch_run
-    from deploy.provision import server_folder
-    from deploy.supervise import stop_on_signals, supervise
+    from deploy.coordinator.provision import server_folder
+    from deploy.machine.live import find_status, watch_run
+    from deploy.machine.supervise import stop_on_signals, supervise
 
     place = server_folder(folder.resolve())
     make_private(place.work)

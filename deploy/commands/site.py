@@ -32,10 +32,10 @@ def init(
 
     Example: fedhypevae site init /srv/fedhypevae-site --cohort st-anna-breast --witness /mnt/b/witness.json
     """
-    from client_app.site import load_policy
+    from client_app.policy.policy import load_policy
+    from deploy.coordinator.provision import init_site
     from deploy.doctor import advise_site
-    from deploy.folders import SiteFolder as SiteAt
-    from deploy.provision import init_site
+    from deploy.machine.folder_settings import SiteFolder as SiteAt
 
     others: dict[str, str | float | bool | tuple[str, ...]] = {"unit": unit}
     if max_records_per_patient > 0:
@@ -71,8 +71,8 @@ def pin(
 
     Example: fedhypevae site pin /srv/fedhypevae-site st-bernard=bernard.pub st-clara=clara.pub
     """
-    from deploy.peers import pin_peers, read_pairs
-    from deploy.provision import site_folder
+    from deploy.coordinator.provision import site_folder
+    from deploy.site.peers import pin_peers, read_pairs
 
     for name, shown in pin_peers(site_folder(folder), read_pairs(peers)).items():
         say(f"{name:<24} {shown}")
@@ -91,9 +91,9 @@ def start(
     import threading
 
     from common.durable import keep_private
-    from deploy.live import watch_site
-    from deploy.provision import site_folder
-    from deploy.supervise import stop_on_signals, supervise
+    from deploy.coordinator.provision import site_folder
+    from deploy.machine.live import watch_site
+    from deploy.machine.supervise import stop_on_signals, supervise
 
     site = site_folder(folder.resolve())
     if check:
@@ -116,7 +116,7 @@ def renew_key(folder: SiteFolder) -> None:
 
     Example: fedhypevae site renew-key /srv/fedhypevae-site
     """
-    from deploy.provision import renew_site_key, site_folder
+    from deploy.coordinator.provision import renew_site_key, site_folder
 
     shown = renew_site_key(site_folder(folder).path)
     say(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae site rotate`, and tell by telephone: {shown}")
@@ -137,7 +137,7 @@ def report(
     Example: fedhypevae site report /srv/fedhypevae-site --bundle bundle --images scans --labels scans/labels.csv
     """
 
-    from common.bundle import load_bundle
+    from common.publishing.bundle import load_bundle
     from deploy.report.own import open_site
     from deploy.report.project import has_umap
     from deploy.report.site import check_page, render_site, write_site_page
@@ -164,8 +164,8 @@ def package(
 
     Example: fedhypevae site package . --out app.fab
     """
-    from deploy.app_package import build_package, digest_of, read_files
-    from deploy.keys import write_new
+    from deploy.machine.app_package import build_package, digest_of, read_files
+    from deploy.machine.keys import write_new
 
     content = build_package(app_folder)
     read_files(content)  # what a site would refuse is found here
@@ -185,8 +185,8 @@ def approve(
 
     Example: fedhypevae site approve /srv/fedhypevae-site 3fa9...c2 --file app.fab
     """
-    from deploy.approve import approve_app, describe_app
-    from deploy.provision import site_folder
+    from deploy.coordinator.provision import site_folder
+    from deploy.site.approve import approve_app, describe_app
 
     site = site_folder(folder)
     package = describe_app(site, digest, file, full=full)
@@ -208,8 +208,8 @@ def register(
 
     Example: fedhypevae site register /srv/fedhypevae-server st-anna node.pub
     """
-    from deploy import registry
-    from deploy.provision import server_folder
+    from deploy.coordinator import registry
+    from deploy.coordinator.provision import server_folder
 
     site = registry.register(server_folder(folder), name, key)
     say(f"registered {site.name} with key {site.fingerprint}: is it what you were told by telephone?")
@@ -223,8 +223,8 @@ def list_all(folder: ServerFolder) -> None:
     """
     from rich.table import Table
 
-    from deploy import registry
-    from deploy.provision import server_folder
+    from deploy.coordinator import registry
+    from deploy.coordinator.provision import server_folder
 
     table = Table("site", "status", "key", "since", "node")
     for site in registry.list_sites(server_folder(folder)):
@@ -238,8 +238,8 @@ def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The s
 
     Example: fedhypevae site revoke /srv/fedhypevae-server st-anna
     """
-    from deploy import registry
-    from deploy.provision import server_folder
+    from deploy.coordinator import registry
+    from deploy.coordinator.provision import server_folder
 
     site = registry.revoke(server_folder(folder), name)
     say(f"revoked {site.name}, key {site.fingerprint}")
@@ -259,8 +259,8 @@ def rotate(
 
     Example: fedhypevae site rotate /srv/fedhypevae-server st-anna node.pub
     """
-    from deploy import registry
-    from deploy.provision import server_folder
+    from deploy.coordinator import registry
+    from deploy.coordinator.provision import server_folder
 
     site = registry.rotate(server_folder(folder), name, key, forget=forget)
     say(f"{site.name} now has key {site.fingerprint}; the old one is refused")

@@ -12,7 +12,7 @@ from deploy.console import console, say
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deploy.live import RunStatus
+    from deploy.machine.live import RunStatus
 
 
 def status(
@@ -29,7 +29,7 @@ def status(
 
     from rich.live import Live
 
-    from deploy.live import POLL_S, find_status
+    from deploy.machine.live import POLL_S, find_status
 
     found = find_status(path)
     if as_json:
@@ -56,7 +56,7 @@ def _table(found: RunStatus) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from deploy.live import status_rows
+    from deploy.machine.live import status_rows
 
     colours = {"running": "cyan", "completed": "green", "failed": "red", "silent": "yellow"}
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -11,9 +11,9 @@ import typer
 from deploy.console import say
 
 if TYPE_CHECKING:
-    from common.bundle import Bundle
-    from common.bundle_parquet import Written
-    from common.classifier import Split
+    from common.evaluation.scores import Split
+    from common.publishing.bundle import Bundle
+    from common.publishing.parquet import Written
 
 
 def synthesize(
@@ -54,9 +54,9 @@ def synthesize(
     """
     import time
 
-    from common.bundle import FREE_OF_COST, load_bundle
-    from common.bundle_parquet import sha256_of, write_rows
     from common.errors import ConfigError
+    from common.publishing.bundle import FREE_OF_COST, load_bundle
+    from common.publishing.parquet import sha256_of, write_rows
 
     bundle = load_bundle(run)
     weights = None if share is None else parse_shares(share, bundle.class_names)

@@ -26,10 +26,10 @@ def train(
     Example: fedhypevae train bundle --out head.safetensors
     """
 
-    from common.bundle import load_bundle
-    from deploy.head_file import save_head, train_head
+    from common.publishing.bundle import load_bundle
+    from deploy.classifier.file import save_head, train_head
     from deploy.report.own import own_rows
-    from embeddings.store import read_store
+    from embeddings.store.file import read_store
 
     printed = console()
     with working("Training ..."):

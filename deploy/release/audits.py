@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from common.audit import AuditResult, one_run_audit, two_world_audit
+from common.assurance.audit import AuditResult, one_run_audit, two_world_audit
+from common.assurance.audit_statistics import audit_statistics
 from common.errors import ConfigError
 from common.methods.base import RunContext
-from deploy.release.audit_statistics import audit_statistics
 
 FORMAT = "fedhypevae-audit/1"
 CONFIDENCE = 0.999

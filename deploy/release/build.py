@@ -14,13 +14,13 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common.bundle import GENERATOR, STATEMENT, Bundle
-from common.bundle_parquet import Written, set_notes, sha256_of, write_rows
-from common.classifier import Split
+from common.assurance.statement import check_statement
 from common.durable import PUBLISHED, PUBLISHED_FOLDER, sync_path, write_atomically
 from common.errors import ConfigError, FedHypeVAEError
-from common.events import PrivacyEvent
-from common.privacy_statement import check_statement
+from common.evaluation.scores import Split
+from common.privacy.events import PrivacyEvent
+from common.publishing.bundle import GENERATOR, STATEMENT, Bundle
+from common.publishing.parquet import Written, set_notes, sha256_of, write_rows
 from deploy.release.audits import audit_file, in_json
 from deploy.release.describe import DATA_FILE, NOT_PRIVATE, Facts, bundle_json, card, croissant
 from deploy.release.gate import Inspection

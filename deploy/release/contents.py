@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.bundle import GENERATOR, STATEMENT, load_bundle
-from common.bundle_parquet import check_layout, read_notes, set_notes, stream_rows
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import FedHypeVAEError
-from common.events import PrivacyEvent
-from common.row_sets import ROWS_FORMAT
+from common.privacy.events import PrivacyEvent
+from common.publishing.bundle import GENERATOR, STATEMENT, load_bundle
+from common.publishing.parquet import check_layout, read_notes, set_notes, stream_rows
+from common.publishing.row_sets import ROWS_FORMAT
 from deploy.release.audits import objections
 from deploy.release.build import SIGNATURE, SUMS
 from deploy.release.describe import BUNDLE_FORMAT, DATA_FILE, NOT_PRIVATE

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.bundle import FREE_OF_COST, Bundle
-from common.bundle_parquet import Written
 from common.plain import plain as seen
+from common.publishing.bundle import FREE_OF_COST, Bundle
+from common.publishing.parquet import Written
 from deploy.release.audits import CONFIDENCE
 from deploy.release.promises import largest_epsilon
 

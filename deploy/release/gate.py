@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.audit import AuditResult
-from common.bundle import Bundle, load_bundle
+from common.assurance.audit import AuditResult
+from common.assurance.statement import check_statement
 from common.errors import ConfigError, DataError, FedHypeVAEError
-from common.events import PrivacyEvent
-from common.privacy_statement import check_statement
-from common.row_sets import ROWS_FORMAT
+from common.privacy.events import PrivacyEvent
+from common.publishing.bundle import Bundle, load_bundle
+from common.publishing.row_sets import ROWS_FORMAT
 from deploy.release.audits import AuditSize, audit_run, in_json, objections
 from deploy.release.ledgers import SiteLedger, checked_sites
 from deploy.release.promises import empty_statement, faults_of, largest_epsilon

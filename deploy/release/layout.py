@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from common.bundle import Bundle
 from common.errors import DataError
 from common.methods import get_method
-from common.statistics import ReleasedStatistics
+from common.privacy.statistics import ReleasedStatistics
+from common.publishing.bundle import Bundle
 from server_app.results import generator_metadata
 
 

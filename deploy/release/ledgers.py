@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client_app.ledger import Ledger
-from client_app.ledger_chain import NO_PREVIOUS, Entry, Head, check_chain, check_receipt
-from client_app.ledger_runs import fold_entries
+from client_app.ledger.chain import NO_PREVIOUS, Entry, Head, check_chain, check_receipt
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.runs import fold_entries
 from common.errors import FedHypeVAEError, LedgerError
-from common.events import PrivacyEvent, mechanism_counts
 from common.methods.base import RunContext
-from common.wire import settings_digest
+from common.privacy.events import PrivacyEvent, mechanism_counts
+from common.wire.allow_list import settings_digest
 
 FORMAT = "fedhypevae-ledgers/1"
 

@@ -11,16 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.assurance.statement import SiteCharge, StatementFacts, build_statement, check_statement, why_not_private
 from common.errors import FedHypeVAEError
-from common.events import PrivacyEvent, mechanism_counts
 from common.methods.base import RunContext
-from common.privacy_statement import (
-    SiteCharge,
-    StatementFacts,
-    build_statement,
-    check_statement,
-    why_not_private,
-)
+from common.privacy.events import PrivacyEvent, mechanism_counts
 
 _SAME_EPSILON = 1e-4  # relative; another release of the accounting library may differ by so much
 _GUARANTEE = (

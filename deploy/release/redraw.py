@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.bundle import Bundle
-from common.classifier import Split
 from common.errors import FedHypeVAEError
-from common.row_sets import RowSet, piece_rows
+from common.evaluation.scores import Split
+from common.publishing.bundle import Bundle
+from common.publishing.row_sets import RowSet, piece_rows
 
 FOREIGN = "the synthetic set is not what the generator draws"
 SAMPLED_ROWS = 1000

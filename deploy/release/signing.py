@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from common.errors import ConfigError, FedHypeVAEError
-from deploy.keys import write_new
+from deploy.machine.keys import write_new
 
 _FIELDS = ("algorithm", "not_private_because", "private", "public_key", "signature", "signed")
 _FINGERPRINT = re.compile(r"[0-9a-f]{4}(:[0-9a-f]{4}){15}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from client_app.ledger import Ledger
-from client_app.ledger_upkeep import Spent
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.upkeep import Spent
 from client_app.place import Place
-from client_app.release_log import ReleaseLog
-from embeddings.page import Grid
+from client_app.release.log import ReleaseLog
+from embeddings.quality.page import Grid
 
 
 def read_spent(place: Place) -> Spent:

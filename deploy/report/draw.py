@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.page import Grid, Picture, data_uri
+from embeddings.quality.page import Grid, Picture, data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

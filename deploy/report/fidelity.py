@@ -12,9 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.classifier import Split
-from common.fidelity import FidelityConfig, ManifoldScores, chunked_mmd2, manifold_scores, two_sample_accuracy
-from embeddings.page import Grid
+from common.evaluation.fidelity import (
+    FidelityConfig,
+    ManifoldScores,
+    chunked_mmd2,
+    manifold_scores,
+    two_sample_accuracy,
+)
+from common.evaluation.scores import Split
+from embeddings.quality.page import Grid
 
 _CONFIG = FidelityConfig(max_rows=1000)
 _FEWEST = 4

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from client_app.data import load_records
 from client_app.place import Place, find_place
-from common.bundle import Bundle
-from common.bundle_evaluation import prepared
+from client_app.records import load_records
 from common.errors import ConfigError, DataError
-from common.identity import compare
-from deploy.folders import SiteFolder
-from embeddings.sets import EmbeddingSet
+from common.publishing.bundle import Bundle
+from common.publishing.worth import prepared
+from common.wire.identity import compare
+from deploy.machine.folder_settings import SiteFolder
+from embeddings.store.sets import EmbeddingSet
 
 
 @dataclasses.dataclass(frozen=True)

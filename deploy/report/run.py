@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.bundle import Bundle, load_bundle
+from common.assurance.statement import check_statement
 from common.errors import DataError
-from common.privacy_statement import check_statement
+from common.publishing.bundle import Bundle, load_bundle
 from deploy.report import draw
 from deploy.report.project import class_plane
-from embeddings.page import Grid, Picture, render
+from embeddings.quality.page import Grid, Picture, render
 
 WAYS = {
     "local_only": "own data only",

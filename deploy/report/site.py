@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from client_app.ledger_upkeep import Spent
+from client_app.ledger.upkeep import Spent
 from client_app.place import Place
-from common.bundle import Bundle
-from common.bundle_evaluation import Evaluation, evaluate
-from common.classifier import Split
 from common.durable import write_atomically
 from common.errors import ConfigError, DataError
-from common.neighbours import nearest_neighbour_warning
+from common.evaluation.neighbours import nearest_neighbour_warning
+from common.evaluation.scores import Split
+from common.publishing.bundle import Bundle
+from common.publishing.worth import Evaluation, evaluate
 from deploy.report import draw
 from deploy.report.budget import budget_meters, read_spent, release_grid, run_grid
 from deploy.report.fidelity import (
@@ -35,8 +35,8 @@ from deploy.report.fidelity import (
 from deploy.report.own import OwnRows, site_rows
 from deploy.report.project import main_components, umap_points
 from deploy.report.thumbnails import SIDE, thumbnails
-from embeddings.page import Grid, Picture, render
 from embeddings.pipeline import Item
+from embeddings.quality.page import Grid, Picture, render
 
 PAGE = "report.html"
 HEADS = {"linear": "linear", "mlp": "small network", "knn": "nearest neighbours"}

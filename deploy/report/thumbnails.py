@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client_app.data import Simulated
 from client_app.place import Place
+from client_app.records import Simulated
 from common.errors import DataError
-from embeddings.page import data_uri
 from embeddings.pipeline import Item
-from embeddings.sets import EmbeddingSet
+from embeddings.quality.page import data_uri
+from embeddings.store.sets import EmbeddingSet
 
 SIDE = 72
 
@@ -53,7 +53,7 @@ def images_of(place: Place, images: Path | None, labels: Path | None, salt: Path
     if images is not None:
         return folder_items(images, labels, salt)
     if isinstance(place.records, Simulated) and place.records.pool is None:
-        from embeddings.simulated import demo_items
+        from embeddings.simulation.simulated import demo_items
 
         return demo_items()
     return {}
@@ -70,8 +70,8 @@ def folder_items(images: Path, labels: Path | None, salt: Path | None) -> dict[b
     Raises:
         DataError: the folder or label file can't be used, or there is no salt.
     """
-    from embeddings.patients import default_salt_path, image_key, load_salt
-    from embeddings.readers import FolderOptions, list_folder
+    from embeddings.readers.folders import FolderOptions, list_folder
+    from embeddings.readers.patients import default_salt_path, image_key, load_salt
 
     path = default_salt_path() if salt is None else salt
     if not path.is_file():

@@ -16,8 +16,8 @@ from benchmarks import cells, mixed_widths
 from benchmarks.protocol import BenchmarkSite, Federation
 from benchmarks.rows import ROWS
 from benchmarks.sources import organ_draw
-from common.sampling import SiteData
-from embeddings import efficientnet
+from common.privacy.sampling import SiteData
+from embeddings.encoders import efficientnet
 
 _COLUMNS = ("personal", "local_linear", "local_same")
 

@@ -15,7 +15,7 @@ from benchmarks.message_cost import answer, declare, make_messages, make_sites
 from benchmarks.performance_pictures import draw_pictures
 from benchmarks.records import RESULTS
 from benchmarks.step_ways import build_ways
-from client_app.ledger import Ledger
+from client_app.ledger.ledger import Ledger
 from common.methods import get_method
 
 
@@ -68,7 +68,7 @@ def test_message_is_answered_by_a_real_site(tmp_path: Path) -> None:
 
 
 def test_floor_app_is_an_app_that_flower_packs(tmp_path: Path) -> None:
-    from deploy.app_package import build_package, read_files
+    from deploy.machine.app_package import build_package, read_files
 
     names = read_files(build_package(write_app(tmp_path / "floor", {"a": (2, 3)}, {"b": (4,)})))
     assert {"floor/client.py", "floor/server.py"} <= set(names)

@@ -17,9 +17,9 @@ from benchmarks.reference import (
     split_of,
 )
 from benchmarks.sources import data_folder
-from common.classifier import LinearHead, SiteScores, mean_scores, personal_head
 from common.errors import ConfigError, DataError
-from common.sampling import SiteData
+from common.evaluation.scores import LinearHead, SiteScores, mean_scores, personal_head
+from common.privacy.sampling import SiteData
 
 
 def _records(values: list[float], labels: list[int]) -> SiteData:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client_app.egress import check_reply
 from client_app.place import Place
+from client_app.release.egress import check_reply
 from common.errors import DataError, WireError
 from tests.harness import Exchanged, Federation, deliver, words_of
 
@@ -35,7 +35,7 @@ class PanicException(BaseException):
     [
         ("query.hello", "client_app.app.read_facts"),
         ("query.statistics", "client_app.task.read_facts"),
-        ("train", "client_app.granted.message_ledger"),
+        ("train", "client_app.release.granted.message_ledger"),
     ],
 )
 def test_error_reply_holds_code_and_reference_only(
@@ -71,7 +71,7 @@ def test_error_reply_survives_a_log_that_fails(
 
     site = Federation.create(tmp_path, 1).sites[0]
     monkeypatch.setattr("client_app.app._log", fail)
-    monkeypatch.setattr("client_app.granted.message_ledger", fail)
+    monkeypatch.setattr("client_app.release.granted.message_ledger", fail)
     reply = deliver(site, ran.asked("train", "site-1"))
     assert set(words_of(reply)) == {"error", "reference"}
     assert SECRET not in str(reply.content)
@@ -120,7 +120,8 @@ def test_gate_passes_honest_replies(ran: Federation) -> None:
 
 def test_gate_stops_a_handler_that_sends_more(ran: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that adds a loss to its words is stopped at the site: nothing but an error leaves."""
-    from client_app import app, work
+    from client_app import app
+    from client_app.answers import training as work
 
     def leaky(place: Place, task: work.Work) -> work.Answer:
         answer = work.answer_train(place, task)
@@ -139,7 +140,7 @@ def test_hello_reads_no_record(tmp_path: Path, ran: Federation, monkeypatch: pyt
         raise RuntimeError("a record was read")
 
     for name in ("read_store", "read_usable", "_chunk"):
-        monkeypatch.setattr(f"embeddings.store.{name}", opened)
+        monkeypatch.setattr(f"embeddings.store.file.{name}", opened)
     site = Federation.create(tmp_path, 1).sites[0]
     assert "identity" in words_of(deliver(site, ran.asked("query.hello", "site-1")))
 

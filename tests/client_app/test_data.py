@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client_app import data
-from client_app.data import split_by_unit
+from client_app import records as data
 from client_app.place import find_place
-from common.config import RunConfig
+from client_app.records import split_by_unit
+from common.config.run import RunConfig
 from common.errors import DataError
-from common.identity import EncoderIdentity
-from embeddings import simulated, store
-from embeddings.sets import EmbeddingSet, SetMetadata
+from common.wire.identity import EncoderIdentity
+from embeddings.simulation import simulated
+from embeddings.store import file as store
+from embeddings.store.sets import EmbeddingSet, SetMetadata
 from tests.harness import make_set
 
 

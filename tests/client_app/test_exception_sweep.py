@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from client_app import last_resort
-from client_app.last_resort import LOGGED
+from client_app.release import last_resort
+from client_app.release.last_resort import LOGGED
 from common.errors import DataError
 from tests.harness import Federation, Handler, HarnessSite, deliver, words_of
 from tests.secagg_cases import ROUNDS_ONLY, keyed_federation
@@ -84,7 +84,7 @@ class Watch:
 
 def watched(moment: Moment, folder: Path, watch: Watch, patch: pytest.MonkeyPatch) -> tuple[HarnessSite, Message]:
     with patch.context() as inner:
-        for module in ("release", "secagg"):
+        for module in ("release.release", "answers.secure_sum"):
             inner.setattr(f"client_app.{module}.from_records", watch.around(last_resort.from_records))
         return moment.deliver(folder)
 
@@ -166,7 +166,7 @@ def test_exception_at_any_line_that_reads_records_shows_nowhere(
     assert "error" not in words_of(honest)
     assert LOGGED not in honest_site.log()
     files = {path for path, _ in watch.lines}
-    assert {"client_app/data.py", "embeddings/store.py", "common/sampling.py"} <= files
+    assert {"client_app/records.py", "embeddings/store/file.py", "common/privacy/sampling.py"} <= files
     lines, reached = chosen(list(watch.lines)), 0
     for number, line in enumerate(lines):
         watch = Watch(target=line)
@@ -195,7 +195,7 @@ def test_faults_of_all_kinds_are_answered_with_noise(
         raise error
 
     _, honest = moment.deliver(tmp_path / "honest")
-    monkeypatch.setattr("client_app.last_resort.training_data", fail)
+    monkeypatch.setattr("client_app.release.last_resort.training_data", fail)
     site, reply = moment.deliver(tmp_path / "site")
     assert shape_of(reply) == shape_of(honest)
     assert SECRET in site.log()
@@ -209,7 +209,7 @@ def test_process_that_ends_leaves_a_charged_round_and_sends_nothing(
         raise error
 
     before = sum(charged(moment.site))
-    monkeypatch.setattr("client_app.last_resort.training_data", end)
+    monkeypatch.setattr("client_app.release.last_resort.training_data", end)
     with pytest.raises(type(error)):
         moment.deliver(tmp_path / "site")
     site = replace(moment.site, folder=tmp_path / "site")
@@ -226,7 +226,7 @@ def test_full_disk_refuses_before_the_charge(moment: Moment, tmp_path: Path, mon
 
     before = charged(moment.site)
     monkeypatch.setattr("os.posix_fallocate", full)
-    monkeypatch.setattr("client_app.last_resort.training_data", opened)
+    monkeypatch.setattr("client_app.release.last_resort.training_data", opened)
     site, reply = moment.deliver(tmp_path / "site")
     assert words_of(reply)["error"] == "failure"
     assert charged(site) == before

@@ -21,15 +21,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client_app.last_resort import LOGGED
-from client_app.ledger import Ledger
-from client_app.site import load_policy
-from common.config import RunConfig
+from client_app.ledger.ledger import Ledger
+from client_app.policy.policy import load_policy
+from client_app.release.last_resort import LOGGED
+from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import PrivacyPlan, Problem, RunContext
-from common.received import LARGEST_NORM
-from common.wire import dump_context
-from embeddings.store import write_store
+from common.wire.allow_list import dump_context
+from common.wire.received import LARGEST_NORM
+from embeddings.store.file import write_store
 from tests.harness import CLASSES, HarnessSite, deliver, make_set, words_of
 
 DIM = 3

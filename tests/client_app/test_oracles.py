@@ -19,13 +19,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
-from client_app.data import split_by_unit
-from common.config import RunConfig
+from client_app.records import split_by_unit
+from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import PrivacyPlan, Problem, RunContext
-from common.received import LARGEST_NORM
-from common.wire import dump_context
-from embeddings.sets import EmbeddingSet
+from common.wire.allow_list import dump_context
+from common.wire.received import LARGEST_NORM
+from embeddings.store.sets import EmbeddingSet
 from tests.harness import CLASSES, DIM, Federation, HarnessSite, deliver, make_set, words_of
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)

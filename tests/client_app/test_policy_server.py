@@ -119,9 +119,9 @@ def test_site_refuses_a_policy_breach_before_the_records_are_opened(
         raise RuntimeError("the records were opened")
 
     site = Federation.create(tmp_path, 1).sites[0]
-    monkeypatch.setattr("client_app.data.load_records", opened)
-    monkeypatch.setattr("embeddings.store.read_head", opened)
-    monkeypatch.setattr("client_app.ledger.Ledger.open", opened)
+    monkeypatch.setattr("client_app.records.load_records", opened)
+    monkeypatch.setattr("embeddings.store.file.read_head", opened)
+    monkeypatch.setattr("client_app.ledger.ledger.Ledger.open", opened)
     reply = deliver(site, changed(asked["train"], config(clip_norm=1e5)))
     assert words_of(reply)["error"] == "policy:max_clip_norm"
 

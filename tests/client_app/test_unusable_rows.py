@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from client_app.data import load_records, split_by_unit
-from client_app.last_resort import LOGGED
+from client_app.records import load_records, split_by_unit
+from client_app.release.last_resort import LOGGED
 from common.errors import DataError
-from embeddings.store import read_store, read_usable, write_store
+from embeddings.store.file import read_store, read_usable, write_store
 from tests.harness import Federation, make_set
 
 ROW = 11

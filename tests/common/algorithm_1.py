@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.cvae import sleep
-from common.hypernetwork import project_code, project_spectral_norms
+from common.generator.cvae import sleep
+from common.generator.hypernetwork import project_code, project_spectral_norms
 from common.loop import noise_source
 from common.methods import get_method
 from common.methods.base import RunContext, seeded
-from common.methods.hypevae_terms import generator_shape
-from common.noise import add_gaussian
-from common.sampling import SiteData, on_sphere
-from tests.common.clipping_cases import Case, reference_loss
+from common.methods.fedhypevae.rates import generator_shape
+from common.privacy.noise import add_gaussian
+from common.privacy.sampling import SiteData, on_sphere
+from tests.common.privacy.clipping_cases import Case, reference_loss
 
 
 def algorithm_1(context: RunContext, sites: list[SiteData]) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.loop import run_loop
-from common.sampling import SiteData
+from common.privacy.sampling import SiteData
 from tests.common.algorithm_1 import algorithm_1
 
 SETTINGS = {
@@ -25,7 +25,7 @@ SETTINGS = {
     "clip-norm": 0.3,
     "learning-rate": 2.0,
 }
-# A norm from Gram matrices is up to 1e-4 too long (`common.clipping`), and a clipped contribution that much shorter.
+# A norm from Gram matrices is up to 1e-4 too long (`clipping.py`), and a clipped contribution that much shorter.
 CLOSE = {"atol": 1e-6, "rtol": 2e-4}
 SHAPES = ({}, {"hidden-widths": "5", "trunk-width": 3})
 

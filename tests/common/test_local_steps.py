@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.accounting import epsilon_pld
-from common.config import RunConfig
-from common.events import mechanism_counts
+from common.config.run import RunConfig
+from common.generator.tape import Tape
 from common.loop import noise_source
 from common.methods import get_method, method_names
 from common.methods.base import Method, Problem, RunContext, StepInput
-from common.methods.private import noised_gradient_sum
-from common.noise import SecureNoise
-from common.sampling import SiteData, UnitBatch
-from common.tape import Tape
+from common.methods.generators.dp_network import noised_gradient_sum
+from common.privacy.calibration import epsilon_pld
+from common.privacy.events import mechanism_counts
+from common.privacy.noise import SecureNoise
+from common.privacy.sampling import SiteData, UnitBatch
 
 NOISE, CLIP, STEPS = 3.0, 0.25, 4
 CLASSES = tuple("abc")

@@ -11,16 +11,17 @@ from torch import nn
 from torch.nn import functional
 
 from common.adam import adam_step
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.heads import gaussian_head
+from common.evaluation.heads import gaussian_head
+from common.generator.tape import Tape
 from common.loop import noise_source, run_loop
-from common.methods import dp_cgan, dp_cvae, dp_gauss, get_method
+from common.methods import get_method
 from common.methods.base import RunContext, StepInput, seeded
-from common.methods.private import init_layers, noised_gradient_sum
-from common.noise import TestNoise
-from common.sampling import SiteData, UnitBatch
-from common.tape import Tape
+from common.methods.generators import dp_cgan, dp_cvae, dp_gauss
+from common.methods.generators.dp_network import init_layers, noised_gradient_sum
+from common.privacy.noise import TestNoise
+from common.privacy.sampling import SiteData, UnitBatch
 from tests.row_cases import rows_of
 
 _SMALL = {

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import ConfigError, DataError
 from common.loop import LoopResult, run_loop
-from common.methods.joining import fit_code, sample_personal
-from common.sampling import SiteData
+from common.methods.fedhypevae.joining import fit_code, sample_personal
+from common.privacy.sampling import SiteData
 
 
 def _site(shift: float, seed: int, rows: int = 60) -> SiteData:

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from common.config import RunConfig
-from common.heads import fit_linear_head
+from common.config.run import RunConfig
+from common.evaluation.heads import fit_linear_head
 from common.loop import run_loop
-from common.methods import fedlambda
-from common.methods.linear import CENTRE, head_features, published_head
-from common.sampling import SiteData
+from common.methods.heads import fedlambda
+from common.methods.heads.linear import CENTRE, head_features, published_head
+from common.privacy.sampling import SiteData
 
 _LINE = {
     "wire_bits": 32,

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from common.accounting import epsilon_pld
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.loop import noise_source, run_loop
 from common.methods import get_method, method_names
 from common.methods.base import StepInput
-from common.sampling import SiteData
+from common.privacy.calibration import epsilon_pld
+from common.privacy.sampling import SiteData
 from tests.row_cases import rows_of
 
 _TINY = {

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from common.config import RunConfig
+from common.config.run import RunConfig
+from common.generator.objective import data_free_loss
 from common.methods.base import PrivacyPlan, Problem, RunContext
-from common.methods.fedhypevae import METHOD
-from common.methods.hypevae_site import released_target
-from common.methods.hypevae_terms import generator_shape
-from common.noise import TestNoise
-from common.objective import data_free_loss
-from common.sampling import UnitBatch
-from common.statistics import combine_statistics, release_statistics
+from common.methods.fedhypevae.rates import generator_shape
+from common.methods.fedhypevae.server import METHOD
+from common.methods.fedhypevae.site import released_target
+from common.privacy.noise import TestNoise
+from common.privacy.sampling import UnitBatch
+from common.privacy.statistics import combine_statistics, release_statistics
 
 
 def test_released_mmd_is_least_where_the_generator_is_right() -> None:

@@ -47,7 +47,7 @@ container() { compose ps --all --quiet "$1"; }
 judge() { # the summary has the demo's form, and says who was missing and came back
     compose exec -T superlink python -c "
 import json
-from common.wire import SCORE_NAMES
+from common.wire.allow_list import SCORE_NAMES
 summary = json.load(open('/srv/server/work/outputs/run/summary.json'))
 def expect(true, what):
     if not true:
@@ -72,7 +72,7 @@ ledgers_right() { # every ledger verifies, has this one run, and was charged for
     for number in 1 2 3 4; do
         compose exec -T "site-$number" python -c "
 from pathlib import Path
-from client_app.ledger import Ledger
+from client_app.ledger.ledger import Ledger
 with Ledger.open(Path('/srv/site/ledger.db'), 'demo/site-$number', read_only=True) as ledger:
     ledger.verify()
     (run,) = ledger.runs.values()

@@ -9,7 +9,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.methods.base import PrivacyPlan, Problem, RunContext
 from deploy.cli import app
 from deploy.release.build import FILES, SIGNATURE, SUMS, checksums

@@ -13,9 +13,9 @@ from flwr.app import Message
 from PIL import Image
 
 from deploy.cli import main
-from embeddings.patients import image_key
-from embeddings.readers import FolderOptions, list_folder
-from embeddings.sets import EmbeddingSet
+from embeddings.readers.folders import FolderOptions, list_folder
+from embeddings.readers.patients import image_key
+from embeddings.store.sets import EmbeddingSet
 from tests.harness import CLASSES, DIM, Federation, Handler, HarnessSite, deliver, make_set
 
 SALT = bytes(range(32))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from pathlib import Path
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import ConfigError
-from deploy.app_package import build_package, read_files, staged_app
+from deploy.machine.app_package import build_package, read_files, staged_app
 
-PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = ROOT / "pyproject.toml"
 MARK = "# Every further setting at its default"
 
 
@@ -34,11 +36,37 @@ def test_app_package_is_small_and_holds_code_alone() -> None:
     package = build_package(PYPROJECT.parent)
     names = set(read_files(package))
     assert len(package) < 1 << 20  # it travels to every site, with every run
-    assert {"server_app/app.py", "client_app/app.py", "common/config.py"} <= names
+    assert {"server_app/app.py", "client_app/app.py", "common/config/run.py"} <= names
     assert {Path(name).suffix for name in names if not name.startswith(".info/")} <= {".py", ".json", ".toml"}
     assert {name.split("/")[0] for name in names if "/" in name} == {
         ".info", "common", "server_app", "client_app", "embeddings"
     }  # fmt: skip
+
+
+def test_app_package_holds_no_module_that_no_app_runs() -> None:
+    packed = {name: name.removesuffix(".py").removesuffix("/__init__") for name in read_files(build_package(ROOT))}
+    modules = {path.replace("/", "."): name for name, path in packed.items() if name.endswith(".py")}
+    reached: set[str] = set()
+
+    def reach(module: str) -> None:
+        if module not in modules or module in reached:
+            return
+        reached.add(module)
+        reach(module.rpartition(".")[0])
+        source = (ROOT / modules[module]).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                wanted = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                wanted = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:  # methods are imported by name
+                wanted = [str(node.value)] if isinstance(node, ast.Constant) else []
+            for name in wanted:
+                reach(name)
+
+    for app in ("server_app.app", "client_app.app"):
+        reach(app)
+    assert sorted(modules.keys() - reached) == []
 
 
 @pytest.mark.parametrize("pattern", ["code/**/*.py", "**/*.py"])

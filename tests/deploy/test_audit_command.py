@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import ConfigError, FedHypeVAEError
-from common.noise import SecureNoise
+from common.privacy.noise import SecureNoise
 from deploy.cli import app
-from embeddings.simulated import DEMO_CLASSES, DEMO_FILE, pool_path
-from embeddings.store import write_store
+from embeddings.simulation.simulated import DEMO_CLASSES, DEMO_FILE, pool_path
+from embeddings.store.file import write_store
 from tests.harness import make_set
 
 QUICK = ["audit", "--epsilon", "8", "--rounds", "2", "--dim", "16", "--classes", "3", "--draws", "250"]

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from common.bundle import load_bundle
-from common.classifier import LinearHead, fit_linear_head, score
 from common.errors import DataError
-from deploy.head_file import TrainedHead, load_head, save_head
-from embeddings.efficientnet import offline_identity
-from embeddings.store import read_store, write_store
+from common.evaluation.scores import LinearHead, fit_linear_head, score
+from common.publishing.bundle import load_bundle
+from deploy.classifier.file import TrainedHead, load_head, save_head
+from embeddings.encoders.efficientnet import offline_identity
+from embeddings.store.file import read_store, write_store
 from tests.deploy.report_cases import command
 from tests.harness import Federation, make_set
 
@@ -131,7 +131,7 @@ def test_predict_names_the_classes_of_one_image_without_a_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
-    from embeddings.encoders import load_encoder
+    from embeddings.encoders.load import load_encoder
 
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "scan.png")

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from client_app.policy_template import policy_template
-from common.identity import EncoderIdentity
+from client_app.policy.template import policy_template
+from common.wire.identity import EncoderIdentity
 from deploy.console import console, said, say, working
 from deploy.release.describe import plain as markdown
 from deploy.report.draw import as_picture, new_figure
-from embeddings.page import render
-from embeddings.pictures import class_balance
-from embeddings.sets import EmbeddingSet, SetMetadata
-from embeddings.store import write_store
-from tests.deploy.test_app_guard import ROOT
+from embeddings.quality.page import render
+from embeddings.quality.pictures import class_balance
+from embeddings.store.file import write_store
+from embeddings.store.sets import EmbeddingSet, SetMetadata
+from tests.deploy.site.test_app_guard import ROOT
 from tests.deploy.test_embed_command import _run
 
 EVIL = "[red]x[/red][link=http://e]y[/link] :smile: \x1b[2Jz\u202ew\u200b\x07\r\x9b2K[/]"

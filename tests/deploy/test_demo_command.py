@@ -11,8 +11,8 @@ import pytest
 
 from common.errors import ConfigError
 from deploy.commands.demo import parse_setting
-from deploy.demonstration import clear_output, why_no_scores
-from deploy.simulate import end_daemons, show_lines
+from deploy.simulation.demonstration import clear_output, why_no_scores
+from deploy.simulation.simulate import end_daemons, show_lines
 
 TOOL = Path(sys.executable).parent / "fedhypevae"
 

@@ -17,15 +17,15 @@ import pytest
 from flwr.app import Message
 
 from deploy import doctor
-from deploy.app_package import with_digest
+from deploy.coordinator.provision import FederationPlan, init_site, provision
 from deploy.doctor import examine_server, examine_site
-from deploy.folders import ServerFolder, SiteFolder
-from deploy.keys import make_authority, make_node_key
-from deploy.peers import pin_peers
-from deploy.provision import FederationPlan, init_site, provision
-from embeddings.efficientnet import offline_identity
-from embeddings.sets import EmbeddingSet, SetMetadata
-from embeddings.store import write_store
+from deploy.machine.app_package import with_digest
+from deploy.machine.folder_settings import ServerFolder, SiteFolder
+from deploy.machine.keys import make_authority, make_node_key
+from deploy.site.peers import pin_peers
+from embeddings.encoders.efficientnet import offline_identity
+from embeddings.store.file import write_store
+from embeddings.store.sets import EmbeddingSet, SetMetadata
 from tests.harness import Handler, HarnessSite
 from tests.secagg_cases import ROUNDS_ONLY, SHARED, keyed_federation
 

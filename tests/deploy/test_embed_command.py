@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deploy.cli import main
-from embeddings.store import read_store
+from embeddings.store.file import read_store
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from common.bundle import load_bundle
-from common.bundle_parquet import read_notes
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.loop import run_loop
-from common.methods import mh_pfedhn
-from common.methods.architectures import Architecture
-from common.methods.joining import fit_code
-from common.methods.linear import CENTRE, head_features
-from common.sampling import SiteData
-from deploy.head_file import load_head
-from deploy.joining import STAYS
-from embeddings.store import read_store, write_store
+from common.methods.fedhypevae.joining import fit_code
+from common.methods.heads.linear import CENTRE, head_features
+from common.methods.mh_pfedhn import personal as mh_pfedhn
+from common.methods.mh_pfedhn.architectures import Architecture
+from common.privacy.sampling import SiteData
+from common.publishing.bundle import load_bundle
+from common.publishing.parquet import read_notes
+from deploy.classifier.file import load_head
+from deploy.classifier.joining import STAYS
+from embeddings.store.file import read_store, write_store
 from server_app.results import write_generator
 from tests.deploy.report_cases import command
 from tests.harness import CLASSES, make_identity, make_set
@@ -69,7 +69,7 @@ def test_the_code_is_fitted_to_training_rows_alone(data: Path, tmp_path: Path, m
         counts.append(len(rows.labels))
         return fit_code(context, artifact, rows, steps=2)
 
-    monkeypatch.setattr("deploy.joining.fit_code", counted)
+    monkeypatch.setattr("deploy.classifier.joining.fit_code", counted)
     assert command("join", run, "--data", data, "--out", tmp_path / "a.parquet", "--rows", 9) == 0
     assert counts == [60]
 

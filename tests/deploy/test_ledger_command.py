@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from client_app.ledger import BudgetLimits, Ledger
-from client_app.release_log import ReleaseLog
+from client_app.ledger.ledger import BudgetLimits, Ledger
+from client_app.release.log import ReleaseLog
 from common.errors import LedgerError
-from common.events import gaussian
+from common.privacy.events import gaussian
 from deploy.cli import app
 
 LIMITS = BudgetLimits(lifetime_epsilon=3.0, lifetime_delta=1e-5, run_epsilon=2.0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.durable import create_private, keep_private, make_private, write_atomically
-from embeddings.parts import Parts
+from embeddings.store.parts import Parts
 from tests.deploy.release_cases import release
 from tests.harness import Federation
 

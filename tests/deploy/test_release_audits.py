@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from common.config import RunConfig
+from common.assurance.audit_statistics import audit_statistics
+from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
-from common.noise import SecureNoise
-from deploy.release.audit_statistics import audit_statistics
+from common.privacy.noise import SecureNoise
 from deploy.release.audits import AuditSize, audit_run, in_json, objections
 
 SMALL = AuditSize(draws=100, canaries=20)

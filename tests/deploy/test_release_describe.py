@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from common.bundle import load_bundle
-from common.bundle_parquet import Written
+from common.publishing.bundle import load_bundle
+from common.publishing.parquet import Written
 from deploy.release.describe import Facts, card, croissant, front_matter, plain
 
 SHARED = {

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from common.bundle import load_bundle
-from common.bundle_parquet import read_notes, write_rows
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import RunContext
-from common.noise import SecureNoise
+from common.privacy.noise import SecureNoise
+from common.publishing.bundle import load_bundle
+from common.publishing.parquet import read_notes, write_rows
 from deploy.release.describe import DATA_FILE
 from server_app.results import write_generator
 from tests.deploy.release_cases import change_json, invoke, read, release
@@ -225,7 +225,7 @@ def test_full_folder_is_left_alone(released: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["open", "foreign", "text"])
 def test_unfit_signing_key_is_refused(released: Any, tmp_path: Path, kind: str) -> None:
-    from deploy.keys import make_authority
+    from deploy.machine.keys import make_authority
     from deploy.release.signing import load_or_make_key
 
     key = tmp_path / "key.pem"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from client_app.ledger import BudgetLimits, Ledger
-from common.events import gaussian
+from client_app.ledger.ledger import BudgetLimits, Ledger
+from common.privacy.events import gaussian
 from deploy.release.ledgers import check_published, published_rows, read_ledger
 from tests.deploy.release_cases import CONTEXT
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.bundle import load_bundle
+from common.publishing.bundle import load_bundle
 from deploy.release.describe import DATA_FILE
 
 pytest.importorskip("datasets", reason="install the extra `release`")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from common.config import RunConfig
+from common.assurance.statement import SiteCharge, StatementFacts, build_statement
+from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
-from common.privacy_statement import SiteCharge, StatementFacts, build_statement
 from deploy.release.promises import faults_of, largest_epsilon, withdraw
 
 RECEIPT = "7:" + "0a" * 32

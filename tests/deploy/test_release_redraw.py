@@ -18,14 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.bundle import Bundle, load_bundle
-from common.bundle_parquet import read_notes, set_notes, sha256_of, write_rows
-from common.classifier import Split
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
+from common.evaluation.scores import Split
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
-from common.statistics import ReleasedStatistics
+from common.privacy.statistics import ReleasedStatistics
+from common.publishing.bundle import Bundle, load_bundle
+from common.publishing.parquet import read_notes, set_notes, sha256_of, write_rows
 from deploy.release import redraw
 from deploy.release.describe import DATA_FILE
 from deploy.release.layout import check_generator_layout

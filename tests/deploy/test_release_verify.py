@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from common.bundle import load_bundle
-from common.bundle_parquet import read_notes, write_rows
 from common.errors import ConfigError, DataError, FedHypeVAEError
-from common.events import PrivacyEvent
+from common.privacy.events import PrivacyEvent
+from common.publishing.bundle import load_bundle
+from common.publishing.parquet import read_notes, write_rows
 from deploy.release.build import FILES, SIGNATURE, SUMS
 from deploy.release.describe import DATA_FILE
 from deploy.release.ledgers import check_published, published_rows

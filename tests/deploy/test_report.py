@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 from deploy.report.run import read_run, render_run
-from embeddings.quality import inspect
-from embeddings.quality_page import render_page
-from embeddings.store import read_store
+from embeddings.quality.quality import inspect
+from embeddings.quality.quality_page import render_page
+from embeddings.store.file import read_store
 from tests.browser import Browser, axe_source
 from tests.deploy.release_cases import release, run_federation
 from tests.deploy.report_cases import Reported, command, make_reported

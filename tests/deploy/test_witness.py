@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client_app.ledger import Ledger
-from client_app.ledger_chain import read_witness
-from client_app.receipts import key_path
-from client_app.site import load_policy
+from client_app.ledger.chain import read_witness
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.receipts import key_path
+from client_app.policy.policy import load_policy
 from common.errors import ConfigError, LedgerError
 from deploy.cli import app
+from deploy.coordinator.provision import FederationPlan, init_site, provision
 from deploy.doctor import advise_site
 from deploy.doctor_ledger import ledger_faults
-from deploy.folders import SiteFolder
-from deploy.provision import FederationPlan, init_site, provision
-from embeddings.store import write_store
+from deploy.machine.folder_settings import SiteFolder
+from embeddings.store.file import write_store
 from server_app.receipts import Receipts, move_receipt
 from tests.harness import Federation, HarnessSite, make_set
 

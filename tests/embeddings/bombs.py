@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from common.identity import EncoderIdentity
-from embeddings.sets import EmbeddingSet, SetMetadata
-from embeddings.store import write_store
+from common.wire.identity import EncoderIdentity
+from embeddings.store.file import write_store
+from embeddings.store.sets import EmbeddingSet, SetMetadata
 
 ZEROS = bytes(1 << 24)
 

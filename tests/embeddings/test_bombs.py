@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from common.errors import DataError
-from embeddings.store import read_store, read_usable
+from embeddings.store.file import read_store, read_usable
 from tests.embeddings import bombs
 from tests.embeddings.bombs import Make
 
@@ -119,7 +119,8 @@ def test_dicom_readers_stay_within_their_bound(tmp_path: Path) -> None:
     pytest.importorskip("pylibjpeg")
     expected = make_all(tmp_path / "files", DICOM)
     expected["j2k-tiles"] = ""  # within the bounds; whether it can be decoded is the decoder's
-    imports = "import pydicom, pylibjpeg, openjpeg, libjpeg, rle\nfrom embeddings.dicom import read_frame, read_header"
+    imports = "import pydicom, pylibjpeg, openjpeg, libjpeg, rle\n"
+    imports += "from embeddings.readers.dicom import read_frame, read_header"
     compare(under_limit(tmp_path / "files", imports, "read_header(path, name); read_frame(path, name)"), expected)
     deflated = {name for name in expected if name.startswith("deflated")}
     headers = under_limit(tmp_path / "files", imports, "read_header(path, name)")
@@ -142,7 +143,7 @@ PICTURES: dict[str, tuple[Make, str]] = {
 
 def test_picture_reader_stays_within_its_bound(tmp_path: Path) -> None:
     expected = make_all(tmp_path / "files", PICTURES)
-    imports = "from PIL import features; features.check('webp')\nfrom embeddings.images import read_image"
+    imports = "from PIL import features; features.check('webp')\nfrom embeddings.readers.images import read_image"
     compare(under_limit(tmp_path / "files", imports, "read_image(path, name)"), expected)
 
 
@@ -151,7 +152,7 @@ def test_exif_of_overlapping_tags_stays_within_the_bound(tmp_path: Path) -> None
     exif = b"Exif\0\0" + (tmp_path / "x").read_bytes()
     (tmp_path / "files").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "files" / "a.png", exif=exif)
-    told = under_limit(tmp_path / "files", "from embeddings.images import read_image", "read_image(path, name)")
+    told = under_limit(tmp_path / "files", "from embeddings.readers.images import read_image", "read_image(path, name)")
     assert set(told) == {"a.png"}
 
 
@@ -172,7 +173,7 @@ ARRAYS: dict[str, tuple[Make, str]] = {
 
 def test_array_reader_stays_within_its_bound_of_memory_and_disk(tmp_path: Path) -> None:
     expected = make_all(tmp_path / "files", ARRAYS)
-    imports = "from embeddings.arrays import ReadyNames, read_ready"
+    imports = "from embeddings.readers.arrays import ReadyNames, read_ready"
     work = f"read_ready(path, Path({str(tmp_path / 'work')!r}), ReadyNames(), None)"
     compare(under_limit(tmp_path / "files", imports, work, allowed=200), expected)
     assert sum(file.stat().st_size for file in (tmp_path / "work").iterdir()) < 100_000_000
@@ -191,12 +192,12 @@ SETS: dict[str, tuple[Make, str]] = {
 @pytest.mark.parametrize("work", ["read_store(path)", "[len(chunk) for chunk in iterate_store(path)]"])
 def test_store_reader_stays_within_its_bound(tmp_path: Path, work: str) -> None:
     expected = make_all(tmp_path / "files", SETS)
-    imports = "import pandas\nfrom embeddings.store import iterate_store, read_store"
+    imports = "import pandas\nfrom embeddings.store.file import iterate_store, read_store"
     compare(under_limit(tmp_path / "files", imports, work, allowed=300), expected)
 
 
 def test_label_reader_stays_within_its_bound(tmp_path: Path) -> None:
-    from embeddings.labels import LabelColumns, read_labels
+    from embeddings.readers.labels import LabelColumns, read_labels
 
     text = io.StringIO()
     writer = csv.writer(text)
@@ -224,7 +225,7 @@ def test_tensor_files_stay_within_their_bound(tmp_path: Path) -> None:
         file.truncate(90_000_100)
     deep = json.dumps({"__metadata__": {"format": "x", "encoder": "[" * 200_000}}).encode()
     (tmp_path / "files" / "deep").write_bytes(len(deep).to_bytes(8, "little") + deep)
-    imports = "from deploy.head_file import load_head\nfrom common.bundle import _read_generator"
+    imports = "from deploy.classifier.file import load_head\nfrom common.publishing.bundle import _read_generator"
     told = under_limit(tmp_path / "files", imports, "load_head(path)")
     assert "expected at most 10,000,000" in told["header"]
     assert "no classifier of this project" in told["deep"]

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from common.errors import DataError
-from embeddings.dicom import read_frame, read_header
-from embeddings.encoders import EncoderOptions, load_encoder
+from embeddings.encoders.load import EncoderOptions, load_encoder
 from embeddings.extract import extract
-from embeddings.images import read_image
-from embeddings.labels import LabelColumns, read_labels
-from embeddings.readers import FolderOptions, list_folder
-from embeddings.store import read_store
+from embeddings.readers.dicom import read_frame, read_header
+from embeddings.readers.folders import FolderOptions, list_folder
+from embeddings.readers.images import read_image
+from embeddings.readers.labels import LabelColumns, read_labels
+from embeddings.store.file import read_store
 
 CORRUPTED = 200
 

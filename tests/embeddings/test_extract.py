@@ -16,12 +16,12 @@ from PIL import Image
 
 from common.errors import DataError
 from embeddings import extract as extract_module
-from embeddings.dicom import Window
-from embeddings.encoders import EncoderOptions, load_encoder
+from embeddings.encoders.load import EncoderOptions, load_encoder
 from embeddings.extract import Outcome, extract, reject_file, work_folder
-from embeddings.labels import LabelColumns
-from embeddings.readers import FolderOptions, list_folder
-from embeddings.store import read_store
+from embeddings.readers.dicom import Window
+from embeddings.readers.folders import FolderOptions, list_folder
+from embeddings.readers.labels import LabelColumns
+from embeddings.store.file import read_store
 
 SALT = bytes(range(32))
 OPTIONS = FolderOptions(columns=LabelColumns(patient="who", extra=("place",)))
@@ -197,10 +197,10 @@ _SCRIPT = """
 import os, sys
 from pathlib import Path
 from embeddings import extract as module
-from embeddings.dicom import Window
-from embeddings.encoders import EncoderOptions, load_encoder
-from embeddings.labels import LabelColumns
-from embeddings.readers import FolderOptions, list_folder
+from embeddings.readers.dicom import Window
+from embeddings.encoders.load import EncoderOptions, load_encoder
+from embeddings.readers.labels import LabelColumns
+from embeddings.readers.folders import FolderOptions, list_folder
 root, model, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 if limit:
     import resource, signal

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.agreement import check_sites, compare_canaries, decode, encode, require_agreement
 from common.errors import DataError, MeetingError
-from common.identity import EncoderIdentity, compare
+from common.wire.agreement import check_sites, compare_canaries, decode, encode, require_agreement
+from common.wire.identity import EncoderIdentity, compare
 from embeddings.canary import CANARY_FILE, draw, embed_canary
-from embeddings.encoders import EncoderOptions, load_encoder
-from embeddings.patients import load_salt, patient_number
-from embeddings.sets import SetMetadata
+from embeddings.encoders.load import EncoderOptions, load_encoder
+from embeddings.readers.patients import load_salt, patient_number
+from embeddings.store.sets import SetMetadata
 
 ONE = EncoderIdentity("enc", "r", 8, "resize", "d" * 64, "float32", ("a", "b"))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.errors import DataError
-from embeddings.encoders import EncoderOptions, load_encoder
+from embeddings.encoders.load import EncoderOptions, load_encoder
 from embeddings.pipeline import Item, embed_batches
 
 

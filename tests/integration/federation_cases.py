@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from client_app.ledger import Ledger
-from client_app.site import load_policy
-from common.config import RunConfig, Scalar
-from deploy.app_package import build_package, digest_of
-from deploy.environment import SETTINGS
-from deploy.folders import ServerFolder, SiteFolder
-from deploy.provision import FederationPlan, init_site, provision
-from deploy.registry import list_sites, register
+from client_app.ledger.ledger import Ledger
+from client_app.policy.policy import load_policy
+from common.config.run import RunConfig, Scalar
+from deploy.coordinator.provision import FederationPlan, init_site, provision
+from deploy.coordinator.registry import list_sites, register
+from deploy.machine.app_package import build_package, digest_of
+from deploy.machine.environment import SETTINGS
+from deploy.machine.folder_settings import ServerFolder, SiteFolder
 from server_app.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -261,8 +261,8 @@ def demo_data(num_sites: int, rows: int) -> Callable[[Path, int], None]:
     """Writes a site's share of the demonstration's embeddings, at most `rows` of them."""
     import numpy as np
 
-    from embeddings.simulated import load_pool, load_site
-    from embeddings.store import write_store
+    from embeddings.simulation.simulated import load_pool, load_site
+    from embeddings.store.file import write_store
 
     cache = Path(os.environ.get("FEDHYPEVAE_TEST_CACHE", str(REPOSITORY / "outputs" / "cache")))
     try:

@@ -13,14 +13,14 @@ import pytest
 import torch
 from flwr.app import Message
 
-from client_app import work
-from client_app.private_state import PrivateState
-from common.compression import packed_size
+from client_app.answers import training as work
+from client_app.state.private_state import PrivateState
 from common.methods import get_method
 from common.methods.base import Shapes, SiteState
-from common.transfer import from_wire
-from common.wire import PACKED, load_context
-from embeddings.store import read_metadata, read_store
+from common.wire.allow_list import PACKED, load_context
+from common.wire.compression import packed_size
+from common.wire.versions import from_wire
+from embeddings.store.file import read_metadata, read_store
 from tests.harness import CLASSES, DIM, Exchanged, Federation, Handler, HarnessSite, charged_in, words_of
 
 WORDS = {
@@ -213,7 +213,7 @@ def test_site_sends_nothing_of_a_method_that_leaks(leaking: None, tmp_path: Path
 
 
 def test_run_writes_a_valid_privacy_statement(recorded: Recorded) -> None:
-    from common.privacy_statement import check_statement
+    from common.assurance.statement import check_statement
 
     statement = recorded.federation.read("privacy_statement.json")
     check_statement(statement)

@@ -16,10 +16,10 @@ import grpc
 import pytest
 
 from common.errors import FederationError
-from deploy.folders import SiteFolder
-from deploy.keys import make_authority, make_node_key
-from deploy.registry import list_sites, register, revoke
-from deploy.remote import follow, start_run
+from deploy.coordinator.registry import list_sites, register, revoke
+from deploy.coordinator.run import follow, start_run
+from deploy.machine.folder_settings import SiteFolder
+from deploy.machine.keys import make_authority, make_node_key
 from server_app.checkpoint import load_checkpoint
 from tests.integration.federation_cases import (
     ROUNDS,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import FedHypeVAEError
-from deploy.app_package import build_package, digest_of
-from deploy.approve import approve_app, describe_app
-from deploy.remote import follow, start_run
+from deploy.coordinator.run import follow, start_run
+from deploy.machine.app_package import build_package, digest_of
+from deploy.site.approve import approve_app, describe_app
 from tests.integration.federation_cases import Federation, copy_app, demo_data, running
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.timeout(2400)]

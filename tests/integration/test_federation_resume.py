@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.remote import follow, start_run
-from deploy.supervise import end_processes
+from deploy.coordinator.run import follow, start_run
+from deploy.machine.supervise import end_processes
 from tests.integration.federation_cases import (
     REPOSITORY,
     ROUNDS,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.config import Scalar
-from deploy.remote import follow, start_run
+from common.config.run import Scalar
+from deploy.coordinator.run import follow, start_run
 from tests.integration.federation_cases import Federation, demo_data, running, wait_for
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.timeout(1800)]

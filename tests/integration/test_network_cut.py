@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import Scalar
-from deploy.remote import follow, start_run
-from deploy.supervise import end_processes
+from common.config.run import Scalar
+from deploy.coordinator.run import follow, start_run
+from deploy.machine.supervise import end_processes
 from server_app.checkpoint import load_checkpoint
 from tests.integration.federation_cases import Federation, demo_data, wait_for
 

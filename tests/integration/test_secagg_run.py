@@ -14,11 +14,11 @@ from flwr.app import Message
 from safetensors.torch import load_file
 from scipy import stats
 
-from client_app.data import load_records, split_data
-from common.accounting import epsilon_pld
-from common.config import RunConfig
+from client_app.records import load_records, split_data
+from common.config.run import RunConfig
 from common.loop import run_loop
-from common.wire import REPLY_WORDS
+from common.privacy.calibration import epsilon_pld
+from common.wire.allow_list import REPLY_WORDS
 from tests.harness import CLASSES, SMALL, Federation, Handler, HarnessSite, Killed, words_of
 from tests.secagg_cases import PHASES, ROUNDS_ONLY, SHARED, keyed_federation, phase_of, silent
 
@@ -148,10 +148,10 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, target: str, what: str, phase: str)
 
 
 PLACES = {
-    "before the charge": ("client_app.ledger.Ledger.reserve", "secagg_masked", 2),
-    "while computing": ("client_app.last_resort.training_data", "secagg_masked", 3),
-    "before the answer": ("client_app.secagg.site.sign_masked", "secagg_masked", 3),
-    "before the commit": ("client_app.ledger.Ledger.commit", "secagg_unmask", 3),
+    "before the charge": ("client_app.ledger.ledger.Ledger.reserve", "secagg_masked", 2),
+    "while computing": ("client_app.release.last_resort.training_data", "secagg_masked", 3),
+    "before the answer": ("client_app.answers.secure_sum.site.sign_masked", "secagg_masked", 3),
+    "before the commit": ("client_app.ledger.ledger.Ledger.commit", "secagg_unmask", 3),
 }
 
 

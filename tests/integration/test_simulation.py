@@ -13,10 +13,10 @@ import pytest
 
 from common.errors import ConfigError
 from common.methods import get_method, method_names
-from deploy.app_package import staged_app
-from deploy.environment import flower_environment, tool
-from deploy.simulate import end_daemons, local_superlinks, simulate
-from embeddings.store import write_store
+from deploy.machine.app_package import staged_app
+from deploy.machine.environment import flower_environment, tool
+from deploy.simulation.simulate import end_daemons, local_superlinks, simulate
+from embeddings.store.file import write_store
 from tests.harness import make_set
 from tests.integration import every_method_app
 from tests.server_app.test_every_method import ONE_SHOT

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from common.bundle_parquet import read_notes
 from common.methods import get_method, method_names
+from common.publishing.parquet import read_notes
 from tests.harness import Federation
 
 ONE_SHOT = {"dp_gauss"}  # its one release is the whole method

@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
-from common.transfer import to_wire
-from common.wire import PACKED
+from common.wire.allow_list import PACKED
+from common.wire.versions import to_wire
 from server_app.bounds import check_norm
 from server_app.exchange import Outcome, build_messages, exchange
 

@@ -11,11 +11,11 @@ import torch
 from flwr.app import Message
 from safetensors.torch import load_file
 
-from client_app.data import load_records, split_data
-from common.config import RunConfig
+from client_app.records import load_records, split_data
+from common.config.run import RunConfig
 from common.loop import LoopResult, run_loop
-from common.transfer import version_of
-from common.wire import PACKED
+from common.wire.allow_list import PACKED
+from common.wire.versions import version_of
 from server_app.checkpoint import load_checkpoint
 from tests.harness import CLASSES, SMALL, Federation, Handler, HarnessSite, Killed
 
@@ -183,7 +183,7 @@ def accident_in(
 
 def test_digest_finds_a_site_that_computes_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A site whose arithmetic differs does not train at other parameters: it asks for the whole."""
-    from client_app import received
+    from client_app.state import received
 
     right = received.apply_change
 
@@ -199,7 +199,7 @@ def test_digest_finds_a_site_that_computes_otherwise(tmp_path: Path, monkeypatch
 
 def test_without_the_digest_sites_would_drift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken version: no digest, and the tests above would find a site that holds something else."""
-    from client_app import received
+    from client_app.state import received
 
     right, claimed = received.apply_change, dict[str, str]()
 

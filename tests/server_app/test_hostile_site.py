@@ -17,7 +17,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.error import Error
 
-from common.events import gaussian, sampled_gaussian
+from common.privacy.events import gaussian, sampled_gaussian
 from server_app.register import REGISTER
 from tests.harness import Federation, Handler, HarnessSite, words_of
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from client_app.data import load_records, split_data
-from common.agreement import require_agreement
-from common.bundle import load_bundle
-from common.config import RunConfig
+from client_app.records import load_records, split_data
+from common.config.run import RunConfig
 from common.errors import ConfigError, MeetingError
 from common.loop import run_loop
 from common.methods import method_names
-from common.wire import SiteFacts
-from embeddings.store import write_store
+from common.publishing.bundle import load_bundle
+from common.wire.agreement import require_agreement
+from common.wire.allow_list import SiteFacts
+from embeddings.store.file import write_store
 from tests.harness import CLASSES, SMALL, Federation, deliver, make_identity, make_set, words_of
 
 WIDTHS = (12, 20, 12, 8)

@@ -10,13 +10,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import WireError
-from common.events import PrivacyEvent
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
+from common.privacy.events import PrivacyEvent
 from common.secagg.assumptions import Assumptions, charged_events
-from common.wire import ERROR_WORDS, REPLY_WORDS, Kind, tell_charged
+from common.wire.allow_list import ERROR_WORDS, REPLY_WORDS, Kind, tell_charged
 from server_app.arrays import read_tensors
 from server_app.charges import NO_CHARGES, Charges
 from server_app.replies import WORDS, ErrorWords, Expected, known_codes, read_charged, read_reply

@@ -42,7 +42,7 @@ def test_run_killed_in_mid_round_resumes_to_the_end(tmp_path: Path) -> None:
 def test_site_killed_between_charge_and_release_pays_with_a_spare_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from client_app.ledger import Ledger
+    from client_app.ledger.ledger import Ledger
 
     federation = Federation.create(tmp_path, num_sites=2)
     real, died = Ledger.commit, []

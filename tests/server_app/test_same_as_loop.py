@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from client_app.data import load_records, split_data
-from common.config import RunConfig
+from client_app.records import load_records, split_data
+from common.config.run import RunConfig
 from common.loop import run_loop
 from tests.harness import CLASSES, SMALL, Federation
 

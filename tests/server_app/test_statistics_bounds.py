@@ -11,14 +11,14 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
-from common.config import RunConfig
+from common.config.run import RunConfig
 from common.errors import WireError
 from common.methods import get_method
-from common.noise import TestNoise
-from common.sampling import SiteData, by_unit, draw_units
-from common.statistics import StatisticsSpec, release_statistics
-from common.transfer import from_wire, to_wire
-from common.wire import load_context
+from common.privacy.noise import TestNoise
+from common.privacy.sampling import SiteData, by_unit, draw_units
+from common.privacy.statistics import StatisticsSpec, release_statistics
+from common.wire.allow_list import load_context
+from common.wire.versions import from_wire, to_wire
 from server_app.bounds import LARGEST_PARAMETERS, largest_norm
 from server_app.checkpoint import load_checkpoint
 from server_app.statistics_bounds import StatisticsBounds
@@ -180,10 +180,10 @@ def test_liar_is_named_and_the_set_is_as_good_as_without_it(tmp_path: Path, lie:
 
 def test_sum_of_sites_that_none_can_have_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under secagg the sum alone is seen: it is refused, and nobody knows whose fault it is."""
-    import client_app.secagg as secagg
+    import client_app.answers.secure_sum as secagg
+    from common.methods.shared_sums import statistics_arguments
+    from common.privacy.statistics import statistics_sum
     from common.secagg.quantise import encode
-    from common.secagg.release import statistics_arguments
-    from common.statistics import statistics_sum
 
     federation = keyed_federation(tmp_path, 4)
     honest = secagg.statistics_vector
@@ -193,7 +193,7 @@ def test_sum_of_sites_that_none_can_have_is_not_used(tmp_path: Path, monkeypatch
         calls.append(1)
         if len(calls) != 2:
             return honest(context, spec, data, source)
-        from common.secagg.release import statistics_batch
+        from common.methods.shared_sums import statistics_batch
 
         sums = dict(statistics_sum(spec, statistics_batch(context, data, source)).tensors)
         sums["class_counts"] = sums["class_counts"] - 1e4

@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.config import RunConfig
-from common.methods import get_method, hypevae_site, mh_pfedhn, private
+from common.config.run import RunConfig
+from common.methods import get_method
 from common.methods.base import Method, PrivacyPlan, Problem, RunContext, SiteState, StepInput, Tensors
-from common.noise import NoiseSource, add_gaussian
-from common.sampling import SiteData
-from tests.common.clipping_cases import UnitDraws
+from common.methods.fedhypevae import site as hypevae_site
+from common.methods.generators import dp_network as private
+from common.methods.mh_pfedhn import personal as mh_pfedhn
+from common.privacy.noise import NoiseSource, add_gaussian
+from common.privacy.sampling import SiteData
+from tests.common.privacy.clipping_cases import UnitDraws
 
 DIM, CLASSES, UNITS, RECORDS = 10, 3, 17, 2  # 17 and its multiples are no size of anything else
 SMALL: dict[str, str | int | float] = {

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from common.accounting import (
+from common.privacy.calibration import (
     PrivacyEvent,
     calibrate_noise_multiplier,
     epsilon_pld,

@@ -10,14 +10,14 @@ import math
 import pytest
 import torch
 
-import common.methods.hypevae_site as method_module
-from common.audit import canary_records, one_run_audit, two_world_audit
-from common.clipping import ClippedSum, clipped_gradient_sum
-from common.config import RunConfig
+import common.methods.fedhypevae.site as method_module
+from common.assurance.audit import canary_records, one_run_audit, two_world_audit
+from common.config.run import RunConfig
 from common.methods.base import Problem, RunContext, StepInput
-from common.methods.fedhypevae import METHOD
-from common.noise import SecureNoise, add_gaussian
-from common.sampling import SiteData, draw_units
+from common.methods.fedhypevae.server import METHOD
+from common.privacy.clipping import ClippedSum, clipped_gradient_sum
+from common.privacy.noise import SecureNoise, add_gaussian
+from common.privacy.sampling import SiteData, draw_units
 
 # Only the class scores: the smallest model, whose step is fast enough for 20,000 draws.
 SMALL = {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0}

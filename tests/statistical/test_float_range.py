@@ -19,15 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.clipping import clipped_gradient_sum, clipped_vector_sum
-from common.config import LEAST_CLIP_NORM
+from common.config.run import LEAST_CLIP_NORM
+from common.generator.tape import GradientFactors
 from common.kernels import fourier_frequencies
-from common.noise import SecureNoise, TestNoise, add_gaussian
-from common.sampling import SiteData, draw_units, on_sphere
+from common.privacy.clipping import clipped_gradient_sum, clipped_vector_sum
+from common.privacy.noise import SecureNoise, TestNoise, add_gaussian
+from common.privacy.sampling import SiteData, draw_units, on_sphere
+from common.privacy.statistics import StatisticsSpec, clip_to_ball, statistics_sum
 from common.secagg.assumptions import Assumptions
 from common.secagg.quantise import encode, make_quantisation
-from common.statistics import StatisticsSpec, clip_to_ball, statistics_sum
-from common.tape import GradientFactors
 from tests.statistical.step_cases import (
     CLASSES,
     DIM,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
-from common.noise import SecureNoise, TestNoise, add_gaussian
+from common.privacy.noise import SecureNoise, TestNoise, add_gaussian
 
 NOISE_MULTIPLIER, CLIP_NORM = 2.1, 1.5
 STD = NOISE_MULTIPLIER * CLIP_NORM

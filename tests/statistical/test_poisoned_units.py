@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common import clipping, statistics
+from common.generator.tape import _ENOUGH_ROWS
 from common.kernels import fourier_frequencies
-from common.noise import SecureNoise
-from common.sampling import SiteData, UnitBatch, draw_units
-from common.statistics import StatisticsSpec, release_statistics, statistics_sum
-from common.tape import _ENOUGH_ROWS
+from common.privacy import clipping, statistics
+from common.privacy.noise import SecureNoise
+from common.privacy.sampling import SiteData, UnitBatch, draw_units
+from common.privacy.statistics import StatisticsSpec, release_statistics, statistics_sum
 from tests.statistical.step_cases import (
     CLASSES,
     DIM,

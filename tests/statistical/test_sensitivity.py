@@ -17,16 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.clipping import ClippedSum, clipped_gradient_sum, clipped_vector_sum
-from common.cvae import PlainLayers, sample_given_labels
-from common.hypernetwork import generate
+from common.generator.cvae import PlainLayers, sample_given_labels
+from common.generator.hypernetwork import generate
+from common.generator.objective import record_losses
+from common.generator.tape import GradientFactors, Tape
 from common.kernels import fourier_frequencies, mmd2
-from common.noise import TestNoise
-from common.objective import record_losses
-from common.sampling import SiteData, UnitBatch, draw_units
-from common.statistics import StatisticsSpec, statistics_sum
-from common.tape import GradientFactors, Tape
-from tests.common.clipping_cases import CASES, Case, flat, make_case, product_sum, record_factors
+from common.privacy.clipping import ClippedSum, clipped_gradient_sum, clipped_vector_sum
+from common.privacy.noise import TestNoise
+from common.privacy.sampling import SiteData, UnitBatch, draw_units
+from common.privacy.statistics import StatisticsSpec, statistics_sum
+from tests.common.privacy.clipping_cases import CASES, Case, flat, make_case, product_sum, record_factors
 
 UNITS = 6
 Release = Callable[[Case, list[int], float], ClippedSum]

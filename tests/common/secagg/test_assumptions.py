@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from common.accounting import epsilon_pld
-from common.config import PrivacyConfig
+from common.config.run import PrivacyConfig
 from common.errors import ConfigError
-from common.events import gaussian, sampled_gaussian
+from common.privacy.calibration import epsilon_pld
+from common.privacy.events import gaussian, sampled_gaussian
 from common.secagg.assumptions import Assumptions, charged_events, local_events
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from common.accounting import epsilon_pld
-from common.config import PrivacyConfig
+from common.config.run import PrivacyConfig
 from common.errors import ConfigError, DataError
-from common.events import gaussian
-from common.noise import SecureNoise, TestNoise
+from common.privacy.calibration import epsilon_pld
+from common.privacy.events import gaussian
+from common.privacy.noise import SecureNoise, TestNoise
 from common.secagg.assumptions import Assumptions
 from common.secagg.quantise import (
     ROUNDING_MARGIN,

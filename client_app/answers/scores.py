@@ -1,0 +1,104 @@
+"""What a site answers without charge: only where its policy declares the data public and lets metrics leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from client_app.place import Place
+from client_app.records import check_matches, load_records, split_data, training_data
+from client_app.release.log import ReleaseLog
+from client_app.release.release import payload_of
+from client_app.task import Answer, Work, request_of
+from common.errors import PolicyRefusal
+from common.evaluation.scores import LinearHead, fit_linear_head, score, score_site
+from common.loop import noise_source, site_statistics
+from common.methods import get_method
+from common.methods.base import RunContext
+from common.privacy.sampling import on_sphere
+from common.privacy.statistics import class_means_spec
+from common.wire.allow_list import SCORE_NAMES
+from common.wire.received import check_shapes
+from embeddings.store.sets import SPLIT_NAMES, EmbeddingSet
+
+_HEADS = ("synthetic", "statistics")
+
+
+def answer_baseline(place: Place, work: Work) -> Answer:
+    """Noised class means at the whole budget, for comparison: only where the policy declares the data public."""
+    _check_public(place, work)
+    context, training = work.context, work.context.config.training
+    radius = 1.0 if training.sphere else training.embedding_radius
+    spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
+    source = noise_source(context.config, work.index, -2)
+    noise = float(work.words["noise_multiplier"])
+    data = training_data(place.records, place.cache_dir, context)
+    released = site_statistics(context, spec, noise, data, source)
+    payload = payload_of(work, "baseline", released, spec.shapes, {})
+    _log_public(place, work, "baseline", payload)
+    return Answer(load_tensors(payload), {})
+
+
+def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
+    """Scores on the site's own test split: only where the policy declares the data public and lets metrics leave."""
+    _check_public(place, work)
+    _check_sent(work)
+    records = load_records(place.records, place.cache_dir)
+    check_matches(records.metadata, work.context, work.index)
+    train, validation, test = (_scored_split(records, name, work.context) for name in SPLIT_NAMES)
+    heads = {
+        name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"])
+        for name in _HEADS
+        if f"{name}.weight" in work.tensors
+    }
+    local = fit_linear_head(*train, num_classes=work.context.problem.num_classes)
+    found = {"local_only": score(local, *test)}
+    if "synthetic" in heads:
+        mixing = float(work.words["mixing"])
+        found = score_site(train, validation, test, heads["synthetic"], mixing=mixing, local_head=local)
+    method = get_method(work.context.config.method)
+    if method.personal_scores is not None:
+        personal = method.personal_scores(work.context, work.tensors, test[0], work.index)
+        found["personal"] = score(torch.softmax(personal, 1), *test)
+    if "statistics" in heads:
+        found["statistics_only"] = score(heads["statistics"], *test)
+    scores: dict[str, float] = {}
+    for name in (name for name in SCORE_NAMES if name in found):
+        value = found[name]
+        scores[f"{name}.accuracy"] = value.accuracy
+        scores[f"{name}.balanced_accuracy"] = value.balanced_accuracy
+    _log_public(place, work, "evaluate", json.dumps(scores, sort_keys=True).encode())
+    return scores
+
+
+def _scored_split(records: EmbeddingSet, name: str, context: RunContext) -> tuple[Tensor, Tensor]:
+    """One split as heads see it: on the unit sphere where the generator's embeddings are."""
+    data = split_data(records, name, "record")
+    return on_sphere(data.embeddings) if context.config.training.sphere else data.embeddings, data.labels
+
+
+def _check_sent(work: Work) -> None:
+    """Refuse other tensors than whole heads, and the site's own model where the method makes one (ConfigError)."""
+    context, method = work.context, get_method(work.context.config.method)
+    dim, num_classes = context.problem.dim, context.problem.num_classes
+    shapes = dict(method.received_by(context, work.index)) if method.personal_scores is not None else {}
+    for name in _HEADS:
+        if {f"{name}.weight", f"{name}.bias"} & set(work.tensors):
+            shapes |= {f"{name}.weight": (num_classes, dim), f"{name}.bias": (num_classes,)}
+    check_shapes(work.tensors, shapes)
+
+
+def _check_public(place: Place, work: Work) -> None:
+    place.policy.check(request_of(work.context, wants_metrics=True), recompute_epsilon=False)
+    if not (place.policy.data_is_public and place.policy.metrics_may_leave):
+        raise PolicyRefusal("metrics_may_leave", "scores may not leave this site; nothing was charged")
+
+
+def _log_public(place: Place, work: Work, what: str, payload: bytes) -> None:
+    """Note in the site's log that something left without charge: only where its data is public."""
+    digest = hashlib.sha256(payload).hexdigest()
+    ReleaseLog(place.folder / "releases.jsonl").append(work.run_id, what, (), digest, len(payload))

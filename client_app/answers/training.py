@@ -1,0 +1,88 @@
+"""What a site does with a message of a run that shares no noise: statistics, and a round of training."""
+
+from __future__ import annotations
+
+import torch
+
+from client_app.local_step import check_device, client_step
+from client_app.place import Place
+from client_app.release.release import Computed, Step, release
+from client_app.state.private_state import PrivateState
+from client_app.state.received import with_held
+from client_app.task import Answer, Work, check_round
+from common.errors import PolicyRefusal
+from common.loop import noise_source, site_statistics
+from common.methods import get_method
+from common.methods.base import RunContext, SiteState, StepInput
+from common.privacy.sampling import SiteData
+from common.wire.versions import num_bytes, upload_reference
+
+
+def answer_statistics(place: Place, work: Work) -> Answer:
+    """The one-shot noised statistics: one Gaussian event, charged before the records are read."""
+    context = work.context
+    _check_local(context)
+    spec = get_method(context.config.method).statistics(context)
+    if spec is None:
+        raise PolicyRefusal("request", "the method has no statistics to release; nothing was charged")
+
+    def compute(data: SiteData) -> Computed:
+        source = noise_source(context.config, work.index, -1)
+        return Computed(site_statistics(context, spec, context.plan.statistics_noise or 0.0, data, source))
+
+    step = Step(compute)
+    return release(place, work, "statistics", context.plan.statistics_events, spec.shapes, lambda _, __: step)
+
+
+def answer_train(place: Place, work: Work) -> Answer:
+    """One round of training; the new code and encoder stay on the site's disk."""
+    context, method = work.context, get_method(work.context.config.method)
+    _check_local(context)
+    check_round(work)
+    work = with_held(place, work)
+
+    def begin(private: PrivateState, committed: frozenset[int]) -> Step:
+        site = site_state(private, work, committed)
+        check_device(place, context)
+
+        def compute(data: SiteData) -> Computed:
+            source = noise_source(context.config, work.index, work.round_index)
+            step = StepInput(work.tensors, site, data, work.round_index, work.index, source)
+            after, uploads = client_step(place, method, context, step)
+            return Computed(uploads, after.tensors)
+
+        return Step(compute, state_bytes(work, site))
+
+    return release(
+        place,
+        work,
+        f"round-{work.round_index + 1}",
+        context.plan.round_events,
+        method.shapes_from(context, work.index),
+        begin,
+        upload_reference(method, work.tensors),
+    )
+
+
+def site_state(private: PrivateState, work: Work, committed: frozenset[int]) -> SiteState:
+    """The private state before this round: the newest that an earlier committed round left, or a fresh one.
+
+    Read before the round is charged: a state that can't be read refuses it.
+    """
+    private.keep_states(committed)
+    earlier = [index for index in private.rounds() if index <= work.round_index]
+    if not earlier:
+        return get_method(work.context.config.method).init_site(work.context, work.index)
+    saved = private.load(max(earlier))
+    return SiteState({name: torch.from_numpy(value.copy()) for name, value in saved.tensors.items()})
+
+
+def state_bytes(work: Work, site: SiteState) -> int:
+    """At least what the private state after a round takes on the disk: an optimiser keeps two moments of each value."""
+    return 4 * (num_bytes(work.tensors) + num_bytes(site.tensors))
+
+
+def _check_local(context: RunContext) -> None:
+    """Refuse to send a whole noised vector where the run says that its noise is shared."""
+    if context.config.privacy.trust != "local":
+        raise PolicyRefusal("request", "under trust secagg nothing leaves but masked vectors; nothing was charged")

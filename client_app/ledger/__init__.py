@@ -1,0 +1,1 @@
+"""The privacy ledger: every release that a site was charged, on its own disk."""

@@ -1,0 +1,186 @@
+"""Looking after a ledger: what was spent, in figures; export, backup, and moving it to another disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from client_app.ledger.chain import Head
+from client_app.ledger.runs import Run
+from client_app.ledger.store import EntryStore, open_store
+from common.durable import write_atomically
+from common.errors import LedgerError
+from common.privacy.composition import epsilon_from_rdp, epsilon_pld, rdp_curve
+
+
+@dataclass(frozen=True)
+class RunSpent:
+    """One run's figures: ε by PLD (add/remove of one `unit`) of what it was charged and what it declared."""
+
+    run_id: str
+    unit: str
+    epsilon: float
+    epsilon_declared: float
+    rounds_reserved: int
+    rounds_committed: int
+    first_at: str
+    last_at: str
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The lifetime's figures at one δ.
+
+    `epsilon` bounds all charged events as one block (by PLD for a single run, by RDP for several);
+    `epsilon_promised` also counts what open runs may still be charged for.
+    """
+
+    delta: float
+    epsilon: float
+    epsilon_promised: float
+    runs: tuple[RunSpent, ...]
+    head: Head
+
+
+def spent(runs: Sequence[Run], head: Head, delta: float) -> Spent:
+    """Add up the ledger in figures.
+
+    Args:
+        runs: all runs of the ledger.
+        head: where the ledger stands.
+        delta: δ at which ε is stated, in (0, 1).
+
+    Returns:
+        ε overall and per run, for add/remove of one unit. Takes seconds: several compositions.
+
+    Raises:
+        ConfigError: δ out of range.
+    """
+    figures = tuple(
+        RunSpent(
+            run_id=run.run_id,
+            unit=run.limits.unit,
+            epsilon=epsilon_pld(run.charged, delta),
+            epsilon_declared=epsilon_pld(run.planned, delta),
+            rounds_reserved=len(run.rounds),
+            rounds_committed=sum(known.payload_digest is not None for known in run.rounds.values()),
+            first_at=run.first_at,
+            last_at=run.last_at,
+            closed=run.closed,
+        )
+        for run in runs
+    )
+    charged = [run.charged for run in runs if run.charged]
+    promised = [run.counted for run in runs if run.counted]
+    return Spent(delta, _together(charged, delta), _together(promised, delta), figures, head)
+
+
+def _together(blocks: Sequence[Sequence[Any]], delta: float) -> float:
+    """ε of all blocks: one declared block by PLD; several, each chosen after the others were seen, by RDP."""
+    if not blocks:
+        return 0.0
+    if len(blocks) == 1:
+        return epsilon_pld(blocks[0], delta)
+    return epsilon_from_rdp(rdp_curve([event for block in blocks for event in block]), delta)
+
+
+def export(store: EntryStore) -> dict[str, Any]:
+    """The whole ledger as JSON values: cohort, head and every entry."""
+    entries = [
+        {
+            "seq": entry.seq,
+            "at": entry.at,
+            "kind": entry.kind,
+            "run_id": entry.run_id,
+            "round_key": entry.round_key,
+            "body": entry.body,
+            "digest": entry.digest,
+        }
+        for entry in store.entries
+    ]
+    return {"cohort_id": store.cohort_id, "head": asdict(store.head), "entries": entries}
+
+
+def export_to(store: EntryStore, destination: Path) -> None:
+    """Write `export` to a file, whole or not at all. Raises LedgerError if the disk refuses."""
+    try:
+        write_atomically(destination, json.dumps(export(store), indent=1).encode(), mode=0o600)
+    except OSError as error:
+        raise LedgerError(f"can't write {destination} ({error}): name a place that can be written") from error
+
+
+def backup(store: EntryStore, destination: Path) -> Head:
+    """Copy a ledger as it is now, and check the copy.
+
+    A backup put back later is a rolled-back ledger: the witness says so, since it forgot what was spent
+    since.
+
+    Raises:
+        LedgerError: the destination exists, or can't be written or verified.
+    """
+    store.copy_to(destination)
+    copy = open_store(destination, None, read_only=True)
+    try:
+        return copy.head
+    finally:
+        copy.close()
+
+
+def check_not_moved(store: EntryStore) -> None:
+    """Refuse the file that a moved ledger left behind. Raises LedgerError that says where it went."""
+    last = store.entries[-1]
+    if last.kind == "moved":
+        raise LedgerError(
+            f"privacy ledger {store.path} was moved to {last.body['destination']} on {last.at}: use that "
+            "one, or complete a move that broke off with `fedhypevae ledger move`"
+        )
+
+
+def move(store: EntryStore, destination: Path) -> Head:
+    """End `store` for ever with a last entry, then let a copy of it, which alone goes on, appear elsewhere.
+
+    The order makes two live ledgers impossible: between the two steps there is none. Killed in between, the
+    same call completes it.
+
+    Args:
+        store: the ledger to be moved; its witness stays where it is.
+        destination: a file that does not exist, on a local disk.
+
+    Returns:
+        The head of the moved ledger.
+
+    Raises:
+        LedgerError: the destination exists or can't be written, or the ledger was moved elsewhere before.
+    """
+    target = str(destination.absolute())
+    if destination.exists():
+        raise LedgerError(f"{destination} exists already: name a file that does not")
+    if not destination.parent.is_dir():
+        raise LedgerError(f"{destination.parent} is not a folder: make it first")
+    if store.entries[-1].kind != "moved":
+        with store.writing():
+            if store.entries[-1].kind != "moved":
+                store.append("moved", "", "", {"destination": target})
+    if store.entries[-1].body["destination"] != target:
+        check_not_moved(store)
+
+    def arrive(partial: Path) -> None:
+        copy = open_store(partial, store.witness_path)  # refuses a copy that forgets what was spent since
+        try:
+            copy.witness_path = None  # not before the file has its name: a kill would leave the witness ahead
+            with copy.writing():
+                copy.append("arrived", "", "", {"destination": target})
+        finally:
+            copy.close()
+
+    store.copy_to(destination, finish=arrive)
+    moved = open_store(destination, store.witness_path)
+    try:
+        moved.note_head()
+        return moved.head
+    finally:
+        moved.close()

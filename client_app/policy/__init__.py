@@ -1,0 +1,1 @@
+"""What a site allows, and what a server asks of it."""

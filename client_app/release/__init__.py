@@ -1,0 +1,1 @@
+"""How anything about records leaves a site: granted, charged, computed, kept, sent."""

@@ -1,0 +1,139 @@
+"""The only way anything about records leaves a site that shares no noise: checked, reserved, computed, kept, committed.
+
+The order is the protection. A request is held against public bounds and the site's policy before any record is read;
+room on the disk is taken, and the budget reserved, before the data is opened; a release is committed when its bytes are
+on the disk, and then sent. From the first record on nothing can fail for a reason that lies in the records
+(`last_resort`). A message that comes twice gets the same bytes twice, and is charged once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from client_app.ledger.runs import events_to_json
+from client_app.place import Place
+from client_app.records import training_data
+from client_app.release.granted import committed_rounds, granted, room_for
+from client_app.release.last_resort import from_records
+from client_app.release.log import ReleaseLog
+from client_app.state.private_state import PrivateState
+from client_app.task import Answer, Work, request_of
+from common.methods.base import Shapes, Tensors
+from common.privacy.events import PrivacyEvent
+from common.privacy.sampling import SiteData
+from common.wire.allow_list import Kind, check_tensors, settings_digest
+from common.wire.versions import rounding, shapes_bytes, to_wire, wire_shapes
+
+ROUNDINGS: Mapping[Kind, int] = {"statistics": -1, "baseline": -2}
+_HEADER = 2**16  # bytes of a payload beside its values
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a step makes of the records: noised tensors that may leave, and the private state after it, which stays."""
+
+    tensors: Tensors
+    state: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is ready but for the records: what it needs of the site's disk was read.
+
+    `compute` changes nothing outside what it returns. `state_bytes` is the room that its private state needs, a public
+    number.
+    """
+
+    compute: Callable[[SiteData], Computed]
+    state_bytes: int = 0
+
+
+def release(
+    place: Place,
+    work: Work,
+    round_key: str,
+    events: tuple[PrivacyEvent, ...],
+    shapes: Mapping[str, tuple[int, ...]],
+    begin: Callable[[PrivateState, frozenset[int]], Step],
+    reference: Tensors | None = None,
+) -> Answer:
+    """Check, reserve, compute, keep, commit, log: the only way anything about records leaves.
+
+    Args:
+        place: the site.
+        work: its task.
+        round_key: the release's name in ledger and log.
+        events: what it is charged.
+        shapes: allowed names and shapes of what is computed.
+        begin: (private state, rounds whose state counts: those that were committed) -> the step; before any charge.
+        reference: what they are sent as differences from, where the server has it too.
+
+    Returns:
+        What leaves. A release that was committed before leaves as the same bytes again.
+    """
+    request = request_of(work.context)
+    kind: Kind = "statistics" if round_key == "statistics" else "train"
+    private = PrivateState(place.folder / "state", work.run_id)
+    log = ReleaseLog(place.folder / "releases.jsonl")
+
+    def packed(step: Step, data: SiteData) -> tuple[bytes, Tensors | None]:
+        computed = step.compute(data)
+        return payload_of(work, kind, computed.tensors, shapes, reference or {}), computed.state
+
+    def keep(payload: bytes, state: Tensors | None) -> str:
+        if state is not None:
+            # under the next round's number: it counts only once this round is committed
+            private.save(work.round_index + 1, state)
+        return private.save_payload(round_key, payload)
+
+    place.policy.check(request, recompute_epsilon=False)  # the cheap rules, before anything is opened
+    if not request.protected:
+        with private.locked():
+            private.claim(settings_digest(work.context))
+            done = (release.round_key for release in log.read() if release.run_id == work.run_id)
+            step = begin(private, committed_rounds(done))
+            payload, state = packed(step, training_data(place.records, place.cache_dir, work.context))
+            log.append(work.run_id, round_key, (), keep(payload, state), len(payload))
+            private.drop_payloads(round_key)
+        return Answer(load_tensors(payload), {"receipt": "", "seal": "", "charged": "[]"})
+    with private.locked():
+        private.claim(settings_digest(work.context))
+        with granted(place, work, request) as grant:
+            digest = grant.rounds[round_key].payload_digest if round_key in grant.rounds else None
+            if digest is not None:
+                payload = private.load_payload(round_key, digest)
+            else:
+                step = begin(private, committed_rounds(grant.committed))
+                size = shapes_bytes(wire_shapes(shapes, work.context.config.federation.wire_bits)) + _HEADER
+                with room_for(place, size + step.state_bytes):
+                    reservation = grant.reserve(round_key, events)
+                    payload, state = from_records(place, work, lambda data: packed(step, data))
+                digest = keep(payload, state)
+                grant.ledger.commit(reservation, digest)
+            log.append(work.run_id, round_key, events_to_json(events), digest, len(payload))
+            private.drop_payloads(round_key)
+            words = grant.words()
+    return Answer(load_tensors(payload), words)
+
+
+def payload_of(work: Work, kind: Kind, tensors: Tensors, shapes: Shapes, reference: Tensors) -> bytes:
+    """The bytes of a release, once it has passed the allow-list: packed in the run's number of bits.
+
+    Only here does a site round what it sends, and only after the noise (`common.wire.compression` says why it is free).
+
+    Args:
+        work: the task.
+        kind: of the message.
+        tensors: already noised, float32.
+        shapes: allowed names and shapes of them.
+        reference: what they are sent as differences from.
+    """
+    check_tensors(kind, tensors, shapes)
+    bits, number = work.context.config.federation.wire_bits, ROUNDINGS.get(kind, work.round_index)
+    sent = to_wire(tensors, bits, reference, rounding(work.context.config, work.index, number))
+    check_tensors(kind, sent, wire_shapes(shapes, bits))
+    return save_tensors({name: sent[name].contiguous() for name in sorted(sent)})

@@ -1,0 +1,1 @@
+"""What a site keeps of a run between two messages."""

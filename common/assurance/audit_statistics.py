@@ -1,0 +1,94 @@
+"""The two-world audit of a method that releases statistics and trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.assurance.audit import AuditResult, canary_records
+from common.assurance.audit_bounds import two_world_mu, two_world_power
+from common.config.run import RunConfig
+from common.errors import ConfigError
+from common.loop import site_statistics
+from common.methods import get_method
+from common.methods.base import Problem, RunContext
+from common.privacy.calibration import epsilon_pld
+from common.privacy.events import gaussian
+from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
+from common.privacy.sampling import SiteData
+from common.privacy.statistics import combine_statistics
+
+_DIM, _CLASSES = 8, 3  # exact samplers are slow, and their noise knows nothing of the sizes
+
+
+def audit_statistics(
+    config: RunConfig,
+    *,
+    draws: int,
+    confidence: float,
+    source: NoiseSource | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> AuditResult:
+    """Release the one-shot statistics many times with and without a made-up record, and tell the two apart.
+
+    Args:
+        config: the run.
+        draws: of each world.
+        confidence: of the bound.
+        source: noise; the operating system's by default.
+        progress: called now and then with (draws done, draws in all).
+
+    Returns:
+        Bound and claim for the statistics, for adding or removing one unit.
+
+    Raises:
+        ConfigError: the method releases none with noise.
+
+    Source: Nasr et al. (2023); the attacker knows the record, and weighs every part by its noise.
+    """
+    config = config.replace(num_sites=1, min_sites=1, public_total=2)
+    method = get_method(config.method)
+    context = RunContext(config, Problem(_DIM, tuple("abc"), 1), method.plan(config))
+    spec, noise = method.statistics(context), context.plan.statistics_noise
+    if not method.private or spec is None or noise is None or noise == 0.0:
+        raise ConfigError("an audit needs a private method that releases something with noise: set a finite epsilon")
+    used = SecureNoise() if source is None else source
+    both = canary_records(2, _DIM, _CLASSES, 0)
+    worlds = [_first(both, 1), both]
+    alone, empty = (site_statistics(context, spec, 0.0, _last(both, count), TestNoise(0)) for count in (1, 0))
+    std = combine_statistics(spec, [site_statistics(context, spec, noise, both, used)], noise).noise_std
+    direction = {name: (alone[name] - empty[name]) / std[name] ** 2 for name in std}
+    scores = np.zeros((2, draws))
+    for draw in range(draws):
+        for world, data in enumerate(worlds):
+            scores[world, draw] = _score(site_statistics(context, spec, noise, data, used), direction)
+        if progress is not None and draw % 100 == 0:
+            progress(draw, draws)
+    claimed = epsilon_pld(context.plan.statistics_events, context.plan.delta)
+    mu = two_world_mu(scores[0], scores[1], 1.0, confidence)
+    bound = 0.0 if mu <= 1e-3 else epsilon_pld([gaussian(1.0 / mu)], context.plan.delta)
+    factor = two_world_power(noise, 1.0, draws, confidence)
+    power = (
+        f"noise below about {factor:.2f} of what is claimed would be seen"
+        if factor > 0
+        else "too many draws would be needed to see anything at this noise"
+    )
+    return AuditResult("two-world", bound, claimed, context.plan.delta, confidence, draws, power)
+
+
+def _score(release: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> float:
+    return float(sum(torch.sum(release[name] * direction[name]) for name in direction))
+
+
+def _first(records: SiteData, count: int) -> SiteData:
+    groups = None if records.groups is None else records.groups[:count]
+    return SiteData(records.embeddings[:count], records.labels[:count], groups)
+
+
+def _last(records: SiteData, count: int) -> SiteData:
+    groups = None if records.groups is None else records.groups[len(records.labels) - count :]
+    start = len(records.labels) - count
+    return SiteData(records.embeddings[start:], records.labels[start:], groups)

@@ -1,0 +1,140 @@
+"""Settings of the generator: its sizes, its training, and what the server does with it afterwards."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.config.base import LARGEST_SEED, Concern, NoneOrSome, Positive, Text, Weight
+
+MOST_LAYERS = 6
+
+
+class ModelConfig(Concern):
+    """Sizes of the generator. `hidden_widths` is a comma-separated list; empty means a linear decoder.
+
+    `residual_energy` is the share of a unit-norm embedding's squared length that the observation noise carries: the
+    decoder's variance is residual_energy / d_x in every coordinate, a public constant.
+    """
+
+    latent_dim: int = Field(4, ge=0, le=512)
+    code_dim: int = Field(2, ge=0, le=512)
+    hidden_widths: Text = ""
+    trunk_width: int = Field(0, ge=0, le=1024)
+    prior_width: int = Field(8, ge=1, le=1024)
+    label_embedding_dim: int = Field(4, ge=1, le=512)
+    encoder_width: int = Field(64, ge=1, le=4096)
+    residual_energy: Positive = 0.67
+    init_seed: int = Field(7, ge=0, le=LARGEST_SEED)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the decoder's hidden layers."""
+        return tuple(int(part) for part in self.hidden_widths.split(",") if part.strip())
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> Self:
+        try:
+            widths = self.widths
+        except ValueError:
+            raise ValueError("hidden-widths must be whole numbers with commas between, such as 64,128") from None
+        if len(widths) > MOST_LAYERS or any(not 1 <= width <= 8192 for width in widths):
+            raise ValueError(f"hidden-widths must be at most {MOST_LAYERS} numbers between 1 and 8192")
+        if widths and self.latent_dim == 0:
+            raise ValueError("hidden-widths need a latent: set latent-dim above 0, or leave hidden-widths empty")
+        return self
+
+
+class TrainingConfig(Concern):
+    """The optimisation. Rates act on sums divided by (clip norm x sampling rate x released total).
+
+    `sphere` scales every embedding to unit length (a public map of one record); `centre` subtracts the released mean;
+    `feature_norm` clips what is left. `embedding_radius` is the public norm to which embeddings are clipped for the
+    statistics.
+
+    `score_noise` bounds the rates by what noise alone does: the standard deviation that it gives a class score of a
+    record of norm `feature_norm` by the last round, from public and released numbers; 0 leaves the rates as they are.
+    `logit_adjustment` is the weight of the released class shares' logarithm in the discriminative term: with 1 the
+    classes' scores hold for classes of equal size, as the synthetic set has them, however rare a class is at the sites.
+    `class_presence` lets a site's sums count, class by class, as much as the site is likely to have the class at all,
+    by its released counts (`common.methods.fedhypevae.presence`): free, and less noise where sites have unlike classes.
+    """
+
+    num_rounds: int = Field(25, ge=0, le=100_000)
+    local_steps: int = Field(1, ge=1, le=1000)
+    learning_rate: Positive = 8.0
+    generator_rate: Weight = 0.02
+    code_rate: Weight = 0.05
+    momentum: NoneOrSome = Field(0.8, ge=0.0, le=0.9999)
+    averaging_fraction: NoneOrSome = Field(0.35, ge=0.0, le=1.0)
+    sphere: bool = True
+    centre: bool = True
+    embedding_radius: float = Field(1.0, ge=1e-3, le=1e4)
+    feature_norm: float = Field(0.7, ge=1e-3, le=1e4)
+    class_bias_scale: float = Field(0.117, ge=1e-3, le=1e3)
+    score_noise: Weight = 1.8
+    class_presence: bool = True
+    discriminative_weight: Weight = 1.0
+    logit_adjustment: NoneOrSome = Field(1.0, ge=0.0, le=2.0)
+    elbo_weight: Weight = 0.05
+    kl_weight: Weight = 1.0
+    code_penalty: Weight = 1e-3
+    code_radius: float = Field(0.1, ge=1e-3, le=1e4)
+    lipschitz_bound: Positive = 1.0
+    lipschitz_penalty: Weight = 0.0
+    mmd: Literal["off", "released", "per-example"] = "off"
+    mmd_weight: Weight = 0.0
+    mmd_features: int = Field(64, ge=2, le=4096)
+    mmd_bandwidths: Text = "0.5,1.0,2.0"
+    sleep_steps: int = Field(5, ge=0, le=1000)
+    encoder_rate: Positive = 2e-3
+
+    @property
+    def bandwidths(self) -> tuple[float, ...]:
+        """Bandwidths of the Gaussian kernels, public constants in units of the embedding's norm."""
+        return tuple(float(part) for part in self.mmd_bandwidths.split(",") if part.strip())
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            bandwidths = self.bandwidths
+        except ValueError:
+            raise ValueError("mmd-bandwidths must be numbers with commas between, such as 0.5,1,2") from None
+        if not 1 <= len(bandwidths) <= 16 or any(not 1e-3 <= width <= 1e3 for width in bandwidths):
+            raise ValueError("mmd-bandwidths must be 1 to 16 numbers between 0.001 and 1000")
+        if self.mmd == "off" and self.mmd_weight > 0:
+            raise ValueError("mmd-weight is above 0 while mmd is off: set mmd to released or per-example")
+        if self.discriminative_weight == 0 and self.elbo_weight == 0:
+            raise ValueError("discriminative-weight and elbo-weight are both 0: nothing would be trained")
+        return self
+
+
+class SynthesisConfig(Concern):
+    """What the server does after training: free, since it touches released values alone.
+
+    `relabel` gives each synthetic row the class that the generator's own posterior finds likeliest there, or one
+    drawn from that posterior, flattened by `relabel_temperature`; classes come out uneven then, unless `keep_balance`
+    draws until each has its number. `placement` moves classes to their released means in the directions that tell
+    them apart. `unit_rows` gives the noise of a row what its mean leaves of unit length, where embeddings lie on the
+    sphere. `prototype_share` of the rows are their class's prototype without noise, and `prototype_spread` of those
+    lie around it as the latent spreads the class. `mixing` is the weight of a site's own head; `head_scale` flattens
+    the published one before they are mixed, since noise in training makes it overconfident.
+    """
+
+    synthetic_rows: int = Field(20_000, ge=1, le=10_000_000)
+    num_codes: int = Field(1, ge=1, le=64)
+    mixture: Literal["samples", "parameters"] = "samples"
+    latent_law: Literal["prior", "standard"] = "prior"
+    balance: Literal["uniform", "dp-counts"] = "uniform"
+    keep_balance: bool = False
+    relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
+    relabel_temperature: Positive = 1.0
+    placement: bool = True
+    unit_rows: bool = False
+    prototype_share: NoneOrSome = Field(0.0, ge=0.0, le=1.0)
+    prototype_spread: NoneOrSome = Field(0.0, ge=0.0, le=1.0)
+    covariance_weight: Weight = 0.0
+    meta_steps: int = Field(200, ge=0, le=100_000)
+    mixing: NoneOrSome = Field(0.5, ge=0.0, le=1.0)
+    head_scale: Positive = 0.35

@@ -1,0 +1,252 @@
+"""The objective (Eqs. 5-7), apart into what touches records and what does not.
+
+Only `record_losses` reads records; its gradients are clipped and noised. `data_free_loss` depends on Φ, the code,
+released statistics and public constants alone: its gradient is post-processing, and needs neither.
+
+The random numbers of `record_losses` (latent noise, synthetic rows) are secret and fresh for every unit. Numbers from a
+public seed would be tied to a unit's place in the batch: one record less would shift the numbers of all that follow,
+and change every gradient by up to 2 C instead of one by C. With secret independent numbers each unit keeps its own
+when another is added, and the guarantee for fixed numbers carries over to their mixture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.config.generator import TrainingConfig
+from common.generator.cvae import (
+    LinearLayers,
+    PlainLayers,
+    encode,
+    gaussian_kl,
+    gaussian_log_likelihood,
+    sample_given_labels,
+)
+from common.generator.hypernetwork import (
+    GeneratorShape,
+    class_prior_on_tape,
+    decode_on_tape,
+    generate,
+    hypernetwork_heads,
+)
+from common.generator.tape import GradientFactors, Tape, Tensors
+from common.kernels import fourier_features, gaussian_kernel
+from common.privacy.noise import NoiseSource
+from common.privacy.sampling import UnitBatch
+
+# Numbers in one layer's output over a tile of units: 2 MiB, which stays in a core's cache between two operations.
+_TILE = 2**19
+
+
+@dataclass(frozen=True)
+class FeatureTarget:
+    """Released random Fourier features of the embeddings: what the `released` MMD compares with.
+
+    Attributes:
+        frequencies: (D / 2, d_x), public.
+        class_means: (K, D), noised mean features a class.
+        class_weights: (K,), noised shares of the classes; they sum to 1.
+        centre: (d_x,), which the generator's rows lie around, and the features' embeddings do not.
+    """
+
+    frequencies: Tensor
+    class_means: Tensor
+    class_weights: Tensor
+    centre: Tensor
+
+
+def record_factors(
+    shape: GeneratorShape,
+    training: TrainingConfig,
+    params: Tensors,
+    code: Tensor | None,
+    encoder: Tensors,
+    batch: UnitBatch,
+    source: NoiseSource,
+    class_offsets: Tensor | None = None,
+    *,
+    joint: bool = False,
+) -> Iterator[GradientFactors]:
+    """What every unit's gradient of `record_losses` is made of, some units at a time: memory does not grow with them.
+
+    Args:
+        shape: public sizes.
+        training: weights of the terms.
+        params: Φ.
+        code: the site's code, (d_v,), or None.
+        encoder: ψ.
+        batch: the units drawn; may be none.
+        source: see `record_losses`.
+        class_offsets: see `record_losses`.
+        joint: whether ψ is trained on records too, and so belongs to the gradient.
+
+    Returns:
+        Parts for `clipping.clipped_gradient_sum`, each unit whole in one of them. The numbers drawn, and so the sum but
+        for its rounding, are those of one part.
+    """
+    units, rows = batch.labels.shape
+    if units == 0:
+        return
+    tile = units
+    if training.mmd != "per-example":  # its draws follow each other by kind, not by unit
+        widest = rows * max(shape.dim, shape.model.encoder_width, *shape.model.widths)
+        tile = math.ceil(units / math.ceil(units * widest / _TILE))
+    for start in range(0, units, tile):
+        part = slice(start, start + tile)
+        embeddings, labels, mask = batch.embeddings[part], batch.labels[part], batch.mask[part]
+        tape = Tape({**params, **encoder} if joint else params, code, labels.shape[0])
+        layers = tape if joint else PlainLayers(encoder)
+        records = embeddings, labels, mask
+        yield tape.factors(record_losses(shape, training, tape, layers, *records, source, class_offsets))
+
+
+def record_losses(
+    shape: GeneratorShape,
+    training: TrainingConfig,
+    tape: Tape,
+    encoder: LinearLayers,
+    embeddings: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    source: NoiseSource,
+    class_offsets: Tensor | None = None,
+) -> Tensor:
+    """Loss of every unit: weighted negative ELBO (Eq. 1), cross-entropy of the class posterior, and MMD cross term.
+
+    Args:
+        shape: public sizes.
+        training: weights of the terms.
+        tape: records the layers.
+        encoder: runs the encoder's layers: the tape itself under `joint`, plain layers otherwise.
+        embeddings: x around the centre, (U, R, d_x).
+        labels: (U, R).
+        mask: (U, R), 1 for a record and 0 for padding.
+        source: secret draws of the latent noise and synthetic rows, independent of the records and across units.
+        class_offsets: (K,) added to the class scores in the cross-entropy, public or released; None for none.
+
+    Returns:
+        (U,), each a function of its own unit's records alone. The ELBO is divided by d_x (nats a coordinate).
+
+    Departs from Eqs. 5-7: the regularisers and the data-free parts of MMD are in `data_free_loss`; the
+        discriminative term is ours, with adjusted logits as in Menon et al. 2021, eq. 10.
+    """
+    one_hot = functional.one_hot(labels, shape.num_classes).to(embeddings.dtype)
+    losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
+    if training.elbo_weight > 0:
+        elbo = _elbo(shape, training, tape, encoder, embeddings, one_hot, source)
+        losses = losses - training.elbo_weight / shape.dim * (elbo * mask).sum(1)
+    if training.discriminative_weight > 0:
+        scores = tape.class_logits(shape.output_layer, embeddings, shape.class_bias_scale)
+        scores = scores if class_offsets is None else scores + class_offsets
+        entropy = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
+        losses = losses + training.discriminative_weight * (entropy.view_as(mask) * mask).sum(1)
+    if training.mmd == "per-example" and training.mmd_weight > 0:
+        cross = _mmd_cross_term(shape, training, tape, embeddings, one_hot, source)
+        losses = losses + training.mmd_weight * (cross * mask).sum(1)
+    return losses
+
+
+def _elbo(
+    shape: GeneratorShape,
+    training: TrainingConfig,
+    tape: Tape,
+    encoder: LinearLayers,
+    embeddings: Tensor,
+    one_hot: Tensor,
+    source: NoiseSource,
+) -> Tensor:
+    """One-sample estimate of the ELBO of every record (Eq. 1), with `kl_weight` on the KL: (U, R)."""
+    if shape.model.latent_dim == 0:
+        latent = embeddings.new_zeros(*embeddings.shape[:2], 0)
+        divergence = embeddings.new_zeros(embeddings.shape[:2])
+    else:
+        mean, log_scale = encode(shape, encoder, embeddings, one_hot)
+        latent = mean + torch.exp(log_scale) * _normals(mean, source)
+        prior_mean, prior_log_scale = class_prior_on_tape(tape, one_hot)
+        divergence = gaussian_kl(mean, log_scale, prior_mean, prior_log_scale)
+    reconstruction = decode_on_tape(shape, tape, latent, one_hot)
+    likelihood = gaussian_log_likelihood(embeddings, reconstruction, shape.observation_variance)
+    return likelihood - training.kl_weight * divergence
+
+
+def _mmd_cross_term(
+    shape: GeneratorShape,
+    training: TrainingConfig,
+    tape: Tape,
+    embeddings: Tensor,
+    one_hot: Tensor,
+    source: NoiseSource,
+) -> Tensor:
+    """-2 k(x, x̂) with one synthetic row x̂ a record, drawn with a label from a public law (Eq. 6): (U, R)."""
+    units, rows = embeddings.shape[:2]
+    uniform = torch.as_tensor(source.uniform(units * rows), device=embeddings.device).view(units, rows)
+    drawn = (uniform * shape.num_classes).long().clamp(0, shape.num_classes - 1)
+    synthetic_labels = functional.one_hot(drawn, shape.num_classes).to(one_hot)
+    latent = embeddings.new_zeros(units, rows, 0)
+    if shape.model.latent_dim:
+        mean, log_scale = class_prior_on_tape(tape, synthetic_labels)
+        latent = mean + torch.exp(log_scale) * _normals(mean, source)
+    synthetic = decode_on_tape(shape, tape, latent, synthetic_labels)
+    synthetic = synthetic + shape.observation_variance**0.5 * _normals(embeddings, source)
+    kernel = gaussian_kernel(embeddings[:, :, None, :], synthetic[:, :, None, :], training.bandwidths)
+    return -2.0 * kernel[:, :, 0, 0]
+
+
+def _normals(like: Tensor, source: NoiseSource) -> Tensor:
+    """Secret standard normals in the shape, type and place of `like`."""
+    return torch.from_numpy(source.gaussian(tuple(like.shape), 1.0)).to(like)
+
+
+def data_free_loss(
+    shape: GeneratorShape,
+    training: TrainingConfig,
+    params: Tensors,
+    code: Tensor | None,
+    target: FeatureTarget | None,
+    generator: torch.Generator,
+    samples_per_class: int = 16,
+) -> Tensor:
+    """Terms of the objective that read no record: MMD against a release, Lipschitz penalty, code norm (Eqs. 5-7).
+
+    Args:
+        shape: public sizes.
+        training: weights of the terms.
+        params: Φ; may require gradients.
+        code: the site's code; may require gradients.
+        target: released features, needed for `mmd = "released"`.
+        generator: draws the synthetic rows.
+        samples_per_class: synthetic rows a class.
+
+    Returns:
+        A scalar. Its gradient costs no privacy: post-processing of released values.
+    """
+    loss = torch.zeros(())
+    if training.mmd_weight > 0:
+        labels = torch.arange(shape.num_classes).repeat_interleave(samples_per_class)
+        one_hot = functional.one_hot(labels, shape.num_classes).float()
+        _, synthetic = sample_given_labels(shape, params, generate(shape, params, code), one_hot, generator)
+        if training.mmd == "released" and target is not None:
+            features = fourier_features(synthetic + target.centre, target.frequencies)
+            means = features.view(shape.num_classes, samples_per_class, -1).mean(1)
+            gaps = (means - target.class_means).square().sum(1)
+            loss = loss + training.mmd_weight * (target.class_weights * gaps).sum()
+        elif training.mmd == "per-example":
+            within = gaussian_kernel(synthetic, synthetic, training.bandwidths).mean()
+            loss = loss + training.mmd_weight * within
+    if training.lipschitz_penalty > 0:
+        loss = loss + training.lipschitz_penalty * lipschitz_penalty(params, training.lipschitz_bound)
+    if code is not None and code.numel() > 0 and training.code_penalty > 0:
+        loss = loss + training.code_penalty * code.square().sum()
+    return loss
+
+
+def lipschitz_penalty(params: Tensors, bound: float) -> Tensor:
+    """R_Lip = sum over the hypernetwork's heads of max(0, |W|_2 - bound)^2 (Eq. 5); a scalar, touches no data."""
+    norms = [torch.linalg.matrix_norm(params[name], ord=2) for name in hypernetwork_heads(params)]
+    return torch.stack(norms).sub(bound).clamp(min=0).square().sum() if norms else torch.zeros(())

@@ -1,0 +1,160 @@
+"""The law of rows of a trained generator (Eqs. 12-13). All of it is post-processing.
+
+Samples may be drawn without limit: they are functions of released values, so drawing more costs no privacy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.evaluation.heads import LinearHead
+from common.generator.hypernetwork import Generated, GeneratorShape, decode, generate, mix_generated, score_head
+from common.generator.meta_code import MetaCodes, mixture_means
+from common.generator.row_law import Middle, RowLaw, relabelled
+from common.generator.tape import Tensors
+
+_CODE, _WAY, _BARE, _WIDE = range(4)
+_NUM_UNIFORMS = 4  # of a try, by the names above
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """How rows are drawn from a generator.
+
+    Attributes:
+        mixture: "samples" draws a code for each row; "parameters" averages generated parameters as Eq. 13 prints.
+        latent_law: "prior" draws z from the generated prior as Eq. 11 means; "standard" from N(0, I) as Eq. 12 prints.
+        relabel: keep the wanted label, or give each row the class that the generator's own posterior finds likeliest
+            there, or one drawn from that posterior.
+        temperature: T > 0; the posterior's logits are divided by it before a draw.
+        unit_rows: whether embeddings have unit length and so should rows: the noise then has what a row's mean leaves
+            of it, in expectation. Else it has the decoder's variance.
+        prototype_share: that share of the rows is the prototype of the wanted class itself, without noise.
+        prototype_spread: that share of the prototypes is drawn around itself as the latent spreads its class.
+    """
+
+    mixture: Literal["samples", "parameters"] = "samples"
+    latent_law: Literal["prior", "standard"] = "prior"
+    relabel: Literal["none", "likeliest", "drawn"] = "none"
+    temperature: float = 1.0
+    unit_rows: bool = False
+    prototype_share: float = 0.0
+    prototype_spread: float = 0.0
+
+
+def generator_law(
+    shape: GeneratorShape,
+    params: Tensors,
+    meta: MetaCodes,
+    settings: RowSettings,
+    *,
+    centre: Tensor,
+    placement: Tensor | None = None,
+    prototypes: Tensor | None = None,
+) -> RowLaw:
+    """The law of a generator's rows (Eqs. 12-13).
+
+    Args:
+        shape: public sizes.
+        params: Φ.
+        meta: codes and weights.
+        settings: how rows are drawn.
+        centre: (d_x,), which the generator's values lie around.
+        placement: (K, d_x) shifts of the wanted classes, from `place_classes`, or None. Each row is moved a part of the
+            way, uniform on [0, 1].
+        prototypes: (K, d_x), from `class_prototypes`, or None.
+
+    Returns:
+        The law of rows as an encoder would give them: the centre is added.
+    """
+    exact = {name: value.double() for name, value in params.items()}
+    codes = MetaCodes(meta.codes.double(), meta.weights.double())
+    parts = [generate(shape, exact, code) for code in codes.codes]
+    if settings.mixture == "parameters" and len(parts) > 1:
+        parts = [mix_generated(parts, codes.weights)]
+    origin = centre.double()
+    shown = prototypes if settings.prototype_share > 0 else None
+    spreads = shown is not None and settings.prototype_spread > 0 and shape.model.latent_dim > 0
+    law = _GeneratorRows(
+        shape,
+        exact,
+        settings,
+        parts,
+        torch.cumsum(codes.weights, 0),
+        origin,
+        None if placement is None else placement.double(),
+        None if shown is None else shown.double(),
+        mixture_means(shape, exact, codes) if spreads else None,
+    )
+    heads = [score_head(shape, exact, part.features) for part in parts]
+    around = [LinearHead(weight, bias - weight @ origin) for weight, bias in heads]
+    return RowLaw(
+        shape.dim,
+        _NUM_UNIFORMS,
+        shape.model.latent_dim,
+        law.middle,
+        relabelled(around, settings.relabel),
+        settings.relabel == "drawn",
+        settings.temperature,
+    )
+
+
+@dataclass(frozen=True)
+class _GeneratorRows:
+    shape: GeneratorShape
+    params: Tensors
+    settings: RowSettings
+    parts: Sequence[Generated]
+    shares: Tensor
+    centre: Tensor
+    placement: Tensor | None
+    prototypes: Tensor | None
+    spread_around: Tensor | None
+
+    def middle(self, labels: Tensor, uniforms: Tensor, normals: Tensor) -> Middle:
+        """Rows without their noise: see `RowLaw`."""
+        part = torch.zeros_like(labels)
+        if len(self.parts) > 1:
+            part = torch.searchsorted(self.shares, uniforms[:, _CODE].contiguous(), right=True)
+            part = part.clamp(max=len(self.parts) - 1)
+        decoded = self._decoded(labels, part, normals)
+        values = decoded
+        if self.placement is not None:
+            # any part of the way: rows lie between the classes too, where a head learns the boundaries
+            values = values + uniforms[:, [_WAY]] * self.placement[labels]
+        scale = self._noise_scale(values)
+        if self.prototypes is not None:
+            bare = uniforms[:, [_BARE]] < self.settings.prototype_share
+            still = self.prototypes[labels]
+            if self.spread_around is not None:
+                wide = uniforms[:, [_WIDE]] < self.settings.prototype_spread
+                still = still + wide * (decoded - self.spread_around[labels])
+            values, scale = torch.where(bare, still, values), scale.masked_fill(bare, 0.0)
+        return Middle(values + self.centre, scale, part)
+
+    def _decoded(self, labels: Tensor, part: Tensor, normals: Tensor) -> Tensor:
+        """What the decoder makes of latents, without noise: (n, d_x) around the centre."""
+        one_hot = functional.one_hot(labels, self.shape.num_classes).double()
+        decoded = torch.empty(len(labels), self.shape.dim, dtype=torch.float64)
+        for index, generated in enumerate(self.parts):
+            rows = torch.nonzero(part == index)[:, 0] if len(self.parts) > 1 else slice(None)
+            latent = normals[rows]
+            if self.settings.latent_law == "prior" and self.shape.model.latent_dim > 0:
+                scale = torch.exp(generated.prior_log_scale)
+                latent = generated.prior_mean[labels[rows]] + scale[labels[rows]] * latent
+            decoded[rows] = decode(self.shape, self.params, generated.features, latent, one_hot[rows])
+        return decoded
+
+    def _noise_scale(self, values: Tensor) -> Tensor:
+        """Standard deviation of the noise, (n, 1): the decoder's, or what brings rows to unit length."""
+        if not self.settings.unit_rows:
+            return values.new_full((len(values), 1), math.sqrt(self.shape.observation_variance))
+        left = 1.0 - (values + self.centre).square().sum(1, keepdim=True)
+        return (left.clamp(min=0.0) / self.shape.dim).sqrt()

@@ -1,0 +1,1 @@
+"""FedHypeVAE: Algorithm 1 of the paper."""

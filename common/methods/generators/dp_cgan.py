@@ -1,0 +1,159 @@
+"""DP-CGAN: a conditional GAN whose discriminator learns with DP-SGD at every site; the generators are averaged.
+
+Torkzadehmahani et al. (2019), in the sizes that Di Salvo et al. (2025) compare with. A record contributes a real row
+and a fake row with its label; both belong to its gradient, which is clipped as one vector. The discriminator and Adam's
+moments stay at the site, made of noised sums; the generator learns from the discriminator alone, which costs nothing.
+
+Departs from both: neither network starts anew in a round; sites are averaged equally.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.adam import adam_step
+from common.generator.cvae import LinearLayers, PlainLayers
+from common.generator.row_law import RowLaw
+from common.generator.tape import Tape
+from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.generators import dp_cvae
+from common.methods.generators.dp_network import init_layers, network_data, noised_gradient_sum, normals, with_prefix
+from common.methods.heads.linear import CENTRE
+from common.privacy.noise import NoiseSource
+from common.privacy.sampling import UnitBatch, draw_units
+from common.wire.received import held_within
+
+_BETAS = (0.5, 0.999)
+_SLOPE = 0.2
+_GENERATOR_BATCH = 256
+_MOST_PULLED = 1e15  # of a gradient that reads no record: its square is a float32
+
+
+def init(context: RunContext) -> ServerState:
+    """The generator, three linear layers, from the run's seed."""
+    width, problem = context.config.rivals.gan_width, context.problem
+    sizes = {
+        "generator.0": (context.config.rivals.noise_dim + problem.num_classes, width),
+        "generator.1": (width, 2 * width),
+        "generator.2": (2 * width, problem.dim),
+    }
+    params = init_layers(sizes, seeded("generator", context.config.federation.seed))
+    return ServerState(0, {**params, CENTRE: torch.zeros(problem.dim)})
+
+
+def init_site(context: RunContext, site_index: int) -> SiteState:
+    """The site's discriminator, from public randomness."""
+    width, problem = context.config.rivals.gan_width, context.problem
+    sizes = {
+        "discriminator.0": (problem.dim + problem.num_classes, 2 * width),
+        "discriminator.1": (2 * width, width),
+        "discriminator.2": (width, 1),
+    }
+    return SiteState(init_layers(sizes, seeded("discriminator", context.config.federation.seed, site_index)))
+
+
+def upload_shapes(context: RunContext) -> Shapes:
+    """The generator."""
+    return {name: tuple(value.shape) for name, value in with_prefix(init(context).params, "generator.").items()}
+
+
+def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
+    """Local steps: a noised one of the discriminator, then one of the generator that reads no record.
+
+    Returns:
+        The discriminator and both networks' moments, which stay; and the generator. All are functions of
+        `count = local_steps` sampled Gaussian events with multiplier σ, for adding or removing one unit.
+    """
+    config, num_classes = context.config, context.problem.num_classes
+    data = network_data(context, work)
+    generator = with_prefix(work.params, "generator.")
+    judge = with_prefix(work.site.tensors, "discriminator.")
+    moments = {who: _moments(work.site, who) for who in ("judge", "maker")}
+    for step in range(config.training.local_steps):
+        batch = draw_units(data, config.privacy.sampling_rate, config.privacy.records_per_unit, work.source)
+
+        def losses(tape: Tape, units: UnitBatch, source: NoiseSource, made_by: Tensors = generator) -> Tensor:
+            noise = normals((*units.labels.shape, config.rivals.noise_dim), source)
+            return judge_losses(tape, made_by, units, num_classes, noise)
+
+        gradients = noised_gradient_sum(context, judge, batch, losses, work.source)
+        judge, moments["judge"] = adam_step(judge, gradients, moments["judge"], config.rivals.adam_rate, _BETAS)
+        public = seeded("generator", config.federation.seed, work.site_index, work.round_index, step)
+        labels = torch.randint(num_classes, (_GENERATOR_BATCH,), generator=public)
+        noise = torch.randn(_GENERATOR_BATCH, config.rivals.noise_dim, generator=public)
+        pulled = generator_gradients(generator, judge, labels, noise, num_classes)
+        pulled = {name: held_within(value, _MOST_PULLED) for name, value in pulled.items()}
+        generator, moments["maker"] = adam_step(generator, pulled, moments["maker"], config.rivals.adam_rate, _BETAS)
+    kept = {f"{who}.{name}": value for who, values in moments.items() for name, value in values.items()}
+    return SiteState(judge | kept), generator
+
+
+def judge_losses(layers: LinearLayers, generator: Tensors, batch: UnitBatch, num_classes: int, noise: Tensor) -> Tensor:
+    """Cross-entropy of telling each record from a fake with its label, both rows in one loss a unit.
+
+    Args:
+        layers: the discriminator.
+        generator: makes the fake rows; takes no gradient.
+        batch: features (U, R, d_x), labels and mask (U, R).
+        num_classes: K.
+        noise: (U, R, d_z) standard normal.
+
+    Returns:
+        (U,).
+    """
+    one_hot = functional.one_hot(batch.labels, num_classes).to(batch.embeddings.dtype)
+    fake = generate(PlainLayers(generator), noise, one_hot).detach()
+    rows = torch.cat([torch.cat([batch.embeddings, one_hot], -1), torch.cat([fake, one_hot], -1)], 1)
+    scores = judge_scores(layers, rows)
+    real, made = scores.chunk(2, 1)
+    return ((functional.softplus(-real) + functional.softplus(made)) * batch.mask).sum(1)
+
+
+def generator_gradients(
+    generator: Tensors, judge: Tensors, labels: Tensor, noise: Tensor, num_classes: int
+) -> dict[str, Tensor]:
+    """Gradient of the generator's non-saturating loss: labels (n,), noise (n, d_z). Reads no record."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in generator.items()}
+    one_hot = functional.one_hot(labels, num_classes).float()
+    fake = generate(PlainLayers(leaves), noise, one_hot)
+    loss = functional.softplus(-judge_scores(PlainLayers(judge), torch.cat([fake, one_hot], -1))).mean()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def judge_scores(layers: LinearLayers, rows: Tensor) -> Tensor:
+    """Logits of being real, of features beside one-hot classes: (..., d_x + K) -> (...)."""
+    hidden = functional.leaky_relu(layers.linear("discriminator.0", rows), _SLOPE)
+    hidden = functional.leaky_relu(layers.linear("discriminator.1", hidden), _SLOPE)
+    return layers.linear("discriminator.2", hidden)[..., 0]
+
+
+def generate(layers: LinearLayers, noise: Tensor, one_hot: Tensor) -> Tensor:
+    """Fake features from noise (..., d_z) and classes (..., K): (..., d_x)."""
+    hidden = functional.leaky_relu(layers.linear("generator.0", torch.cat([noise, one_hot], -1)), _SLOPE)
+    return layers.linear("generator.2", functional.leaky_relu(layers.linear("generator.1", hidden), _SLOPE))
+
+
+def law(context: RunContext, artifact: Artifact) -> RowLaw:
+    """Fakes with the labels that were asked for. Post-processing."""
+    return dp_cvae.decoded_law(context, artifact, generate)
+
+
+def _moments(site: SiteState, who: str) -> dict[str, Tensor]:
+    """Adam's moments of one of the two networks."""
+    start = f"{who}."
+    return {name.removeprefix(start): value for name, value in site.tensors.items() if name.startswith(start)}
+
+
+METHOD = replace(
+    dp_cvae.METHOD,
+    name="dp_cgan",
+    init=init,
+    init_site=init_site,
+    upload_shapes=upload_shapes,
+    client_step=client_step,
+    law=law,
+)

@@ -1,0 +1,1 @@
+"""MH-pFedHN: sites whose models differ in architecture."""

@@ -1,0 +1,1 @@
+"""The mechanism of Eq. 9 and what it costs: clipping, noise, sampling, accounting."""

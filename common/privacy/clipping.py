@@ -1,0 +1,264 @@
+"""Clipped sums of per-unit gradients: the only place that reads gradients of real records.
+
+A unit is a record, or a patient with several records (their gradients are added before clipping). Every parameter
+that ever leaves a site or persists at it is part of one vector a unit, clipped as one:
+
+    G = sum over units of g_u * min(1, C / |g_u|)
+
+Adding or removing one unit changes G by at most C in the Euclidean norm, whatever the data. In floats, with u = 2^-24:
+
+**No sum fails.** A unit with a factor longer than `FACTOR_BOUND`, or not finite, contributes zero: a rule for each unit
+by itself, of what is summed and nothing else. Of all others an entry of a product of factors is at most 10^12, so sums
+over up to 10^26 rows of units stay finite. The rule holds for lengths, not for the norm: a long factor beside a zero
+one has no norm, and its sum would overflow all the same.
+
+**No unit adds more than C.** Let the widest factor have d numbers, and a unit at most n rows. Whatever the order of
+summation, a squared length in float32 errs by less than (d + 2) u of it, so |g_u| by less than (d + 4) u; the weight,
+its product with a factor, and the product of the factors add 3 u. The weight pays for all of it: it is
+C / (|g_u| (1 + (d + n + 8) u)), or 1. Rows that nearly cancel are in `_outer_squared_norm`. What underflow loses, or a
+processor that flushes subnormal numbers to zero, is an absolute error: below sqrt(d) 2^-63 of a length, hence 10^-13
+sqrt(d) of |g_u|, which is nothing beside C >= 10^-6; nor is a weight, at least 10^-21 then, ever subnormal.
+
+**What is left** is the rounding of sums over units. Those of a tile are added up in float32, and tiles in float64: one
+of n units errs by less than n u of the sum of its terms' magnitudes, in practice by some sqrt(n) u. One unit more may
+round the sum of the others another way, by so much beyond C. The guarantee is for real numbers here, as in every
+library that adds floats (Casacuberta et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.config.run import LEAST_CLIP_NORM
+from common.errors import ConfigError
+from common.generator.tape import GradientFactors
+
+NEIGHBOURING = "add or remove one unit"
+FACTOR_BOUND = 1e6
+"""The longest factor of a unit that may contribute: public. Those of useful steps have lengths of about 1."""
+_ROUNDOFF = 2.0**-24  # u, of float32
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """A sum of clipped vectors, not yet noised.
+
+    Attributes:
+        tensors: the sum, by parameter name.
+        sensitivity: the most that adding or removing one unit changes the sum, in the joint Euclidean norm.
+        neighbouring: the relation that the sensitivity is for.
+    """
+
+    tensors: dict[str, Tensor]
+    sensitivity: float
+    neighbouring: str = NEIGHBOURING
+
+
+def clipped_gradient_sum(
+    factors: GradientFactors | Iterable[GradientFactors],
+    shapes: Mapping[str, torch.Size | tuple[int, ...]],
+    clip_norm: float,
+) -> ClippedSum:
+    """Clip every unit's whole gradient to `clip_norm` and add them up, without per-unit copies of the parameters.
+
+    Args:
+        factors: what the units' gradients are made of, see `tape.GradientFactors`. U may be 0. Many units may come in
+            several parts, one after the other; each unit lies whole in one of them, or it would be clipped twice.
+        shapes: shape of every parameter of the vector; one that got no gradient is a zero in the sum.
+        clip_norm: C >= 1e-6; may be infinite in a run without a guarantee.
+
+    Returns:
+        The sum; its sensitivity is C for adding or removing one unit, rounding of the unit's part included. A unit
+        with a factor that is not finite or longer than `FACTOR_BOUND` contributes zero.
+
+    Raises:
+        ConfigError: "clip norm must be at least 1e-06, found ...".
+        ConfigError: "gradient of unknown parameter ..." if factors name a parameter that is not in `shapes`.
+
+    Source: Abadi et al. (2016); norms from factors: Goodfellow (2015), rows of a unit by Gram matrices: Bu et al.
+        (2023). Departs from Eq. 9 of the paper: a sum instead of a mean, over Φ and the code as one vector.
+    """
+    _check_clip_norm(clip_norm)
+    total: dict[str, Tensor] = {}
+    dtype = torch.get_default_dtype()
+    for part in (factors,) if isinstance(factors, GradientFactors) else factors:
+        unknown = (set(part.outer) | set(part.vectors) | set(part.shared)) - set(shapes)
+        if unknown:
+            raise ConfigError(
+                f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest"
+            )
+        dtype = _dtype(part)
+        for name, value in _clipped_part(part, clip_norm).items():
+            # float64 from the second part on, as the module's docstring has it
+            total[name] = total[name].double().add_(value) if name in total else value
+    zeros = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items() if name not in total}
+    sums = {name: value.to(dtype).contiguous() for name, value in total.items()} | zeros
+    return ClippedSum({name: sums[name] for name in shapes}, clip_norm)
+
+
+def _check_clip_norm(clip_norm: float) -> None:
+    if not clip_norm >= LEAST_CLIP_NORM:
+        raise ConfigError(f"clip norm must be at least {LEAST_CLIP_NORM:g}, found {clip_norm}")
+
+
+def _clipped_part(factors: GradientFactors, clip_norm: float) -> dict[str, Tensor]:
+    """The sum of these units' clipped gradients, by parameter."""
+    # what is measured is what is summed: parts that cancel are added up before either
+    vectors = {name: _total(values) for name, values in factors.vectors.items()}
+    squared, rounding = _measure(factors, vectors)
+    if squared is None:
+        return {}
+    weight = torch.ones_like(squared)
+    if math.isfinite(clip_norm):
+        weight = (clip_norm / (1.0 + rounding) / squared.sqrt()).clamp(max=1.0)
+    usable = torch.isfinite(squared)
+    keep = None
+    if not bool(usable.all()):
+        weight, keep = weight[usable], usable
+    return _weighted_sums(factors, vectors, weight.to(_dtype(factors)), keep)
+
+
+def unit_squared_norms(factors: GradientFactors) -> Tensor | None:
+    """Squared Euclidean norm of every unit's whole gradient, (U,) float64; None if there are no factors.
+
+    Infinite for a unit that contributes zero: one with a factor that is not finite, or longer than `FACTOR_BOUND`.
+    """
+    return _measure(factors, {name: _total(values) for name, values in factors.vectors.items()})[0]
+
+
+def _measure(factors: GradientFactors, vectors: Mapping[str, Tensor]) -> tuple[Tensor | None, float]:
+    """`unit_squared_norms`, and the share of a norm that rounding may add to a contribution."""
+    lengths = _Lengths()
+    parts = [_outer_squared_norm(pairs, lengths) for pairs in factors.outer.values()]
+    parts += [lengths.squared(left) * lengths.squared(right) for left, right in factors.shared.values()]
+    parts += [lengths.squared(value) for value in vectors.values()]
+    if not parts:
+        return None, 0.0
+    squared = torch.stack(parts).sum(0)
+    usable = lengths.longest(squared.shape[0]) <= FACTOR_BOUND**2
+    return torch.where(usable, squared, math.inf), (lengths.widest + lengths.rows + 8) * _ROUNDOFF
+
+
+def clipped_vector_sum(vectors: Tensor, clip_norm: float) -> ClippedSum:
+    """Sum of rows clipped to `clip_norm`, for releases whose per-unit vector is small enough to hold.
+
+    Args:
+        vectors: (U, p), one row a unit.
+        clip_norm: C >= 1e-6.
+
+    Returns:
+        {"sum": (p,)}; sensitivity C for adding or removing one unit. Rows that are not finite contribute zero.
+    """
+    _check_clip_norm(clip_norm)
+    vectors = vectors.double()
+    finite = torch.isfinite(vectors).all(1, keepdim=True)
+    vectors = torch.where(finite, vectors, 0.0)
+    # as for gradients, in float64: the norm pays for its own rounding
+    norms = torch.linalg.vector_norm(vectors, dim=1) * (1.0 + (vectors.shape[1] + 8) * 2.0**-53)
+    return ClippedSum({"sum": (clip_norm / norms).clamp(max=1.0).nan_to_num(1.0) @ vectors}, clip_norm)
+
+
+def _dtype(factors: GradientFactors) -> torch.dtype:
+    """Type of the factors, and so of the sum."""
+    for pairs in factors.outer.values():
+        return pairs[0][0].dtype
+    for values in factors.vectors.values():
+        return values[0].dtype
+    for left, _ in factors.shared.values():
+        return left.dtype
+    return torch.get_default_dtype()
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
+
+
+class _Lengths:
+    """Squared lengths of factors, each computed once though several parameters may share a factor."""
+
+    def __init__(self) -> None:
+        self.widest, self.rows = 0, 1
+        # the factor is kept beside its length: an id is free again once its tensor is gone
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def squared(self, rows: Tensor) -> Tensor:
+        """(..., d) -> (...) float64."""
+        key = id(rows)
+        if key not in self._known:
+            self._known[key] = (rows, torch.linalg.vector_norm(rows, dim=-1).double().square())
+            self.widest = max(self.widest, rows.shape[-1])
+        return self._known[key][1]
+
+    def longest(self, units: int) -> Tensor:
+        """The largest squared length among each unit's factors, those that all units share among them: (U,).
+
+        NaN where one is NaN.
+        """
+        values = (value for _, value in self._known.values())
+        columns = [v if v.ndim == 2 else v[:, None] if v.ndim else v.expand(units, 1) for v in values]
+        return torch.cat(columns, 1).amax(1)
+
+
+def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -> Tensor:
+    """|sum over pairs and rows of left x right|^2 a unit: (U, R, r), (U, R, c) each -> (U,)."""
+    each = [lengths.squared(left) * lengths.squared(right) for left, right in pairs]
+    rows = sum(left.shape[1] for left, _ in pairs)
+    lengths.rows = max(lengths.rows, rows)
+    if rows == 1:
+        return each[0][:, 0]
+    if all(left.shape[1] == 1 for left, _ in pairs):
+        exact = _total([value[:, 0] for value in each])
+        for index, (left, right) in enumerate(pairs):
+            for other_left, other_right in pairs[:index]:
+                product = (left * other_left).sum(-1).double() * (right * other_right).sum(-1).double()
+                exact = exact + 2.0 * product[:, 0]
+    else:
+        # sum over row pairs of (left_i . left_j)(right_i . right_j): no (r, c) matrix a unit is formed
+        lefts = torch.cat([left for left, _ in pairs], 1)
+        rights = torch.cat([right for _, right in pairs], 1)
+        exact = ((lefts @ lefts.mT).double() * (rights @ rights.mT).double()).sum((1, 2))
+    # Rows that nearly cancel leave a norm below the rounding error of the sum itself. Float32 products of d numbers err
+    # by at most d u of the lengths' product, in any order: with 2 d u of the largest norm the rows could have, the norm
+    # is never underestimated. With 2 n u more, what rounding leaves of n rows that cancel, n u of that largest norm,
+    # adds less than n u of C.
+    widest = max(pairs[0][0].shape[-1], pairs[0][1].shape[-1])
+    largest = torch.cat(each, 1).sqrt().sum(1).square()
+    return exact.clamp(min=0.0) + 2.0 * (widest + rows + 4) * _ROUNDOFF * largest
+
+
+def _weighted_sums(
+    factors: GradientFactors, vectors: Mapping[str, Tensor], weight: Tensor, keep: Tensor | None
+) -> dict[str, Tensor]:
+    """Sums of weight x gradient over units, by parameter; units outside `keep` are left out, and have no weight."""
+    sums: dict[str, Tensor] = {}
+
+    def kept(value: Tensor) -> Tensor:
+        return value if keep is None else value[keep]
+
+    for name, pairs in factors.outer.items():
+        for left, right in pairs:
+            # The weight goes to the narrower side, and that side's rows become the product's: the other way round,
+            # matrices with a few columns cost BLAS five times as much.
+            flip = left.shape[2] > right.shape[2]
+            narrow, wide = (right, left) if flip else (left, right)
+            narrow = (kept(narrow) * weight[:, None, None]).flatten(0, 1).T
+            wide = kept(wide).flatten(0, 1)
+            if name in sums:
+                (sums[name].T if flip else sums[name]).addmm_(narrow, wide)
+            else:
+                product = narrow @ wide
+                sums[name] = product.T if flip else product
+    for name, value in vectors.items():
+        sums[name] = weight @ kept(value)
+    for name, (left, right) in factors.shared.items():
+        # without units nothing of it may be left: 0 times a right side that is not finite would be
+        sums[name] = torch.outer(weight @ kept(left), right if weight.numel() else torch.zeros_like(right))
+    return sums

@@ -1,0 +1,134 @@
+"""Poisson sampling of privacy units: the one sampler, used in every step of every method.
+
+Each unit is drawn by itself with the public rate q. An empty batch is a batch: it is noised, released and charged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import DataError
+from common.privacy.noise import NoiseSource
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """The embeddings of one site that training may read.
+
+    Attributes:
+        embeddings: (n, d_x) float32.
+        labels: (n,) int64 in [0, K).
+        groups: (n,) int64 patient of each record, or None: then each record is its own unit.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    groups: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class UnitBatch:
+    """Records laid out by unit.
+
+    Attributes:
+        embeddings: (U, R, d_x), zero where padded.
+        labels: (U, R), zero where padded.
+        mask: (U, R) float, 1 for a record.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    mask: Tensor
+
+
+def by_unit(data: SiteData, unit: Literal["record", "patient"], num_classes: int) -> SiteData:
+    """The data as the promised unit of privacy sees it: patients only where a patient is the unit.
+
+    Args:
+        data: the site's records.
+        unit: what the guarantee is about.
+        num_classes: K.
+
+    Returns:
+        The data, without `groups` where a record is the unit, and without records of no class: see `of_known_class`.
+
+    Raises:
+        DataError: patients are promised, but the data does not say which patient a record belongs to: clipping
+            record by record would not protect a patient.
+    """
+    if unit == "record":
+        data = replace(data, groups=None)
+    elif data.groups is None:
+        raise DataError("unit is patient, but the records name no patient: add a group column, or set unit to record")
+    return of_known_class(data, num_classes)
+
+
+def of_known_class(data: SiteData, num_classes: int) -> SiteData:
+    """The data without records whose label lies outside [0, K): a rule for each record by itself, where torch's own
+    would be an exception that ends the release of all."""
+    known = (data.labels >= 0) & (data.labels < num_classes)
+    if bool(known.all()):
+        return data
+    groups = None if data.groups is None else data.groups[known.to(data.groups.device)]
+    return SiteData(data.embeddings[known], data.labels[known], groups)
+
+
+def on_sphere(embeddings: Tensor) -> Tensor:
+    """Rows scaled to unit length, zero rows left alone: (..., d) -> (..., d). A map of one record, so it is public."""
+    return embeddings / torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, source: NoiseSource) -> UnitBatch:
+    """Draw units independently with probability `sampling_rate`; of each, at most `records_per_unit` records.
+
+    Args:
+        data: the site's records.
+        sampling_rate: q in (0, 1]; at 1 every unit is in.
+        records_per_unit: R, the public cap; a larger unit's records are drawn at random within it.
+        source: where the secret choice comes from; the run's seed never decides it.
+
+    Returns:
+        The batch; U may be 0.
+    """
+    if data.groups is None:
+        count = data.embeddings.shape[0]
+        chosen = _chosen(count, sampling_rate, source)
+        embeddings = data.embeddings if chosen is None else data.embeddings[chosen]
+        labels = data.labels if chosen is None else data.labels[chosen]
+        return UnitBatch(embeddings[:, None], labels[:, None], embeddings.new_ones(labels.shape[0], 1))
+    members = _members(data.groups)
+    chosen = _chosen(len(members), sampling_rate, source)
+    units = range(len(members)) if chosen is None else chosen.tolist()
+    rows = torch.full((len(units), records_per_unit), -1, dtype=torch.long)
+    for position, unit in enumerate(units):
+        records = members[unit]
+        if len(records) > records_per_unit:
+            records = records[np.argsort(source.uniform(len(records)))[:records_per_unit]]
+        rows[position, : len(records)] = torch.from_numpy(records)
+    # Padding is written, not read and then multiplied by zero: what it would read is a record of another unit, and zero
+    # times what is not finite is not zero.
+    real = rows >= 0
+    embeddings = data.embeddings.new_zeros(*rows.shape, data.embeddings.shape[-1])
+    labels = data.labels.new_zeros(rows.shape)
+    embeddings[real], labels[real] = data.embeddings[rows[real]], data.labels[rows[real]]
+    return UnitBatch(embeddings, labels, real.to(embeddings))
+
+
+def _chosen(count: int, sampling_rate: float, source: NoiseSource) -> Tensor | None:
+    """Indices of the units drawn; None means all."""
+    if sampling_rate >= 1.0:
+        return None
+    return torch.from_numpy(np.flatnonzero(source.uniform(count) < sampling_rate))
+
+
+def _members(groups: Tensor) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Records of each unit, in a stable order."""
+    values = groups.numpy()
+    order = np.argsort(values, kind="stable")
+    edges = np.flatnonzero(np.diff(values[order])) + 1
+    return list(np.split(order, edges)) if len(order) else []

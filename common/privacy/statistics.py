@@ -1,0 +1,320 @@
+"""The one-shot release of class statistics (Eq. 11), noised at the sites before training.
+
+A record with class y and embedding x, |x| <= R, contributes the vector
+
+    (a * onehot(y), b * onehot(y) x, t * x, c * x x^T, e * onehot(y) phi(x))
+
+of its class counts, class sums, total sum, second moment and random Fourier features, phi of norm 1. Its norm is at
+most S = sqrt(a^2 + b^2 R^2 + t^2 R^2 + c^2 R^4 + e^2): the sensitivity to adding or removing one record. A patient's
+vector (the sum over the records) is clipped to the same S. The weights are public.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.errors import ConfigError
+from common.kernels import fourier_features
+from common.privacy.clipping import NEIGHBOURING, ClippedSum
+from common.privacy.noise import NoiseSource
+from common.privacy.sampling import UnitBatch
+
+# of the counts where they serve training, as class shares and as the total that rates are scaled by
+TRAINING_COUNT_WEIGHT = 0.6
+
+
+@dataclass(frozen=True)
+class StatisticsSpec:
+    """What is released, and with which share of the sensitivity.
+
+    Attributes:
+        dim: d_x.
+        num_classes: K.
+        radius: R, embeddings are clipped to this norm.
+        count_weight: a. class_weight: b. total_weight: t. moment_weight: c. feature_weight: e; 0 leaves a part out.
+        frequencies: (D / 2, d_x), public, for the Fourier features; None without them.
+    """
+
+    dim: int
+    num_classes: int
+    radius: float
+    count_weight: float = 0.3
+    class_weight: float = 1.0
+    total_weight: float = 1.0
+    moment_weight: float = 0.0
+    feature_weight: float = 0.0
+    frequencies: Tensor | None = None
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 sensitivity of the weighted vector to adding or removing one unit."""
+        square = self.radius * self.radius
+        return math.sqrt(
+            self.count_weight**2
+            + (self.class_weight**2 + self.total_weight**2) * square
+            + self.moment_weight**2 * square * square
+            + self.feature_weight**2
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every part of the release, by name."""
+        parts: dict[str, tuple[int, ...]] = {}
+        if self.count_weight > 0:
+            parts["class_counts"] = (self.num_classes,)
+        if self.class_weight > 0:
+            parts["class_sums"] = (self.num_classes, self.dim)
+        if self.total_weight > 0:
+            parts["total_sum"] = (self.dim,)
+        if self.moment_weight > 0:
+            parts["second_moment"] = (self.dim * (self.dim + 1) // 2,)
+        if self.feature_weight > 0 and self.frequencies is not None:
+            parts["class_features"] = (self.num_classes, 2 * self.frequencies.shape[0])
+        return parts
+
+
+def class_means_spec(dim: int, num_classes: int, radius: float) -> StatisticsSpec:
+    """Counts and class sums alone: the best use of a whole budget for class means."""
+    return StatisticsSpec(dim, num_classes, radius, total_weight=0.0)
+
+
+def clip_to_ball(embeddings: Tensor, radius: float) -> Tensor:
+    """Scale rows down to norm at most `radius`: (..., d) -> (..., d). A map of one record."""
+    norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
+    return embeddings * (radius / norms).clamp(max=1.0)
+
+
+def statistics_sum(spec: StatisticsSpec, batch: UnitBatch) -> ClippedSum:
+    """Weighted sums of every part over all units, each unit's whole vector clipped to the sensitivity.
+
+    Args:
+        spec: what is summed.
+        batch: all units of the site (no sampling).
+
+    Returns:
+        The sums, not yet noised, in float64: no sum over units of float32 records overflows it. Sensitivity
+        `spec.sensitivity` for adding or removing one unit, rounding of the unit's part included. A unit that is not
+        finite contributes zero.
+    """
+    embeddings = clip_to_ball(batch.embeddings.double(), spec.radius)
+    one_hot = functional.one_hot(batch.labels, spec.num_classes).double() * batch.mask[..., None].double()
+    features = None
+    if spec.feature_weight > 0 and spec.frequencies is not None:
+        features = fourier_features(embeddings, spec.frequencies.double())
+    norms = _unit_norms(spec, embeddings, one_hot, features)
+    # inner products of d numbers err by at most d roundings, and a unit's norm adds those of all pairs of its records
+    rounding = (spec.dim + 64) * batch.mask.shape[1] ** 2 * 2.0**-52
+    weight = (spec.sensitivity / (1.0 + rounding) / norms.clamp(min=1e-12)).clamp(max=1.0)
+    usable = torch.isfinite(norms) & torch.isfinite(embeddings).all(-1).all(-1)
+    embeddings = torch.where(usable[:, None, None], embeddings, 0.0).flatten(0, 1)
+    marks = (one_hot * torch.where(usable, weight, 0.0)[:, None, None]).flatten(0, 1)
+    weights = marks.sum(1)
+    sums: dict[str, Tensor] = {}
+    for name in spec.shapes:
+        if name == "class_counts":
+            sums[name] = spec.count_weight * marks.sum(0)
+        elif name == "class_sums":
+            sums[name] = spec.class_weight * marks.T @ embeddings
+        elif name == "total_sum":
+            sums[name] = spec.total_weight * weights @ embeddings
+        elif name == "second_moment":
+            sums[name] = spec.moment_weight * pack_symmetric((embeddings * weights[:, None]).T @ embeddings)
+        elif name == "class_features" and features is not None:
+            sums[name] = spec.feature_weight * marks.T @ features.flatten(0, 1).nan_to_num(0.0)
+    return ClippedSum(sums, spec.sensitivity, NEIGHBOURING)
+
+
+def release_statistics(
+    spec: StatisticsSpec, batch: UnitBatch, noise_multiplier: float, source: NoiseSource
+) -> dict[str, Tensor]:
+    """The site's noised statistics: one Gaussian release with std = noise_multiplier x sensitivity.
+
+    Args:
+        spec: what is released.
+        batch: all units of the site.
+        noise_multiplier: σ >= 0; 0 only in a run without a guarantee.
+        source: exact discrete noise where it is secure.
+
+    Returns:
+        Float32 tensors, unweighted (counts are counts); private for adding or removing one unit.
+
+    Source: Eq. 11 of the paper, which has no budget for them; Balle & Wang (2018) for the single release.
+    """
+    summed = statistics_sum(spec, batch)
+    std = noise_multiplier * summed.sensitivity
+    weights = part_weights(spec)
+    released: dict[str, Tensor] = {}
+    for name, value in summed.tensors.items():
+        noisy = torch.from_numpy(source.exact_gaussian(value.numpy(), std)) if std > 0 else value
+        released[name] = (noisy / weights[name]).float()
+    return released
+
+
+@dataclass(frozen=True)
+class ReleasedStatistics:
+    """Noised statistics of all sites together, as the server knows them: public from here on.
+
+    Attributes:
+        total: noised number of units, at least 1.
+        centre: (d_x,), noised mean embedding, shrunk.
+        class_counts: (K,), noised, at least 1.
+        class_means: (K, d_x) or None.
+        covariance: (d_x, d_x) within classes, shrunk, or None.
+        class_features: (K, D) noised mean Fourier features, or None.
+        noise_std: standard deviation of the noise in one coordinate of a sum, by part.
+        class_offsets: (K, d_x), noised class means less the centre, not shrunk; or None.
+        site_counts: (m, K), each site's noised counts, in the order of its index; equal rows where only their sum is
+            known; None where they were not kept.
+        site_indices: (m,), the sites' indices in the run; None where they were not told.
+    """
+
+    total: float
+    centre: Tensor
+    class_counts: Tensor
+    class_means: Tensor | None
+    covariance: Tensor | None
+    class_features: Tensor | None
+    noise_std: Mapping[str, float]
+    class_offsets: Tensor | None = None
+    site_counts: Tensor | None = None
+    site_indices: Tensor | None = None
+
+    @property
+    def class_shares(self) -> Tensor:
+        """Shares of the classes, (K,), summing to 1: the noised ones, shrunk towards equal shares by their noise.
+
+        Source: James & Stein (1961), positive part; counts that are mostly noise say nothing about the classes.
+        """
+        mean = self.class_counts.mean()
+        return (mean + _shrunk(self.class_counts - mean, self.noise_std["class_counts"])) / self.class_counts.sum()
+
+
+def combine_statistics(
+    spec: StatisticsSpec,
+    releases: Iterable[Mapping[str, Tensor]],
+    noise_multiplier: float,
+    sites: Sequence[int] | None = None,
+) -> ReleasedStatistics:
+    """Add the sites' releases and turn sums into means; post-processing.
+
+    Args:
+        spec: what was released.
+        releases: one mapping a site.
+        noise_multiplier: σ of each site's release.
+        sites: their indices in the run, where it matters who sent what.
+
+    Returns:
+        The statistics. The centre is shrunk towards zero and the class means towards the centre by the noise in them
+        (James & Stein 1961, positive part), so that few records give an origin that is off by little, and an empty
+        class lands on the centre rather than anywhere. A centre that the noise takes out of the ball that holds every
+        embedding is brought back to it.
+
+    Raises:
+        ConfigError: no release, or counts are not part of the release.
+    """
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in spec.shapes.items()}
+    each: list[Tensor] = []
+    for site in releases:  # one at a time: memory does not grow with the sites
+        for name, so_far in sums.items():
+            so_far += site[name]
+        each.append(site["class_counts"].float() if "class_counts" in sums else torch.zeros(0))
+    if not each or "class_counts" not in spec.shapes:
+        raise ConfigError("statistics need at least one site and the class counts, found none")
+    sums = {name: value.float() for name, value in sums.items()}
+    weights = part_weights(spec)
+    spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(len(each)) for name in spec.shapes}
+    counts = sums["class_counts"].clamp(min=1.0)
+    total = max(float(sums["class_counts"].sum()), 1.0)
+    centre = torch.zeros(spec.dim)
+    if "total_sum" in sums:
+        centre = clip_to_ball(_shrunk(sums["total_sum"] / total, spread["total_sum"] / total), spec.radius)
+    means, offset = None, None
+    if "class_sums" in sums:
+        if "total_sum" not in sums:
+            noise = spread["class_sums"] * math.sqrt(spec.num_classes)
+            centre = clip_to_ball(_shrunk(sums["class_sums"].sum(0) / total, noise / total), spec.radius)
+        offset = sums["class_sums"] / counts[:, None] - centre
+        means = centre + _shrunk(offset, spread["class_sums"] / counts)
+    covariance = None
+    if "second_moment" in sums and means is not None:
+        covariance = _within_covariance(
+            unpack_symmetric(sums["second_moment"], spec.dim) / total,
+            means,
+            counts / counts.sum(),
+            spread["second_moment"] / total,
+        )
+    features = None
+    if "class_features" in sums:
+        features = sums["class_features"] / counts[:, None]
+    indices = None if sites is None else torch.tensor(list(sites))
+    return ReleasedStatistics(
+        total, centre, counts, means, covariance, features, spread, offset, torch.stack(each), indices
+    )
+
+
+def pack_symmetric(matrix: Tensor) -> Tensor:
+    """Upper triangle with off-diagonal entries times sqrt(2): an isometry, so noise on it is charged once an entry."""
+    rows, columns = torch.triu_indices(*matrix.shape)
+    return matrix[rows, columns] * torch.where(rows == columns, 1.0, math.sqrt(2.0)).to(matrix)
+
+
+def unpack_symmetric(packed: Tensor, dim: int) -> Tensor:
+    """The inverse of `pack_symmetric`: (dim (dim + 1) / 2,) -> (dim, dim)."""
+    rows, columns = torch.triu_indices(dim, dim)
+    values = packed * torch.where(rows == columns, 1.0, math.sqrt(0.5)).to(packed)
+    matrix = packed.new_zeros(dim, dim)
+    matrix[rows, columns] = values
+    matrix[columns, rows] = values
+    return matrix
+
+
+def part_weights(spec: StatisticsSpec) -> dict[str, float]:
+    """By what each part of the summed vector was multiplied."""
+    return {
+        "class_counts": spec.count_weight,
+        "class_sums": spec.class_weight,
+        "total_sum": spec.total_weight,
+        "second_moment": spec.moment_weight,
+        "class_features": spec.feature_weight,
+    }
+
+
+def _shrunk(mean: Tensor, noise_std: Tensor | float) -> Tensor:
+    """Noised means (..., d) shrunk towards zero by the noise in them; James & Stein (1961), positive part."""
+    noise = torch.as_tensor(mean.shape[-1] * noise_std**2)
+    kept = (1.0 - noise / mean.square().sum(-1).clamp(min=1e-12)).clamp(min=0.0)
+    return kept[..., None] * mean
+
+
+def _unit_norms(spec: StatisticsSpec, embeddings: Tensor, one_hot: Tensor, features: Tensor | None) -> Tensor:
+    """Norm of every unit's vector from inner products between its records: (U,)."""
+    same = one_hot @ one_hot.mT
+    present = one_hot.sum(-1)
+    both = present[:, :, None] * present[:, None, :]
+    inner = embeddings @ embeddings.mT
+    gram = spec.count_weight**2 * same + spec.class_weight**2 * same * inner
+    gram = gram + both * (spec.total_weight**2 * inner + spec.moment_weight**2 * inner * inner)
+    if features is not None:
+        gram = gram + spec.feature_weight**2 * same * (features @ features.mT)
+    return gram.sum((1, 2)).clamp(min=0.0).sqrt()
+
+
+def _within_covariance(moment: Tensor, means: Tensor, shares: Tensor, noise_std: float) -> Tensor:
+    """Shared covariance within classes: noised second moment less the means', eigenvalues cut at the noise level.
+
+    A symmetric matrix of noise of standard deviation s has eigenvalues up to about 2 s sqrt(d) (Wigner 1958): what
+    lies below is noise, and is replaced by the mean of what it holds, so that the trace is kept.
+    """
+    within = moment - (means * shares[:, None]).T @ means
+    values, vectors = torch.linalg.eigh(within)
+    level = 2.0 * noise_std / math.sqrt(2.0) * math.sqrt(moment.shape[0])
+    signal = values > level
+    rest = values[~signal].mean().clamp(min=1e-6) if bool((~signal).any()) else values.new_tensor(0.0)
+    cleaned = torch.where(signal, values, rest.expand_as(values))
+    return (vectors * cleaned) @ vectors.T

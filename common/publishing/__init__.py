@@ -1,0 +1,1 @@
+"""What a run publishes, and what can be done with it."""

@@ -1,0 +1,223 @@
+"""Synthetic rows as parquet: written block by block, read by pyarrow, pandas and `datasets` alike.
+
+`embedding` is a fixed-size list of float32, `label` an int64 whose names `datasets` shows. The same rows give the same
+bytes: nothing of the time or the machine is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from common.durable import create_private, make_private, sync_path
+from common.errors import DataError, FedHypeVAEError
+from common.evaluation.scores import Split
+from common.methods.base import RunContext
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+METADATA_KEY = b"fedhypevae.synthetic"
+_BATCH_VALUES = 2**24
+_WRITER = re.compile(r"parquet-cpp-arrow version [0-9.]{1,20}")
+_FOOTER_BYTES = 300  # a row group's part of the footer takes about 210
+_FRAME_BYTES = 12  # the mark at both ends of a parquet file, and the length of its footer
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file: rows in all and of each class, and its size and SHA-256."""
+
+    rows: int
+    class_counts: tuple[int, ...]
+    size: int
+    sha256: str
+
+
+def write_rows(
+    path: Path, blocks: Iterable[Split], *, dim: int, class_names: Sequence[str], notes: Mapping[str, Any]
+) -> Written:
+    """Write blocks of rows as they come, each as one row group; whole or not at all.
+
+    Args:
+        path: the new file; its folder is made if missing.
+        blocks: embeddings (m, dim) float32 and labels (m,) int64.
+        dim: width of an embedding.
+        class_names: names of the labels.
+        notes: JSON values for the file's metadata, under `fedhypevae.synthetic`.
+
+    Raises:
+        FedHypeVAEError: the disk refuses; no file is left.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema(dim, class_names, json.dumps(notes, sort_keys=True).encode())
+    counts, rows = torch.zeros(len(class_names), dtype=torch.int64), 0
+    try:
+        with _whole_file(path) as partial:
+            # the bytes of floats apart: signs and exponents compress, the rest is noise, and a dictionary is a loss
+            with pq.ParquetWriter(
+                partial,
+                schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                use_byte_stream_split=["embedding.list.element"],
+                write_statistics=["label"],
+            ) as writer:
+                for embeddings, labels in blocks:
+                    values = pa.array(np.ascontiguousarray(embeddings.numpy(), dtype=np.float32).ravel())
+                    column = pa.FixedSizeListArray.from_arrays(values, dim)
+                    table = pa.Table.from_arrays([column, pa.array(labels.numpy())], schema=schema)
+                    writer.write_table(table, row_group_size=max(len(table), 1))
+                    counts += torch.bincount(labels, minlength=len(class_names))
+                    rows += len(table)
+            size, digest = partial.stat().st_size, sha256_of(partial)
+    except OSError as error:
+        raise FedHypeVAEError(
+            f"can't write {path} ({error.strerror or error}): free the disk, then try again"
+        ) from None
+    return Written(rows, tuple(counts.tolist()), size, digest)
+
+
+def stream_rows(path: Path, dim: int, num_classes: int) -> Iterator[Split]:
+    """Rows of a synthetic set as they lie in the file: blocks of embeddings (m, dim) float32 and labels (m,) int64.
+
+    Raises:
+        DataError: unreadable, no rows, another width, labels out of range, or values that are not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH_VALUES // dim + 1, columns=["embedding", "label"]):
+                flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+                embeddings = torch.tensor(flat, dtype=torch.float32).reshape(len(batch), -1)
+                labels = torch.tensor(batch.column("label").to_numpy(), dtype=torch.int64)
+                _check_block(path, embeddings, labels, dim, num_classes)
+                rows += len(batch)
+                yield embeddings, labels
+    except (OSError, pa.ArrowException, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
+    if rows == 0:
+        raise DataError(f"{path} holds no rows: fetch the bundle again")
+
+
+def read_notes(path: Path) -> Mapping[str, Any]:
+    """What `write_rows` noted in a file's metadata; empty where it noted nothing."""
+    import pyarrow.parquet as pq
+
+    found = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+    notes = {} if found is None else json.loads(found)
+    return notes if isinstance(notes, dict) else {}
+
+
+def set_notes(context: RunContext, reasons: Sequence[str]) -> dict[str, Any]:
+    """What a run's published set says of itself in its metadata; `reasons` are why it is not private, if it is not."""
+    return {
+        "synthetic": True,
+        "class_names": list(context.problem.class_names),
+        "private": not reasons,
+        "not_private_because": list(reasons),
+        "config": context.config.to_flat(),
+    }
+
+
+def check_layout(path: Path, dim: int, class_names: Sequence[str]) -> None:
+    """Refuse a file with anything beside the two columns and the metadata that `write_rows` writes.
+
+    Columns, metadata and bytes that no reader of the set looks at could hold records.
+
+    Args:
+        path: the file.
+        dim: width of an embedding.
+        class_names: names of the labels.
+
+    Raises:
+        DataError: another column or type, other metadata, or bytes that belong to no column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata, size, held = file.metadata, path.stat().st_size, dict(file.metadata.metadata or {})
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(held.pop(b"ARROW:schema", b""), validate=True)))
+            wanted = _schema(dim, class_names, held.get(METADATA_KEY, b""))
+            same = file.schema_arrow.equals(wanted) and schema.equals(wanted, check_metadata=True)
+            if not same or held != wanted.metadata:
+                raise DataError(f"{path}: expected the columns embedding and label with their notes alone")
+            if not _WRITER.fullmatch(metadata.created_by or ""):
+                raise DataError(f"{path} was written by another program than `fedhypevae release`")
+            # a key may stand there twice, and pyarrow shows one of the two
+            shown = sum(len(key) + len(value) for key, value in (metadata.metadata or {}).items())
+            if metadata.serialized_size > shown + _FOOTER_BYTES * (metadata.num_row_groups + 3):
+                raise DataError(f"{path} holds more in its footer than its columns and notes need")
+            groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+            columns = sum(g.column(index).total_compressed_size for g in groups for index in range(g.num_columns))
+            if columns + metadata.serialized_size + _FRAME_BYTES != size:
+                raise DataError(f"{path} holds bytes that belong to no column: fetch the bundle again")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_block(path: Path, embeddings: torch.Tensor, labels: torch.Tensor, dim: int, num_classes: int) -> None:
+    if embeddings.shape != (len(labels), dim):
+        raise DataError(f"{path}: expected embeddings of width {dim}, found {embeddings.shape[1]}")
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise DataError(f"{path}: expected labels from 0 to {num_classes - 1}, found others")
+    if not bool(torch.isfinite(embeddings).all()):
+        raise DataError(f"{path} holds values that are not finite: fetch the bundle again")
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place, on the disk, once the block is done; else it is removed."""
+    make_private(path.parent)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        create_private(partial).close()
+        yield partial
+        sync_path(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_path(path.parent)
+
+
+def _schema(dim: int, class_names: Sequence[str], notes: bytes) -> pa.Schema:
+    import pyarrow as pa
+
+    metadata = {METADATA_KEY: notes, b"huggingface": _features(dim, class_names).encode()}
+    kinds = [pa.field("embedding", pa.list_(pa.float32(), dim)), pa.field("label", pa.int64())]
+    return pa.schema(kinds, metadata=metadata)
+
+
+def _features(dim: int, class_names: Sequence[str]) -> str:
+    """The columns in the words of `datasets`, so that labels show their names."""
+    features = {
+        "embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "length": dim, "_type": "List"},
+        "label": {"names": list(class_names), "_type": "ClassLabel"},
+    }
+    return json.dumps({"info": {"features": features}})

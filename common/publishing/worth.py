@@ -1,0 +1,194 @@
+"""What a published bundle is worth on one's own records: four ways to train, three kinds of head.
+
+Everything here reads records without noise: heads and scores stay where the records are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError, DataError
+from common.evaluation.nonlinear_heads import fit_mlp_head, fit_neighbour_head
+from common.evaluation.scores import SiteScores, Split, choose_mixing, fit_linear_head, mix_probabilities, score
+from common.privacy.sampling import on_sphere
+from common.publishing.bundle import Bundle
+
+HeadKind = Literal["linear", "mlp", "knn"]
+HEADS: tuple[HeadKind, ...] = ("linear", "mlp", "knn")
+
+
+class Head(Protocol):
+    """Whatever gives class probabilities (n, K) for embeddings (n, d)."""
+
+    def probabilities(self, embeddings: Tensor) -> Tensor:
+        """(n, d) -> (n, K), rows summing to one."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """Scores of one kind of head on the same test rows, by what it was trained on.
+
+    Attributes:
+        local_only: one's own training rows.
+        synthetic_only: the published set.
+        pooled: both together.
+        mixed: probabilities of the first two, mixed.
+        mixing: the weight of one's own head in `mixed`.
+    """
+
+    local_only: SiteScores
+    synthetic_only: SiteScores
+    pooled: SiteScores
+    mixed: SiteScores
+    mixing: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by kind of head, and how many rows they rest on."""
+
+    scores: dict[HeadKind, HeadScores]
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    synthetic_rows: int
+
+
+def evaluate(
+    bundle: Bundle,
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    groups: Tensor | None = None,
+    splits: Sequence[str] | None = None,
+    synthetic: Split | None = None,
+    mixing: float | None = None,
+    heads: Sequence[HeadKind] = HEADS,
+    seed: int = 0,
+) -> Evaluation:
+    """Train heads on one's own rows, on the published set, on both, and score them on one's own test rows.
+
+    Args:
+        bundle: what was published.
+        embeddings: (n, d) of the encoder that the bundle names.
+        labels: (n,) int64 in the order of `bundle.class_names`.
+        groups: (n,) patient of each row: no patient is on both sides of a split.
+        splits: (n,) "train", "validation" or "test"; left out, 64/16/20 is drawn, per class.
+        synthetic: another synthetic set, such as one drawn with `bundle.draw`; default: the published one.
+        mixing: weight of one's own head in `mixed`; left out, it is chosen on the validation rows.
+        heads: which kinds.
+        seed: of the drawn split and of the MLP's first weights.
+
+    Returns:
+        The scores. They depend on the records without noise: keep them, and `mixing`, where the records are.
+
+    Raises:
+        DataError: shapes that don't fit the bundle, or an empty training or test split. ConfigError: an unknown head.
+    """
+    unknown = sorted(set(heads) - set(HEADS))
+    if unknown or not heads:
+        raise ConfigError(f"heads must be some of {', '.join(HEADS)}, found {', '.join(unknown) or 'none'}")
+    own = prepared(bundle, embeddings, labels)
+    parts = _split(own, groups, splits, seed)
+    train, validation, test = (parts[name] for name in ("train", "validation", "test"))
+    made = bundle.published() if synthetic is None else synthetic
+    both = torch.cat([train[0], made[0]]), torch.cat([train[1], made[1]])
+    scores: dict[HeadKind, HeadScores] = {}
+    for kind in heads:
+        local, published, pooled = (
+            fit_head(kind, *rows, len(bundle.class_names), seed) for rows in (train, made, both)
+        )
+        weight = mixing
+        if weight is None:
+            chances = [head.probabilities(validation[0]) for head in (local, published)]
+            weight = choose_mixing(chances[0], chances[1], validation[1])
+        ours, theirs = local.probabilities(test[0]), published.probabilities(test[0])
+        scores[kind] = HeadScores(
+            score(ours, *test),
+            score(theirs, *test),
+            score(pooled.probabilities(test[0]), *test),
+            score(mix_probabilities(ours, theirs, weight), *test),
+            weight,
+        )
+    return Evaluation(scores, len(train[1]), len(validation[1]), len(test[1]), len(made[1]))
+
+
+def fit_head(kind: HeadKind, embeddings: Tensor, labels: Tensor, num_classes: int, seed: int = 0) -> Head:
+    """A head of that kind on embeddings (n, d) and labels (n,); `seed` is of the MLP's first weights and order."""
+    fits: dict[HeadKind, Callable[[], Head]] = {
+        "linear": lambda: fit_linear_head(embeddings, labels, num_classes),
+        "mlp": lambda: fit_mlp_head(embeddings, labels, num_classes, torch.Generator().manual_seed(seed)),
+        "knn": lambda: fit_neighbour_head(embeddings, labels, num_classes),
+    }
+    return fits[kind]()
+
+
+def prepared(bundle: Bundle, embeddings: Tensor, labels: Tensor | None = None) -> Split:
+    """One's own rows as the bundle's are: float32, and of unit length where the run scaled them so.
+
+    Args:
+        bundle: what was published.
+        embeddings: (n, d), d as the bundle's.
+        labels: (n,) int64, 0..K-1; left out, they come back empty.
+
+    Raises:
+        DataError: "expected embeddings (n, ...) ..., found ...".
+    """
+    if embeddings.ndim != 2 or embeddings.shape[1] != bundle.dim:
+        raise DataError(
+            f"expected embeddings (n, {bundle.dim}) of the bundle's encoder, found {tuple(embeddings.shape)}: embed "
+            "the images with the encoder that the bundle names"
+        )
+    rows = embeddings.to(torch.float32)
+    if bundle.config.training.sphere:
+        rows = on_sphere(rows)
+    if labels is None:
+        return rows, torch.empty(0, dtype=torch.int64)
+    classes = len(bundle.class_names)
+    fits = labels.shape == rows.shape[:1] and labels.dtype == torch.int64 and len(labels) > 0
+    if not fits or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise DataError(f"expected {len(rows)} labels (int64) from 0 to {classes - 1}, found {tuple(labels.shape)}")
+    return rows, labels
+
+
+def _split(own: Split, groups: Tensor | None, splits: Sequence[str] | None, seed: int) -> dict[str, Split]:
+    rows, labels = own
+    names = _drawn_splits(labels, groups, seed) if splits is None else list(splits)
+    if len(names) != len(labels):
+        raise DataError(f"expected a split for each of {len(labels)} rows, found {len(names)}")
+    parts = {}
+    for name in ("train", "validation", "test"):
+        chosen = torch.tensor([found == name for found in names])
+        parts[name] = rows[chosen], labels[chosen]
+    empty = [name for name in ("train", "test") if len(parts[name][1]) == 0]
+    if empty:
+        raise DataError(f"no rows to {empty[0]} on: {len(labels)} rows are too few, or the split leaves them out")
+    return parts
+
+
+def _drawn_splits(labels: Tensor, groups: Tensor | None, seed: int) -> list[str]:
+    """64/16/20 in units (rows or patients), each class in turn: the unit goes where its class lacks most."""
+    units = torch.arange(len(labels)) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    if units.shape != labels.shape:
+        raise DataError(f"expected a group for each of {len(labels)} rows, found {tuple(units.shape)}")
+    order = torch.randperm(int(units.max()) + 1, generator=torch.Generator().manual_seed(seed)).tolist()
+    members: dict[int, list[int]] = {}
+    for row, unit in enumerate(units.tolist()):
+        members.setdefault(unit, []).append(row)
+    names = [""] * len(labels)
+    left: dict[int, dict[str, float]] = {}
+    for label, count in enumerate(torch.bincount(labels).tolist()):
+        left[label] = {"train": 0.64 * count, "validation": 0.16 * count, "test": 0.20 * count}
+    for unit in order:
+        label = int(torch.mode(labels[members[unit]]).values)
+        chosen = max(left[label], key=lambda name: left[label][name])
+        left[label][chosen] -= len(members[unit])
+        for row in members[unit]:
+            names[row] = chosen
+    return names

@@ -1,0 +1,1 @@
+"""What may cross between a site and the server."""

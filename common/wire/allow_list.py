@@ -1,0 +1,209 @@
+"""What may cross between server and sites: the allow-list of names, shapes and dtypes of every message.
+
+Checked at the site before anything is sent and at the server when it arrives. Whatever is not on the list is refused
+whole. Contexts travel as JSON text: configuration, problem and privacy plan, all of them public.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from common.errors import WireError
+from common.methods.base import PrivacyPlan, Problem, RunContext
+from common.wire.context_fields import read_context
+from common.wire.identity import EncoderIdentity
+
+Kind = Literal[
+    "hello",
+    "statistics",
+    "train",
+    "baseline",
+    "evaluate",
+    "secagg_keys",
+    "secagg_shares",
+    "secagg_check",
+    "secagg_masked",
+    "secagg_unmask",
+]
+
+# Words that a site's reply may hold beside its tensors, by kind of message. None of them depends on a record: what a
+# site was charged follows from what it was asked, the receipt is a salted digest of its ledger, and the seal a MAC of
+# the receipt under the site's own key: with its next request the server brings both back.
+REPLY_WORDS: dict[Kind, frozenset[str]] = {
+    "hello": frozenset({"site", "position", "identity", "canary", "public"}),
+    "statistics": frozenset({"receipt", "seal", "charged"}),
+    "train": frozenset({"receipt", "seal", "charged"}),
+    "baseline": frozenset(),
+    "evaluate": frozenset(),
+    # One secure sum: fresh public keys, sealed shares, a signature beside the masked vector, and shares of secrets that
+    # take the masks off the sum. Random or encrypted, all of it; no more records show in it than in the sum. `refused`
+    # names the sites whose cards or sealed shares can't be used.
+    "secagg_keys": frozenset({"card"}),
+    "secagg_shares": frozenset({"boxes", "commitments", "refused"}),
+    "secagg_check": frozenset({"refused"}),
+    "secagg_masked": frozenset({"signature", "receipt", "seal", "charged"}),
+    "secagg_unmask": frozenset({"shares", "receipt", "seal", "charged"}),
+}
+# The one tensor of a masked vector: integers modulo a power of two, as bytes.
+MASKED = "masked"
+# The one tensor of a release in few bits (`common.wire.compression`): with it no other is sent.
+PACKED = "packed"
+
+
+def dtype_of(kind: Kind, name: str) -> torch.dtype:
+    """Type of a tensor in a site's reply of a kind."""
+    return torch.uint8 if kind == "secagg_masked" or name == PACKED else torch.float32
+
+
+# Scores travel only where the site's policy declares its data public.
+SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda", "personal")
+SCORE_PARTS = ("accuracy", "balanced_accuracy")
+# Words that a server's message may hold, by kind: those that must be there, and those that may.
+_PLACE = frozenset(
+    {"seed", "alpha", "sites_dir", "cache_dir", "output_dir", "pool", "data_is_public", "epsilon", "unit"}
+)
+_TASK = frozenset({"context", "run", "index"})
+_SUM = _TASK | {"what", "attempt"}
+_RECEIPT = frozenset({"receipt", "seal"})
+_VERSION = frozenset({"version", "base"})
+REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
+    "hello": (
+        frozenset(
+            {"seed", "alpha", "sites_dir", "cache_dir", "output_dir", "pool", "data_is_public", "epsilon", "unit"}
+        ),
+        frozenset(),
+    ),
+    "statistics": (_TASK, _RECEIPT),
+    "train": (_TASK | {"round"}, _RECEIPT | _VERSION),
+    "baseline": (_TASK | {"noise_multiplier"}, _RECEIPT),
+    "evaluate": (_TASK | {"mixing"}, _RECEIPT),
+    "secagg_keys": (_SUM, _RECEIPT | {"round"}),
+    "secagg_shares": (_SUM | {"cards"}, _RECEIPT | {"round"}),
+    "secagg_check": (_SUM | {"boxes", "commitments"}, _RECEIPT | {"round"}),
+    "secagg_masked": (_SUM, _RECEIPT | _VERSION | {"round"}),
+    "secagg_unmask": (_SUM | {"survivors"}, _RECEIPT | {"round"}),
+}
+ERROR_WORDS = frozenset({"error", "reference"})
+# Settings that a run may change when it goes on: folders, patience, devices, and what is only told.
+MAY_DIFFER = frozenset(
+    {"output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking", "device"}
+)
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """What a site tells about itself before a run; no counts.
+
+    Attributes:
+        site: its name.
+        position: its index in a simulation, or -1.
+        identity: encoder, revision, width, preprocessing and class list.
+        canary: its embedding of the project's canary image, as text; empty for an imported set.
+        public: whether its policy declares its data public.
+    """
+
+    site: str
+    position: int
+    identity: EncoderIdentity
+    canary: str
+    public: bool
+
+
+def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a set of tensors that is not exactly the one allowed.
+
+    Args:
+        kind: of the message, for the error's text.
+        tensors: what is to be sent, or has arrived.
+        shapes: allowed name -> shape; every one must be there, and no other.
+
+    Raises:
+        WireError: names the first tensor that is missing, unknown, of another shape or dtype, or not finite. Its text
+            holds names and shapes, never values.
+    """
+    unknown = sorted(set(tensors) - set(shapes))
+    missing = sorted(set(shapes) - set(tensors))
+    if unknown:
+        raise WireError(f"message {kind}: tensor {unknown[0]!r} is not on the allow-list; nothing of it is used")
+    if missing:
+        raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype_of(kind, name):
+            raise WireError(
+                f"message {kind}: tensor {name!r} must be {_word(dtype_of(kind, name))} of shape {tuple(shape)}, found "
+                f"{_word(tensor.dtype)} of shape {tuple(tensor.shape)}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise WireError(f"message {kind}: tensor {name!r} has values that are not finite")
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_words(kind: Kind, words: Mapping[str, object]) -> None:
+    """Refuse a reply with a word that is not on the allow-list of its kind (WireError)."""
+    unknown = sorted(set(words) - REPLY_WORDS[kind])
+    if unknown:
+        raise WireError(f"message {kind}: field {unknown[0]!r} is not on the allow-list; nothing of it is used")
+
+
+def tell_charged(events: Sequence[str]) -> str:
+    """What a site was charged, as the word of a reply: each event once with how often it follows itself.
+
+    A ledger holds an event for every round; told one by one they would outgrow the sums that they are about.
+    """
+    return json.dumps([[event, len(list(same))] for event, same in groupby(events)])
+
+
+def check_scores(scores: Mapping[str, object]) -> None:
+    """Refuse scores with names other than those of SCORE_NAMES and SCORE_PARTS (WireError)."""
+    allowed = {f"{name}.{part}" for name in SCORE_NAMES for part in SCORE_PARTS}
+    unknown = sorted(set(scores) - allowed)
+    if unknown:
+        raise WireError(f"message evaluate: score {unknown[0]!r} is not on the allow-list; nothing of it is used")
+
+
+def dump_context(context: RunContext) -> str:
+    """A run's public context as JSON text."""
+    return json.dumps(
+        {
+            "config": context.config.to_flat(),
+            "problem": {**asdict(context.problem), "class_names": list(context.problem.class_names)},
+            "plan": asdict(context.plan),
+        },
+        sort_keys=True,
+    )
+
+
+def essence(context: str) -> dict[str, Any]:
+    """What makes a run this run and no other: its context (as JSON text) without the settings of `MAY_DIFFER`."""
+    values: dict[str, Any] = json.loads(context)
+    values["config"] = {key: value for key, value in values["config"].items() if key not in MAY_DIFFER}
+    return values
+
+
+def settings_digest(context: RunContext) -> str:
+    """SHA-256 of `essence`, hexadecimal: the same for every message of a run, whenever it is resumed."""
+    return hashlib.sha256(json.dumps(essence(dump_context(context)), sort_keys=True).encode()).hexdigest()
+
+
+def load_context(text: str) -> RunContext:
+    """The inverse of `dump_context`, for a text that anybody may have written.
+
+    Raises:
+        ConfigError: the text is not a context, or a field is out of its public range (`common.wire.context_fields`).
+    """
+    config, problem, plan = read_context(text)
+    told = problem.model_dump()
+    sequences = {name: tuple(told[name]) for name in ("class_names", "site_dims")}
+    return RunContext(config, Problem(**{**told, **sequences}), PrivacyPlan(**plan.model_dump()))

@@ -1,0 +1,1 @@
+"""Heads trained on a published set, as files."""

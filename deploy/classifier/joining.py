@@ -1,0 +1,105 @@
+"""A site that joins a finished run: what it fits to its own records, and writes into its own folder.
+
+All of it reads the records without noise. That costs nothing as long as it stays at the site.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+from common.evaluation.nonlinear_heads import MLPHead
+from common.evaluation.scores import LinearHead, Split
+from common.methods.fedhypevae.joining import fit_code, sample_personal
+from common.methods.heads.linear import CENTRE, feature_scale
+from common.methods.mh_pfedhn import personal as mh_pfedhn
+from common.methods.mh_pfedhn.architectures import Architecture
+from common.privacy.sampling import SiteData
+from common.publishing.bundle import Bundle
+from common.publishing.parquet import Written, sha256_of, write_rows
+from deploy.classifier.file import TrainedHead
+
+STAYS = "fitted to one site's own records without noise: it stays at that site"
+_BLOCK = 65_536
+
+
+def personal_set(bundle: Bundle, own: Split, rows: int, seed: int, out: Path) -> Written:
+    """Fit a code to the site's records, and write a personalised synthetic set.
+
+    Args:
+        bundle: a run of fedhypevae with codes.
+        own: the site's training embeddings (n, d), scaled as the run's, and labels (n,).
+        rows: how many rows, classes in equal shares.
+        seed: of the draws.
+        out: the new parquet file.
+
+    Returns:
+        What was written. Code and rows depend on the records without noise, and the file says so.
+
+    Raises:
+        ConfigError: another method, or a generator without a code. DataError: no records.
+    """
+    if bundle.config.method != "fedhypevae":
+        raise ConfigError(f"a personalised set needs a run of fedhypevae, found one of {bundle.config.method}")
+    code = fit_code(bundle.context, bundle.artifact, SiteData(*own))
+    labels = torch.arange(rows) % len(bundle.class_names)
+    blocks = (
+        sample_personal(bundle.context, bundle.artifact, code, part, seed + at)
+        for at, part in enumerate(torch.split(labels, _BLOCK))
+    )
+    notes = {
+        "synthetic": True,
+        "class_names": list(bundle.class_names),
+        "private": False,
+        "not_private_because": [STAYS, *bundle.not_private],
+        "encoder": None if bundle.encoder is None else bundle.encoder.to_json(),
+        "generator_sha256": sha256_of(bundle.generator_file),
+        "sampling": {"rows": rows, "code": "personal", "seed": seed},
+    }
+    return write_rows(out, blocks, dim=bundle.dim, class_names=bundle.class_names, notes=notes)
+
+
+def personal_model(bundle: Bundle, own: Split, model: str) -> TrainedHead:
+    """The model that a hypernetwork of MH-pFedHN makes for a site that fits nothing but its own embeddings.
+
+    Args:
+        bundle: a run of mh_pfedhn, mh_pfedhn_gd, or one of their private forms.
+        own: as `personal_set`.
+        model: `linear`, or `mlp-WIDTH`; the run must have had models with as many chunks.
+
+    Returns:
+        A classifier for `fedhypevae predict`.
+
+    Raises:
+        ConfigError: another method, or a model that the hypernetwork has no head for.
+    """
+    if not bundle.config.method.startswith("mh_pfedhn"):
+        raise ConfigError(f"a personal model needs a run of mh_pfedhn, found one of {bundle.config.method}")
+    hidden = bundle.config.replace(architectures=model).rivals.hidden_widths_of
+    if len(hidden) != 1 or len(hidden[0]) > 1:
+        raise ConfigError(f"a joining site's model must be linear or mlp-WIDTH, found {model!r}")
+    architecture = Architecture(bundle.dim, hidden[0], len(bundle.class_names))
+    _, theta = mh_pfedhn.join(bundle.context, bundle.artifact, SiteData(*own), architecture)
+    shared = bundle.context.problem.site_dims == ()
+    centre = bundle.artifact.tensors[CENTRE] if shared else torch.zeros(bundle.dim)
+    head = _as_head(architecture.unpack(theta), centre, feature_scale(bundle.context, bundle.dim))
+    return TrainedHead(
+        head,
+        bundle.class_names,
+        bundle.config.training.sphere,
+        bundle.encoder,
+        bundle.config.federation.run_name,
+        own_rows=len(own[1]),
+        not_private=(STAYS, *bundle.not_private),
+    )
+
+
+def _as_head(params: list[Tensor], centre: Tensor, scale: float) -> LinearHead | MLPHead:
+    """The head that acts on embeddings as they are, from parameters that act on (embedding - centre) x scale."""
+    if len(params) == 2:
+        weight = params[0] * scale
+        return LinearHead(weight, params[1] - weight @ centre)
+    return MLPHead(centre, 1.0 / scale, *params)

@@ -1,0 +1,1 @@
+"""The coordinator's machine: its folder, its registry of sites, its runs."""

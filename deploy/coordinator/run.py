@@ -1,0 +1,176 @@
+"""A run on a deployed server: start it, follow it, and say how it ended by its own word.
+
+The run goes on when this command is ended or loses its line to the server: `follow` asks for the run's status, and
+the server app's status file tells the reason of a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.config.run import RunConfig, Scalar
+from common.durable import make_private
+from common.errors import ConfigError, FederationError, FedHypeVAEError
+from deploy.machine.app_package import staged_app
+from deploy.machine.environment import tool
+from deploy.machine.folder_settings import CONNECTION, ServerFolder
+from deploy.machine.live import STATUS, new_lines, read_status
+from deploy.simulation.simulate import app_settings
+
+_POLL_S = 1.0
+_ASK_S = 10.0  # each question to Flower is a process of its own, and seconds of a core
+
+
+def start_run(server: ServerFolder, app_folder: Path, settings: Mapping[str, Scalar]) -> str:
+    """Send the app to the server and start it; returns the run's number.
+
+    Raises:
+        ConfigError: a setting is wrong; nothing was started. FederationError: the server can't be reached.
+    """
+    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
+    server.connect()
+    output = server.work / config.federation.output_dir
+    (output / "status.json").unlink(missing_ok=True)
+    make_private(server.work)
+    options = [CONNECTION, "--format", "json"]
+    if settings:
+        options += ["--run-config", " ".join(f"{key}={_toml(value)}" for key, value in settings.items())]
+    with staged_app(app_folder) as staged:
+        done = _ask(server, [tool("flwr"), "run", str(staged), *options])
+    answer = _json_in(done.stdout)
+    run_id = answer.get("run-id") or answer.get("run_id")
+    if done.returncode != 0 or run_id is None:
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        last = str(answer.get("error-message") or (lines[-1] if lines else "no word"))
+        raise FederationError(
+            f"the server took no run ({last}): is it started, and does its log say anything? (`fedhypevae doctor`)"
+        )
+    return str(run_id)
+
+
+def run_status(server: ServerFolder, run_id: str) -> str:
+    """Flower's status of a run, such as `running` or `finished:completed`; empty while the server is not there."""
+    done = _ask(server, [tool("flwr"), "ls", CONNECTION, "--format", "json", "--run-id", run_id])
+    try:
+        return str(_json_in(done.stdout)["runs"][0]["status"])
+    except (KeyError, IndexError):
+        return ""
+
+
+def follow(
+    server: ServerFolder,
+    run_id: str,
+    app_folder: Path,
+    settings: Mapping[str, Scalar],
+    tell: Callable[[str], None],
+    *,
+    patience_s: float = 7 * 86_400.0,
+) -> Path:
+    """Wait for a run's end.
+
+    Args:
+        server: where it runs.
+        run_id: its number.
+        app_folder: the app that was sent. settings: those that differ from its own.
+        tell: gets the status whenever it changes, and the line of each round.
+        patience_s: seconds to wait at most.
+
+    Returns:
+        The folder with summary.json.
+
+    Raises:
+        FedHypeVAEError: it failed; the text is the run's own.
+    """
+    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
+    output, end, last = server.work / config.federation.output_dir, time.monotonic() + patience_s, ""
+    lines, asked = new_lines(lambda: read_status(output / STATUS)), -math.inf
+    while time.monotonic() < end:
+        ended = _status_file(output / STATUS).get("status") in {"completed", "failed"}
+        if ended or time.monotonic() - asked >= _ASK_S:
+            status, asked = run_status(server, run_id) or "server not reached", time.monotonic()
+            if status != last:
+                tell(f"run {run_id}: {status}")
+                last = status
+        line = next(lines)
+        if line is not None:
+            tell(line)
+        if last.startswith("finished"):
+            return _result(output, last)
+        time.sleep(_POLL_S)
+    raise FederationError(f"run {run_id} is still {last} after {patience_s:g} s; it goes on: follow it later")
+
+
+def read_settings(pairs: Sequence[str]) -> dict[str, Scalar]:
+    """Settings from `key=value` words; numbers and true/false are read as such.
+
+    Raises:
+        ConfigError: a word has no `=`.
+    """
+    values: dict[str, Scalar] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"a setting is written key=value, found {pair!r}")
+        values[key.strip()] = _scalar(text.strip())
+    return values
+
+
+def _scalar(text: str) -> Scalar:
+    if text in {"true", "false"}:
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip('"')
+
+
+def _result(output: Path, status: str) -> Path:
+    said = _status_file(output / "status.json")
+    if status == "finished:completed" and said.get("status") == "completed":
+        return output
+    if said.get("status") == "failed":
+        text = str(said["error"])
+        raise ConfigError(text) if said.get("exit_code") == 2 else FedHypeVAEError(text)
+    raise FederationError(
+        f"the run ended as {status} without a word of its own (killed?): continue it with --resume "
+        "and the same output-dir"
+    )
+
+
+def _status_file(path: Path) -> dict[str, Any]:
+    try:
+        return _json_in(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+
+
+def _toml(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _ask(server: ServerFolder, command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, env=server.environment(), cwd=server.path, capture_output=True, text=True, check=False, timeout=180
+        )
+    except subprocess.TimeoutExpired as error:
+        return subprocess.CompletedProcess(command, 124, str(error.stdout or ""), "no answer within 3 minutes")
+
+
+def _json_in(text: str) -> dict[str, Any]:
+    start = text.find("{")
+    try:
+        found = json.loads(text[start:]) if start >= 0 else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

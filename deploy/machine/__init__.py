@@ -1,0 +1,1 @@
+"""What both kinds of machine need: keys, environments, the app's package, supervision."""

@@ -1,0 +1,196 @@
+"""A federation on this machine: `flwr run` with Flower's simulation engine, watched until it is really done.
+
+`flwr run --stream` exits 0 when the ServerApp crashes, and leaves a SuperLink daemon behind. So the run's own status is
+asked for afterwards, and the daemon that this command started is ended by its process id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from common.config.run import RunConfig, Scalar
+from common.errors import ConfigError, FedHypeVAEError
+from deploy.console import say
+from deploy.machine.app_package import staged_app
+from deploy.machine.environment import flower_environment, tool
+
+_DAEMON_PORT = os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091")  # Flower's own name and default
+_SETTLE_S = 60.0
+# Flower gives its daemon 15 seconds to start, which a busy machine or a cold disk takes for its imports alone
+_SLOW_START, _STARTS = "Failed to start local SuperLink within", 3
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_NOISE = re.compile(
+    r"^(INFO|WARNING|DEBUG) *:|^\d\d/\d\d/\d{4} |FutureWarning|^warnings.warn|pid=\d+|SuperLink"
+    r"|Successfully (started|installed)|Flower configuration not found"
+)
+
+
+def simulate(
+    settings: Mapping[str, Scalar],
+    *,
+    work_folder: Path,
+    app_folder: Path,
+    cpus_per_site: int = 1,
+    verbose: bool = False,
+) -> Path:
+    """Embed the demonstration's images where that was not done, run a federation in simulation, and wait for it.
+
+    Args:
+        settings: flat run settings that differ from the app's own.
+        work_folder: where outputs, caches and Flower's files go.
+        app_folder: the project's folder, with its pyproject.toml.
+        cpus_per_site: cores that one simulated site takes.
+        verbose: show Flower's own log lines too.
+
+    Returns:
+        The run's output folder, which holds a summary.json of a completed run.
+
+    Raises:
+        ConfigError: a setting is wrong; nothing was started. DataError: the images or their cache are damaged.
+        FedHypeVAEError: the run failed; its own line says why.
+    """
+    from embeddings.simulation.simulated import open_pool
+
+    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
+    open_pool(work_folder, config.federation)  # embedded once, here: every simulated site would wait for it
+    output = work_folder / config.federation.output_dir
+    (output / "status.json").unlink(missing_ok=True)
+    environment = flower_environment(work_folder)
+    overrides = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
+    federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"
+    options = ["local", "--stream", "--federation-config", federation]
+    if overrides:
+        options += ["--run-config", overrides]
+    before = local_superlinks()
+    try:
+        with staged_app(app_folder) as staged:
+            command = [tool("flwr"), "run", str(staged), *options]
+            for tries_left in range(_STARTS, 0, -1):
+                code, tail = _watched(command, environment, work_folder, verbose)
+                if not any(_SLOW_START in line for line in tail) or tries_left == 1:
+                    break
+                print("this machine is busy: Flower's SuperLink did not start within 15 s; trying again", flush=True)
+                end_daemons(local_superlinks() - before)
+        return _outcome(output, code, tail, environment, work_folder)
+    finally:
+        end_daemons(local_superlinks() - before)
+
+
+def _watched(
+    command: list[str], environment: Mapping[str, str], work_folder: Path, verbose: bool
+) -> tuple[int, list[str]]:
+    """Exit code of a command whose own lines are shown as they come, and its last lines."""
+    process = subprocess.Popen(
+        command, env=dict(environment), cwd=work_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    tail = show_lines(process.stdout or (), verbose)
+    return process.wait(), tail
+
+
+def end_daemons(pids: Iterable[int]) -> None:
+    """End processes by id: politely first, then for good."""
+    left = set(pids)
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, sign)
+        end = time.monotonic() + 10
+        while left and time.monotonic() < end:
+            left = {pid for pid in left if _alive(pid)}
+            time.sleep(0.1)
+
+
+def show_lines(lines: Iterable[str], verbose: bool) -> list[str]:
+    """Print the run's own lines as they come; keep the last of all for the case of a failure."""
+    tail: list[str] = []
+    for line in lines:
+        tail = [*tail[-60:], line.rstrip()]
+        text = _COLOUR.sub("", line).strip()
+        if verbose or (text and not text.startswith("error:") and not _NOISE.search(text)):
+            say(line.rstrip())
+    return tail
+
+
+def _outcome(output: Path, code: int, tail: list[str], environment: Mapping[str, str], work_folder: Path) -> Path:
+    """Whether the run completed: by its own status file and by Flower's word."""
+    status = _read_json(output / "status.json")
+    if status.get("status") == "failed":
+        error = (
+            ConfigError(str(status["error"])) if status.get("exit_code") == 2 else FedHypeVAEError(str(status["error"]))
+        )
+        raise error
+    flower = _flower_status(environment, work_folder)
+    if status.get("status") != "completed" or flower != "finished:completed" or code != 0:
+        last = "\n".join(tail[-15:])
+        raise FedHypeVAEError(
+            f"the run did not complete (Flower says {flower}, exit code {code}); its last lines:\n{last}"
+        )
+    return output
+
+
+def _flower_status(environment: Mapping[str, str], work_folder: Path) -> str:
+    """Status of the newest run, as `flwr ls` tells it; the stream ends a moment before Flower has noted the end."""
+    command = [tool("flwr"), "ls", "local", "--format", "json", "--limit", "1"]
+    end = time.monotonic() + _SETTLE_S
+    while True:
+        done = subprocess.run(
+            command, env=dict(environment), cwd=work_folder, capture_output=True, text=True, check=False
+        )
+        try:
+            status = str(json.loads(done.stdout)["runs"][0]["status"])
+        except (ValueError, KeyError, IndexError):
+            status = "nothing"
+        if status.startswith("finished") or time.monotonic() >= end:
+            return status
+        time.sleep(1.0)
+
+
+def app_settings(app_folder: Path) -> dict[str, Scalar]:
+    """The app's own settings from its pyproject.toml (ConfigError if the folder holds no app)."""
+    import tomllib
+
+    try:
+        content = tomllib.loads((app_folder / "pyproject.toml").read_text(encoding="utf-8"))
+        return dict(content["tool"]["flwr"]["app"]["config"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{app_folder} holds no Flower app: run this in the project's folder") from error
+
+
+def local_superlinks() -> set[int]:
+    """Process ids of local SuperLinks and of what they started."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if any(b"flower-superlink" in word for word in words) and any(_DAEMON_PORT.encode() in w for w in words):
+                found.add(int(folder.name))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _toml(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -1,0 +1,1 @@
+"""A hospital's machine: approval of the app, its guard, its peers."""

@@ -1,0 +1,1 @@
+"""Warm starts of a site's messages."""

@@ -1,0 +1,1 @@
+"""What a site's embeddings look like, for its own people."""

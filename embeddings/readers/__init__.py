@@ -1,0 +1,1 @@
+"""Images and tables as hospitals have them."""

@@ -1,0 +1,259 @@
+"""Read arrays: MedMNIST's `.npz` of images, and embeddings that somebody made already.
+
+An archive's arrays are unpacked to a working folder and mapped from there, so that memory does not grow with
+them. Pickled objects are never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.wire.identity import EncoderIdentity
+from embeddings.bounded import unpack
+from embeddings.limits import check_size
+from embeddings.pipeline import Item
+from embeddings.readers.folders import Listing
+from embeddings.readers.labels import class_list, number_names
+from embeddings.readers.patients import patient_number
+from embeddings.store.file import EmbeddingSet, SetMetadata, write_chunks
+
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+
+
+def list_medmnist(path: Path, work: Path, classes: Sequence[str] | None) -> Listing:
+    """List the images of a MedMNIST archive, with its own training, validation and test split.
+
+    Args:
+        path: `.npz` with `{train,val,test}_{images,labels}`; images (n, h, w) or (n, h, w, 3) uint8, labels
+            (n, 1).
+        work: folder to unpack the images into.
+        classes: class names in label order, or None for the numbers.
+
+    Returns:
+        The listing, in the order of the file.
+
+    Raises:
+        DataError: the file is no such archive, is damaged, or has several labels per image; the disk is full.
+    """
+    status = _status(path)
+    items: list[Item] = []
+    rejected: list[tuple[str, str]] = []
+    labels: list[tuple[str, NDArray[Any], NDArray[np.int64]]] = []
+    for prefix in _SPLITS:
+        images = unpack(path, f"{prefix}_images", work)
+        values = unpack(path, f"{prefix}_labels", work)
+        labels.append((prefix, images, _labels(path, prefix, images, values)))
+    largest = max((int(values.max(initial=0)) for _, _, values in labels), default=0)
+    names = class_list(classes, number_names(largest) if classes is None else ())
+    for prefix, images, values in labels:
+        for row, label in enumerate(values):
+            source = f"{path.name}[{prefix}_images][{row}]"
+            if not 0 <= label < len(names):
+                rejected.append((source, f"unknown label {label}; expected 0..{len(names) - 1}"))
+                continue
+            stamp = (path.name, prefix, row, status.st_size, status.st_mtime_ns)
+            load = partial(_row, images, row)
+            items.append(Item(source, load, int(label), split=_SPLITS[prefix], stamp=stamp))
+    return Listing(tuple(items), tuple(rejected), names)
+
+
+def is_medmnist(path: Path) -> bool:
+    """Tell whether an archive holds the arrays of a MedMNIST set."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: expected an .npz archive; it can't be read ({type(error).__name__})") from None
+    return {f"{prefix}_{what}.npy" for prefix in _SPLITS for what in ("images", "labels")} <= names
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadyNames:
+    """Names of the arrays in an archive of ready embeddings; `patients` and `columns` are optional."""
+
+    embeddings: str = "embeddings"
+    labels: str = "labels"
+    class_names: str = "class_names"
+    patients: str | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """Embeddings made elsewhere: mapped rows, those to keep, and what the others lack."""
+
+    embeddings: NDArray[Any]
+    labels: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    patients: NDArray[np.str_] | None
+    columns: dict[str, NDArray[np.str_]]
+    class_names: tuple[str, ...]
+    rejected: tuple[tuple[str, str], ...]
+
+    def chunks(
+        self, identity: EncoderIdentity, patient_numbers: NDArray[np.int64] | None, size: int = 4096
+    ) -> Iterator[EmbeddingSet]:
+        """Yield the kept rows as sets of at most `size` rows; `patient_numbers` (n,) of all rows, or None."""
+        for start in range(0, self.kept.size, size):
+            rows = self.kept[start : start + size]
+            yield EmbeddingSet(
+                embeddings=np.asarray(self.embeddings[rows], dtype=np.float32),
+                labels=self.labels[rows],
+                metadata=SetMetadata(identity),
+                groups=None if patient_numbers is None else patient_numbers[rows],
+                columns={name: values[rows] for name, values in self.columns.items()},
+            )
+
+
+def read_ready(path: Path, work: Path, names: ReadyNames, classes: Sequence[str] | None) -> Ready:
+    """Read an archive of ready embeddings.
+
+    Args:
+        path: `.npz` with `embeddings` (n, d) of floats and `labels` (n,), numbers or names of classes.
+        work: folder to unpack the embeddings into.
+        names: what the arrays are called.
+        classes: class names in label order; None takes the archive's own list, or the labels found.
+
+    Returns:
+        The rows; those that are not finite, or whose label is outside the classes, are in `rejected`.
+
+    Raises:
+        DataError: an array is missing, damaged, or of the wrong shape or type.
+    """
+    embeddings = unpack(path, names.embeddings, work)
+    if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or 0 in embeddings.shape:
+        raise DataError(
+            f"{path}: expected {names.embeddings} as (n, d) floats, found {embeddings.shape} {embeddings.dtype}"
+        )
+    labels = _column(path, names.labels, work, len(embeddings))
+    own = _optional(path, names.class_names, work)
+    class_names, numbers = _numbered(labels, classes, own)
+    rejected: list[tuple[str, str]] = []
+    fine = (numbers >= 0) & (numbers < len(class_names))
+    rejected += [(_where(path, row), f"unknown label {labels[row]}") for row in np.flatnonzero(~fine)]
+    for start in range(0, len(embeddings), 4096):
+        block = np.isfinite(np.asarray(embeddings[start : start + 4096], dtype=np.float32)).all(axis=1)
+        bad = np.flatnonzero(~block & fine[start : start + 4096]) + start
+        rejected += [(_where(path, row), "values that are not finite") for row in bad]
+        fine[bad] = False
+    texts = {name: _column(path, name, work, len(embeddings)).astype(np.str_) for name in names.columns}
+    patients = None
+    if names.patients is not None:
+        patients = _column(path, names.patients, work, len(embeddings)).astype(np.str_)
+    return Ready(embeddings, numbers, np.flatnonzero(fine), patients, texts, class_names, tuple(sorted(rejected)))
+
+
+def _numbered(
+    labels: NDArray[Any], classes: Sequence[str] | None, own: NDArray[Any] | None
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the class names and each row's class number (-1 for a name that is not in the list)."""
+    given = classes if classes is not None or own is None else own.astype(str).tolist()
+    if labels.dtype.kind in "iu":
+        numbers = labels.astype(np.int64)
+        return class_list(given, number_names(int(numbers.max(initial=0))) if given is None else ()), numbers
+    texts = labels.astype(np.str_).tolist()
+    names = class_list(given, texts)
+    index = {name: number for number, name in enumerate(names)}
+    return names, np.asarray([index.get(text, -1) for text in texts], dtype=np.int64)
+
+
+def _column(path: Path, name: str, work: Path, rows: int) -> NDArray[Any]:
+    values = unpack(path, name, work).reshape(-1)
+    if values.shape != (rows,) or values.dtype.kind not in "iuUS":
+        raise DataError(
+            f"{path}: expected {name} as {rows} whole numbers or texts, found {values.shape} {values.dtype}"
+        )
+    return values
+
+
+def _optional(path: Path, name: str, work: Path) -> NDArray[Any] | None:
+    with zipfile.ZipFile(path) as archive:
+        present = f"{name}.npy" in archive.namelist()
+    return unpack(path, name, work) if present else None
+
+
+def _labels(path: Path, prefix: str, images: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+    grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+    if not grey_or_colour or images.dtype != np.uint8:
+        raise DataError(
+            f"{path}: expected {prefix}_images as (n, h, w) or (n, h, w, 3) uint8, found {images.shape} {images.dtype}"
+        )
+    check_size(f"{path}", images.shape[2], images.shape[1])
+    flat = values.reshape(len(values), -1) if len(values) else values.reshape(0, 1)
+    if flat.shape != (len(images), 1) or flat.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: expected {prefix}_labels as one whole number per image, found {values.shape} "
+            f"{values.dtype} for "
+            f"{len(images)} images"
+        )
+    return flat[:, 0].astype(np.int64)
+
+
+def _row(images: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(images[row])
+
+
+def _where(path: Path, row: object) -> str:
+    return f"{path.name}[{row}]"
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from None
+
+
+def import_ready(
+    path: Path,
+    out: Path,
+    names: ReadyNames,
+    classes: Sequence[str] | None,
+    declared: EncoderIdentity,
+    salt: bytes,
+    precision: str,
+) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Write a store of ready embeddings.
+
+    Args:
+        path: the archive.
+        out: the store.
+        names: what the arrays are called.
+        classes: class names in label order, or None.
+        declared: what the site says of the encoder; width and classes are filled in.
+        salt: of the site; hashes patients.
+        precision: of the stored embeddings.
+
+    Returns:
+        Rows written, and the rejected (source, reason).
+
+    Raises:
+        DataError: as `read_ready`, or no row is left, or the disk is full.
+    """
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        raise DataError(f"{path}: expected an .npz archive of ready embeddings")
+    work = out.with_name(f".{out.name}.work")
+    try:
+        ready = read_ready(path, work, names, classes)
+        identity = dataclasses.replace(
+            declared, dimension=int(ready.embeddings.shape[1]), class_names=ready.class_names
+        )
+        numbers = None
+        if ready.patients is not None:
+            hashed = {text: patient_number(salt, text) for text in set(ready.patients.tolist())}
+            numbers = np.asarray([hashed[text] for text in ready.patients.tolist()], dtype=np.int64)
+        write_chunks(out, lambda: ready.chunks(identity, numbers), SetMetadata(identity), precision=precision)
+        return int(ready.kept.size), ready.rejected
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

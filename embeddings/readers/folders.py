@@ -1,0 +1,271 @@
+"""List the images of a site with their labels: folders, CSV files, DICOM files and series.
+
+Listing reads names, label rows and DICOM headers, no pixels. What can't be used is listed with the reason; it
+never stops the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from common.errors import DataError
+from embeddings.pipeline import Item
+from embeddings.readers.dicom import Window, is_dicom, read_frame, read_header
+from embeddings.readers.images import SUFFIXES, read_image
+from embeddings.readers.labels import LabelColumns, LabelRow, class_list, read_labels
+
+Slices = Literal["all", "middle"]
+_NAMELESS = "the patient is not known, as those of most others are; give a patient column, or use --no-patients"
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a site has to embed: `items` in a fixed order, `rejected` (source, reason) pairs, and remarks.
+
+    `column_names` name each item's `columns`. `rendering` is what the reader was told of showing the files (a
+    DICOM window): a part of the preprocessing that sites compare.
+    """
+
+    items: tuple[Item, ...]
+    rejected: tuple[tuple[str, str], ...]
+    class_names: tuple[str, ...]
+    column_names: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    rendering: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderOptions:
+    """How to read a folder. `classes`: the list agreed in the federation; `patients` off: no identifiers."""
+
+    columns: LabelColumns = dataclasses.field(default_factory=LabelColumns)
+    classes: tuple[str, ...] | None = None
+    slices: Slices = "all"
+    window: Window | None = None
+    patients: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    """One picture before its label is checked."""
+
+    path: Path
+    name: str
+    frame: int | None
+    row: LabelRow
+    patient: str
+    series: str
+    position: int
+
+
+def list_folder(
+    root: Path,
+    labels: Path | None,
+    options: FolderOptions,
+    advance: Callable[[int], None] = lambda amount: None,
+) -> Listing:
+    """List a folder of images: with a label file, or with one sub-folder per class.
+
+    Args:
+        root: the folder; nothing outside it is read.
+        labels: the label file, whose paths are relative to `root`; a path may name a folder (a DICOM series).
+            None takes the names of the sub-folders as classes.
+        options: columns, classes, slices and window.
+        advance: told of each file looked at.
+
+    Returns:
+        The listing, sorted by path.
+
+    Raises:
+        DataError: the folder or label file can't be used as a whole, or patients are known for some images
+            only.
+        ConfigError: the class list is wrong, or DICOM files are met without pydicom.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder of images, found none")
+    base = root.resolve()
+    rejected: dict[str, str] = {}
+    remarks: list[str] = []
+    window = options.window
+    if labels is None:
+        wanted = _by_folder(base, rejected)
+    else:
+        table = read_labels(labels, options.columns)
+        rejected.update(table.rejected)
+        if table.repeated:
+            remarks.append(f"{labels.name}: {table.repeated} rows repeat an earlier one and count once")
+        wanted = _by_rows(base, table.rows, rejected)
+    found: list[_Found] = []
+    for path in sorted(wanted):
+        advance(1)
+        try:
+            found += _pictures(path, path.relative_to(base).as_posix(), wanted[path], options)
+        except DataError as error:
+            rejected[path.relative_to(base).as_posix()] = str(error)
+    if options.slices == "middle":
+        found = _middle_of_series(found)
+    class_names = class_list(options.classes, [one.row.label for one in found])
+    index = {name: number for number, name in enumerate(class_names)}
+    patients = options.patients and _has_patients(root, found)
+    if patients:
+        nameless = [one for one in found if not one.patient]
+        rejected.update({_source(one): _NAMELESS for one in nameless})
+        found = [one for one in found if one.patient]
+    items = []
+    for one in found:
+        if one.row.label not in index:
+            rejected[_source(one)] = f"unknown label {one.row.label!r}; expected {_short(class_names)}"
+        else:
+            items.append(_item(one, index[one.row.label], patients, window))
+    return Listing(
+        items=tuple(items),
+        rejected=tuple(sorted(rejected.items())),
+        class_names=class_names,
+        column_names=options.columns.extra if labels is not None else (),
+        remarks=tuple(remarks),
+        rendering="" if window is None else f"dicom window {window.center:g},{window.width:g}; ",
+    )
+
+
+def _by_folder(base: Path, rejected: dict[str, str]) -> dict[Path, LabelRow]:
+    wanted: dict[Path, LabelRow] = {}
+    for path in _walk(base):
+        name = path.relative_to(base).as_posix()
+        parts = name.split("/")
+        if _inside(base, path) is None:
+            rejected[name] = "the file lies outside the folder (a link); copy it into the folder"
+        elif len(parts) > 1:
+            wanted[path] = LabelRow(name, parts[0], None, ())
+        elif path.suffix.lower() in SUFFIXES or is_dicom(path):
+            rejected[name] = "lies in no class folder; move it into one, or give a label file (--labels)"
+    if not wanted:
+        raise DataError(
+            f"{base}: expected one sub-folder of images per class, found none; or give a label file (--labels)"
+        )
+    return wanted
+
+
+def _by_rows(base: Path, rows: dict[str, LabelRow], rejected: dict[str, str]) -> dict[Path, LabelRow]:
+    wanted: dict[Path, LabelRow] = {}
+    folders: list[tuple[Path, LabelRow]] = []
+    refused: set[Path] = set()
+    for name, row in rows.items():
+        target = _inside(base, base / name)
+        if target is None:
+            rejected[name] = "the path leads outside the folder of images; correct the label file"
+        elif target.is_dir():
+            folders.append((target, row))
+        elif not target.is_file():
+            rejected[name] = "no such file; correct the label file"
+        elif target in wanted and _content(wanted[target]) != _content(row):
+            rejected[name] = f"the label file has two rows for this file that differ (also {wanted[target].path})"
+            refused.add(target)
+        else:
+            wanted[target] = row
+    for folder, row in folders:
+        inside = [path for path in _walk(folder) if _inside(base, path) is not None]
+        for path in inside:
+            wanted.setdefault(path, row)
+        if not inside:
+            rejected[row.path] = "the folder has no files; correct the label file"
+    for path in refused:
+        wanted.pop(path, None)
+    for path in _walk(base):
+        name = path.relative_to(base).as_posix()
+        target = _inside(base, path)
+        known = target in wanted or target in refused or name in rejected
+        if not known and (path.suffix.lower() in SUFFIXES or is_dicom(path)):
+            rejected[name] = "the label file has no row for this file"
+    return wanted
+
+
+def _pictures(path: Path, name: str, row: LabelRow, options: FolderOptions) -> list[_Found]:
+    if not is_dicom(path):
+        return [_Found(path, name, None, row, row.patient or "", "", 0)]
+    header = read_header(path, name)
+    frames: Sequence[int] = range(header.frames)
+    if options.slices == "middle":
+        frames = [header.frames // 2]
+    patient = header.patient if row.patient is None else row.patient
+    series = header.series if header.frames == 1 else ""
+    return [_Found(path, name, frame, row, patient, series, header.position) for frame in frames]
+
+
+def _middle_of_series(found: list[_Found]) -> list[_Found]:
+    """Keep, of each series of single-frame files with one label, the middle one by position."""
+    series: dict[tuple[str, str], list[_Found]] = {}
+    kept: list[_Found] = []
+    for one in found:
+        if one.series:
+            series.setdefault((one.series, one.row.label), []).append(one)
+        else:
+            kept.append(one)
+    for members in series.values():
+        ordered = sorted(members, key=lambda one: (one.position, one.name))
+        kept.append(ordered[len(ordered) // 2])
+    return sorted(kept, key=lambda one: (one.path, one.frame or 0))
+
+
+def _has_patients(root: Path, found: list[_Found]) -> bool:
+    """Tell whether patients are known: for most images (the others are rejected one by one), or for none."""
+    known = sum(one.patient != "" for one in found)
+    if 0 < known <= len(found) / 2:
+        raise DataError(
+            f"{root}: the patient is known for {known} of {len(found)} images; expected all or none: give "
+            f"a patient "
+            "column in the label file, or leave patients out (--no-patients)"
+        )
+    return known > 0
+
+
+def _item(one: _Found, label: int, patients: bool, window: Window | None) -> Item:
+    source = _source(one)
+    status = one.path.stat()
+    load = (
+        partial(read_image, one.path, source)
+        if one.frame is None
+        else partial(read_frame, one.path, source, one.frame, window)
+    )
+    return Item(
+        source=source,
+        load=load,
+        label=label,
+        patient=one.patient if patients else None,
+        columns=one.row.extra,
+        stamp=(one.name, -1 if one.frame is None else one.frame, status.st_size, status.st_mtime_ns),
+    )
+
+
+def _source(one: _Found) -> str:
+    return one.name if not one.frame else f"{one.name}#{one.frame}"
+
+
+def _content(row: LabelRow) -> tuple[str, str | None, tuple[str, ...]]:
+    return row.label, row.patient, row.extra
+
+
+def _inside(base: Path, path: Path) -> Path | None:
+    """Resolve links and `..`; None when the result lies outside the folder."""
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return target if target.is_relative_to(base) else None
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder that are not hidden, without following linked folders."""
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(where) / name
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,0 +1,1 @@
+"""Sites made from one public pool."""

@@ -1,0 +1,1 @@
+"""A site's embeddings as a file."""

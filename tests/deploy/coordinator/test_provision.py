@@ -1,0 +1,128 @@
+"""What provisioning writes, and what it must not."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from client_app.ledger.ledger import Ledger
+from client_app.policy.policy import load_policy
+from common.errors import ConfigError
+from deploy.coordinator.provision import FederationPlan, init_site, provision, renew_site_key
+from deploy.machine.folder_settings import ServerFolder, SiteFolder
+
+PLAN = 'name = "study"\nserver_names = ["fl.example.org"]\nsites = ["st-anna", "charite"]\n'
+
+
+def made(tmp_path: Path) -> Path:
+    (tmp_path / "study.toml").write_text(PLAN)
+    provision(FederationPlan.read(tmp_path / "study.toml"), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def enrol(folder: Path) -> str:
+    return init_site(folder, "st-anna/breast", lifetime_epsilon=3.0, lifetime_delta=1e-5, run_epsilon=1.0)
+
+
+def test_provision_sends_no_secret_to_a_site(tmp_path: Path) -> None:
+    out = made(tmp_path)
+    for path in (out / "sites").rglob("*"):
+        if path.is_file():
+            assert b"PRIVATE" not in path.read_bytes()
+    secrets = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and _closed(path)}
+    assert secrets == {"authority/ca.key", "server/server.key", "server/superexec.secret"}
+
+
+def test_provision_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
+    out = made(tmp_path)
+    key = (out / "authority" / "ca.key").read_bytes()
+    with pytest.raises(ConfigError, match="not empty"):
+        provision(FederationPlan.read(tmp_path / "study.toml"), out)
+    assert (out / "authority" / "ca.key").read_bytes() == key
+
+
+def test_server_listens_to_sites_alone_and_switches_everything_off(tmp_path: Path) -> None:
+    server = ServerFolder(made(tmp_path) / "server")
+    superlink, superexec = (" ".join(program.command) for program in server.programs())
+    assert "--host 127.0.0.1" in superlink
+    assert "--fleet-api-address 0.0.0.0:9092" in superlink
+    assert "--enable-supernode-auth" in superlink
+    assert "--isolation process" in superlink
+    assert "--superexec-auth-secret-file" in superlink
+    assert "--superexec-auth-secret-file" in superexec
+    assert "--insecure" not in superlink + superexec
+    environment = server.environment()
+    for switch in ("FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK"):
+        assert environment[switch] == ("0" if "TELEMETRY" in switch else "1")
+    assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+
+
+def test_site_starts_apps_through_its_own_command(tmp_path: Path) -> None:
+    folder = made(tmp_path) / "sites" / "st-anna"
+    enrol(folder)
+    environment = SiteFolder(folder).environment()
+    assert environment["PATH"].split(":")[0] == str(folder.resolve() / "bin")
+    supernode, superexec, starter = (" ".join(program.command) for program in SiteFolder(folder).programs())
+    assert "--superlink fl.example.org:9092" in supernode
+    assert "--insecure" not in supernode
+    assert "--isolation process" in supernode
+    assert "--runtime-api-address 127.0.0.1:9094" in superexec
+    assert starter.endswith(f"-m deploy.site.warm.starter {folder.resolve() / 'run'}")
+
+
+def test_site_may_start_apps_cold(tmp_path: Path) -> None:
+    folder = made(tmp_path) / "sites" / "st-anna"
+    enrol(folder)
+    command = folder / "bin" / "flwr-clientapp"
+    SiteFolder(folder).environment()
+    assert "warm/client.py" in command.read_text()
+    settings = folder / "site.toml"
+    settings.write_text(settings.read_text().replace("warm_start = true", "warm_start = false"))
+    assert [program.name for program in SiteFolder(folder).programs()] == ["supernode", "app"]
+    SiteFolder(folder).environment()
+    assert command.read_text().endswith('-P -m deploy.site.app_guard "$@"\n')
+
+
+def test_init_site_makes_key_policy_and_ledger_once(tmp_path: Path) -> None:
+    folder = made(tmp_path) / "sites" / "st-anna"
+    shown = enrol(folder)
+    assert shown.count(":") == 7
+    policy = load_policy(folder / "policy.toml")
+    assert (policy.cohort_id, policy.run_epsilon, policy.approved_app_digests) == ("st-anna/breast", 1.0, ())
+    with Ledger.open(folder / "ledger.db", "st-anna/breast") as ledger:
+        assert not ledger.runs
+    before = (folder / "keys" / "node").read_bytes()
+    with pytest.raises(ConfigError, match="set up before"):
+        enrol(folder)
+    assert (folder / "keys" / "node").read_bytes() == before
+
+
+def test_init_site_without_the_coordinators_files_changes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"site\.toml"):
+        enrol(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_renew_site_key_keeps_the_old_one(tmp_path: Path) -> None:
+    folder = made(tmp_path) / "sites" / "st-anna"
+    first = enrol(folder)
+    assert renew_site_key(folder) != first
+    assert (folder / "keys" / "node.old-1").is_file()
+
+
+@pytest.mark.parametrize("line", [
+    'sites = ["a", "a"]', "sites = []", 'sites = ["Bad Name"]', 'user = "root; rm -rf /"', "fleet_port = 70000",
+    "x = 1",
+])  # fmt: skip
+def test_federation_plan_refuses_what_makes_no_sense(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "study.toml"
+    kept = [text for text in PLAN.splitlines() if text.split(" = ")[0] != line.split(" = ")[0]]
+    path.write_text("\n".join([*kept, line]) + "\n")
+    with pytest.raises(ConfigError):
+        FederationPlan.read(path)
+
+
+def _closed(path: Path) -> bool:
+    return stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -16,6 +16,8 @@ from typing import Any
 
 from common.errors import DataError
 
+_LONGEST_SHOWN = 300  # characters
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderIdentity:
@@ -114,4 +116,6 @@ def compare(sites: Mapping[str, EncoderIdentity]) -> tuple[Mismatch, ...]:
 
 
 def _shown(value: object) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    """A value in a line for a person: the beginning of a long one."""
+    text = ", ".join(value) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} ..."

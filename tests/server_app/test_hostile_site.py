@@ -242,10 +242,11 @@ def test_lie_in_the_hello_leaves_the_liar_out_and_the_others_go_on(
 
 @pytest.mark.parametrize("field", ["dimension", "class_names", "encoder"])
 def test_site_that_differs_from_all_others_is_left_out(federation: Federation, field: str) -> None:
-    value: Any = {"dimension": 13, "class_names": ["liver", "lung", "heart"], "encoder": "another"}[field]
+    value: Any = {"dimension": 13, "class_names": ["liver", "lung", "heart"] * 3000, "encoder": "another"}[field]
     summary = run(federation, lie("query.hello", with_identity(**{field: value})))
     assert summary["rounds_taken_part"] == [HONEST]
     assert refused(summary, "hello")[0] == LIAR
+    assert len(summary["refused_replies"][0]["why"]) < 1000
 
 
 @pytest.mark.parametrize("change", [error("data"), lambda m, r: Message(Error(2, ESCAPES), reply_to=m)])

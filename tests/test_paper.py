@@ -22,7 +22,8 @@ def functions(folder: str) -> dict[str, list[str]]:
         source = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):
-                found.setdefault(node.name, []).append(ast.get_source_segment(source, node) or "")
+                lines = source.splitlines()[node.lineno - 1 : node.end_lineno]  # with the comment behind the last
+                found.setdefault(node.name, []).append("\n".join(lines))
     return found
 
 

@@ -114,7 +114,7 @@ def sleep(
     """
     if not encoder_params or steps == 0:
         return dict(encoder_params)
-    trained: dict[str, Tensor] = dict(encoder_params)
+    trained: dict[str, Tensor] = dict(encoder_params)  # Eq. (8), for ψ
     moments: Tensors = {}
     generated = generate(shape, params, code)
     for _ in range(steps):
@@ -157,6 +157,7 @@ def decoded_given_labels(
 
     `standard_latent` draws z ~ N(0, I) as Eq. 12 prints, instead of the generated prior.
     """
+    # Eq. (12)
     latent = torch.randn(one_hot.shape[0], shape.model.latent_dim, generator=generator)
     if shape.model.latent_dim and not standard_latent:
         latent = one_hot @ generated.prior_mean + torch.exp(one_hot @ generated.prior_log_scale) * latent

@@ -160,7 +160,7 @@ def generate(shape: GeneratorShape, params: Tensors, code: Tensor | None) -> Gen
         return Generated(features, empty, empty)
     one_hot = torch.eye(shape.num_classes, dtype=params["class_bias.weight"].dtype)
     mean, log_scale = class_prior(params, code, one_hot)
-    return Generated(features, mean, log_scale)
+    return Generated(features, mean, log_scale)  # Eq. (2)
 
 
 def mix_generated(parts: Sequence[Generated], weights: Tensor) -> Generated:
@@ -172,6 +172,7 @@ def mix_generated(parts: Sequence[Generated], weights: Tensor) -> Generated:
     def average(values: list[Tensor]) -> Tensor:
         return torch.einsum("k,k...->...", weights, torch.stack(values))
 
+    # Eq. (13)
     features = [part.features for part in parts if part.features is not None]
     return Generated(
         average(features) if features else None,
@@ -224,6 +225,7 @@ def class_prior(params: Tensors, code: Tensor | None, one_hot: Tensor) -> tuple[
     if code is not None and code.numel() > 0:
         trunk = torch.tanh(functional.linear(code, params["prior.trunk.weight"], params["prior.trunk.bias"]))
         embedding = torch.cat([trunk.expand(*embedding.shape[:-1], -1), embedding], -1)
+    # Eq. (4)
     return _split_scale(functional.linear(embedding, params["prior.head.weight"], params["prior.head.bias"]))
 
 
@@ -255,7 +257,7 @@ def project_spectral_norms(params: Tensors, bound: float) -> dict[str, Tensor]:
     for name in hypernetwork_heads(params):
         norm = torch.linalg.matrix_norm(params[name], ord=2)
         if bool(norm > bound):
-            projected[name] = params[name] * (bound / norm)
+            projected[name] = params[name] * (bound / norm)  # Eq. (5)
     return projected
 
 

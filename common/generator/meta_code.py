@@ -85,7 +85,7 @@ def moment_loss(
         target_covariance: (d_x, d_x), shared by the classes, or None.
         covariance_weight: β.
     """
-    loss = (means - target_means).square().sum()
+    loss = (means - target_means).square().sum()  # Eq. (11)
     if target_covariance is not None and covariance_weight > 0:
         gram = (factors.mT @ factors).square().sum((1, 2)) + 2 * variance * factors.square().sum((1, 2))
         cross = (factors * (target_covariance @ factors)).sum((1, 2))

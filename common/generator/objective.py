@@ -136,6 +136,7 @@ def record_losses(
     Departs from Eqs. 5-7: the regularisers and the data-free parts of MMD are in `data_free_loss`; the
         discriminative term is ours, with adjusted logits as in Menon et al. 2021, eq. 10.
     """
+    # Eq. (7), the part that reads records
     one_hot = functional.one_hot(labels, shape.num_classes).to(embeddings.dtype)
     losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
     if training.elbo_weight > 0:
@@ -172,7 +173,7 @@ def _elbo(
         divergence = gaussian_kl(mean, log_scale, prior_mean, prior_log_scale)
     reconstruction = decode_on_tape(shape, tape, latent, one_hot)
     likelihood = gaussian_log_likelihood(embeddings, reconstruction, shape.observation_variance)
-    return likelihood - training.kl_weight * divergence
+    return likelihood - training.kl_weight * divergence  # Eq. (1)
 
 
 def _mmd_cross_term(
@@ -195,7 +196,7 @@ def _mmd_cross_term(
     synthetic = decode_on_tape(shape, tape, latent, synthetic_labels)
     synthetic = synthetic + shape.observation_variance**0.5 * _normals(embeddings, source)
     kernel = gaussian_kernel(embeddings[:, :, None, :], synthetic[:, :, None, :], training.bandwidths)
-    return -2.0 * kernel[:, :, 0, 0]
+    return -2.0 * kernel[:, :, 0, 0]  # Eq. (6), the third sum
 
 
 def _normals(like: Tensor, source: NoiseSource) -> Tensor:
@@ -227,7 +228,7 @@ def data_free_loss(
         A scalar. Its gradient costs no privacy: post-processing of released values.
     """
     loss = torch.zeros(())
-    if training.mmd_weight > 0:
+    if training.mmd_weight > 0:  # Eq. (6)
         labels = torch.arange(shape.num_classes).repeat_interleave(samples_per_class)
         one_hot = functional.one_hot(labels, shape.num_classes).float()
         _, synthetic = sample_given_labels(shape, params, generate(shape, params, code), one_hot, generator)
@@ -239,7 +240,7 @@ def data_free_loss(
         elif training.mmd == "per-example":
             within = gaussian_kernel(synthetic, synthetic, training.bandwidths).mean()
             loss = loss + training.mmd_weight * within
-    if training.lipschitz_penalty > 0:
+    if training.lipschitz_penalty > 0:  # Eq. (5), with the code's norm
         loss = loss + training.lipschitz_penalty * lipschitz_penalty(params, training.lipschitz_bound)
     if code is not None and code.numel() > 0 and training.code_penalty > 0:
         loss = loss + training.code_penalty * code.square().sum()

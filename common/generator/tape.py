@@ -257,7 +257,7 @@ def row_scaled_layer(
     scaled = linear(inputs, params[f"{name}.base_weight"])
     if one_hot is not None:
         scaled = scaled + class_scale * linear(one_hot, params[f"{name}.class_weight"])
-    row_scale, bias = generated_rows(params, name, features)
+    row_scale, bias = generated_rows(params, name, features)  # Eq. (3)
     out = scaled + bias if row_scale is None else torch.addcmul(bias, scaled, row_scale)
     return scaled, row_scale, out
 

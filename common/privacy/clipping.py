@@ -83,6 +83,7 @@ def clipped_gradient_sum(
     Source: Abadi et al. (2016); norms from factors: Goodfellow (2015), rows of a unit by Gram matrices: Bu et al.
         (2023). Departs from Eq. 9 of the paper: a sum instead of a mean, over Φ and the code as one vector.
     """
+    # Eq. (9), the clipped sum
     _check_clip_norm(clip_norm)
     total: dict[str, Tensor] = {}
     dtype = torch.get_default_dtype()

@@ -146,6 +146,7 @@ def release_statistics(
 
     Source: Eq. 11 of the paper, which has no budget for them; Balle & Wang (2018) for the single release.
     """
+    # Eq. (11), what it is fitted to
     summed = statistics_sum(spec, batch)
     std = noise_multiplier * summed.sensitivity
     weights = part_weights(spec)

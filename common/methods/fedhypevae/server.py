@@ -149,6 +149,7 @@ def server_step(context: RunContext, state: ServerState, uploads: Mapping[int, T
     averaging = state.round >= min(started, training.num_rounds - 1)
     for name in trained_names(context, params):
         gradient = summed(uploads, name) / scale
+        # Eq. (10): no n_i is known, and the sum of sums over q N is the mean that n_i would weigh
         velocity = training.momentum * memory.get(f"velocity.{name}", torch.zeros_like(gradient)) + gradient
         memory[f"velocity.{name}"] = velocity
         params[name] = params[name] - rate_of(context, name, params) * velocity

@@ -89,7 +89,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
         total = {name: value + added[name] if name in added else value for name, value in noisy.items()}
         for name in trained:
             uploads[name] = uploads[name] + total[name]
-        if "code" in site:
+        if "code" in site:  # Eq. (8), here and below
             step_code = raw["code"] if "code" in raw else total["code"] / scale
             site["code"] = project_code(site["code"] - training.code_rate * step_code, training.code_radius)
         for name in encoder:
@@ -119,6 +119,7 @@ def _noised_sum(
     it sends in later rounds depends on them. The rounding before the shared noise widens the whole vector's sensitivity
     by its margin.
     """
+    # Eq. (9): clip, add up, add noise
     config, shape = context.config, generator_shape(context)
     mode = config.privacy.encoder_training
     joint = mode == "joint" and config.training.elbo_weight > 0
@@ -156,7 +157,7 @@ def _raw_gradients(
     draws: torch.Generator,
 ) -> dict[str, Tensor]:
     """Eq. 8 as printed: unclipped, unnoised gradients of code and encoder. Only under `unprotected`."""
-    training = context.config.training
+    training = context.config.training  # Eq. (8)
     if context.config.privacy.encoder_training != "unprotected" or not bool(batch.mask.any()):
         return {}
     shape = generator_shape(context)

@@ -60,7 +60,10 @@ class Poison(TorchDispatchMode):
             if rows is None or tensor.stride(0) == 0:
                 continue  # nothing of single units, or one number that all share
             if self.count == self.at:
-                tensor.data[rows] = self.value  # not a change that autograd should see
+                numbers = tensor.data  # not a change that autograd should see
+                for dim, stride in enumerate(tensor.stride()):
+                    numbers = numbers if stride else numbers.narrow(dim, 0, 1)  # one number in several places
+                numbers[rows] = self.value
             self.count += 1
         return out
 

@@ -12,7 +12,7 @@ from common.wire.agreement import check_sites, compare_canaries, decode, encode,
 from common.wire.identity import EncoderIdentity, compare
 from embeddings.canary import CANARY_FILE, draw, embed_canary
 from embeddings.encoders.load import EncoderOptions, load_encoder
-from embeddings.readers.patients import load_salt, patient_number
+from embeddings.readers.patients import image_key, load_salt, patient_number
 from embeddings.store.sets import SetMetadata
 
 ONE = EncoderIdentity("enc", "r", 8, "resize", "d" * 64, "float32", ("a", "b"))
@@ -124,3 +124,10 @@ def test_patient_number_depends_on_the_salt() -> None:
     expected = hmac.new(b"s" * 32, b"patient\0Doe", hashlib.sha256).digest()[:8]
     assert patient_number(b"s" * 32, "Doe") == int.from_bytes(expected, "big", signed=True)
     assert patient_number(b"s" * 32, "Doe") != patient_number(b"t" * 32, "Doe")
+
+
+def test_image_key_depends_on_the_salt() -> None:
+    """Else a file's name could be found by trying names against a store's part."""
+    keys = {image_key(salt, "ct/4711.dcm", 3) for salt in (b"a" * 32, b"b" * 32)}
+    assert len(keys) == 2
+    assert image_key(b"a" * 32, "ct/4711.dcm", 3) in keys

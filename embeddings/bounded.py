@@ -72,9 +72,10 @@ def _copy(source: IO[bytes], file: IO[bytes], packed: int, name: str) -> None:
             not what its header says.
         ValueError: the header is none.
     """
-    version = np.lib.format.read_magic(source)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, kind = read(source)
+    # later versions are for records, and read a header as long as it says of itself before they look at its length
+    if np.lib.format.read_magic(source) != (1, 0):
+        raise DataError(f"{name}: expected numpy's format 1.0, in which numbers and texts are stored: store it again")
+    shape, fortran, kind = np.lib.format.read_array_header_1_0(source)
     if kind.hasobject or kind.names is not None:
         raise DataError(f"{name} is damaged: expected numbers or texts, found objects or records")
     if (kind.kind in "US" and kind.itemsize > 4 * MAX_TEXT) or kind.kind == "V":

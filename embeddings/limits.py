@@ -23,6 +23,7 @@ PICTURE_RATIO = 1000  # beyond that, decoded bytes for each byte of the file; bl
 ARRAY_RATIO = 100  # the same for arrays and sets; embeddings reach 1.2, pictures of MedMNIST 10
 DEFLATE_RATIO = 100  # the same for a deflated DICOM file as a whole
 MAX_FRAMES = 100_000
+MAX_PARTS = 300_000  # that a DICOM header is read in, two an attribute; each takes some hundred bytes
 MAX_TILES = 10_000  # of a JPEG 2000 picture, each of which takes some kilobytes
 MAX_ROWS = 10_000_000  # of a set
 MAX_DIMENSION = 65_536  # width of an embedding

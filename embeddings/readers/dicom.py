@@ -31,6 +31,7 @@ from embeddings.limits import (
     decoding,
 )
 from embeddings.readers.codestream import frame_size, rle_size
+from embeddings.readers.dicom_parts import InParts, check_values
 from embeddings.readers.dicom_picture import Window, render
 
 __all__ = ["Header", "Window", "is_dicom", "read_frame", "read_header"]
@@ -86,6 +87,7 @@ def read_header(path: Path, name: str) -> Header:
     try:
         with _plain(path, name) as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+        check_values(dataset, name)
         rows, columns = dataset.get("Rows"), dataset.get("Columns")
         if rows is None or columns is None:
             raise DataError(f"{name}: a DICOM file without pixels; leave it out")
@@ -125,6 +127,7 @@ def read_frame(path: Path, name: str, frame: int = 0, window: Window | None = No
     try:
         with _plain(path, name) as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            check_values(dataset, name)
             syntax = dataset.file_meta.TransferSyntaxUID
             _check_frame(dataset, syntax, file, name, frame)
             # The RLE plugin written in Rust panics on damaged input; pydicom's own decoder raises.
@@ -141,12 +144,13 @@ def read_frame(path: Path, name: str, frame: int = 0, window: Window | None = No
 
 
 @contextlib.contextmanager
-def _plain(path: Path, name: str) -> Iterator[BinaryIO]:
+def _plain(path: Path, name: str) -> Iterator[Any]:
     """The file; a deflated one is unpacked within bounds, and then says of itself that it is plain."""
     from pydicom import filereader
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    with path.open("rb") as file:
+    with path.open("rb") as opened:
+        file = InParts(opened, name)
         filereader.read_preamble(file, False)
         meta = filereader._read_file_meta_info(file)
         start = file.tell()
@@ -167,7 +171,7 @@ def _plain(path: Path, name: str) -> Iterator[BinaryIO]:
             "decompression bomb); copy it again, store it without compression, or leave it out"
         )
     plain.seek(0)
-    yield plain
+    yield InParts(plain, name)
 
 
 def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: int) -> None:

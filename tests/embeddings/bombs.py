@@ -35,6 +35,31 @@ def deflated_dicom(path: Path, mebibytes: int, tail: bytes = b"") -> None:
     path.write_bytes(_head(b"1.2.840.10008.1.2.1.99") + out + packer.flush() + tail)
 
 
+def dicom_header(path: Path, parts: bytes, count: int, *, sequence: bool = False) -> None:
+    """A deflated DICOM file of 8x8 pixels, with a private attribute or a sequence repeated in its header."""
+    body = b"" if not sequence else struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF)
+    body += parts * count + (struct.pack("<HHI", 0xFFFE, 0xE0DD, 0) if sequence else b"")
+    body += _element(0x0028, 0x0002, b"US", struct.pack("<H", 1)) + _element(0x0028, 0x0004, b"CS", b"MONOCHROME2 ")
+    for element, value in ((0x0010, 8), (0x0011, 8), (0x0100, 8), (0x0101, 8), (0x0102, 7), (0x0103, 0)):
+        body += _element(0x0028, element, b"US", struct.pack("<H", value))
+    body += struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 64) + bytes(64)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    path.write_bytes(_head(b"1.2.840.10008.1.2.1.99") + packer.compress(body) + packer.flush())
+
+
+def long_text(tag: tuple[int, int], size: int) -> bytes:
+    """A DICOM attribute of text with a backslash between any two of its values of two letters."""
+    return struct.pack("<HH2sHI", *tag, b"UC", 0, size) + b"12\\" * (size // 3) + b" " * (size % 3)
+
+
+def long_npy_header(path: Path, mebibytes: int) -> None:
+    """An archive whose array says of its header that it is so long, and it is."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("embeddings.npy", "w") as file:
+        file.write(b"\x93NUMPY\x02\x00" + struct.pack("<I", mebibytes << 20))
+        for _ in range(mebibytes >> 4):
+            file.write(b" " * (1 << 24))
+
+
 def encapsulated(path: Path, frame: bytes, syntax: bytes, columns: int = 64, rows: int = 64, samples: int = 1) -> None:
     """A DICOM file of one encoded frame, and what its header says of it."""
     photometric = b"MONOCHROME2 " if samples == 1 else b"RGB "

@@ -93,9 +93,13 @@ def jpeg_ls() -> bytes:
     return bytes(raw)
 
 
+EMPTY_ITEM = bytes.fromhex("feff00e000000000")
 DICOM: dict[str, tuple[Make, str]] = {
     "deflated": (partial(bombs.deflated_dicom, mebibytes=640), "unpacks to more than"),
     "deflated-less": (partial(bombs.deflated_dicom, mebibytes=128), "unpacks to more than"),
+    "items": (partial(bombs.dicom_header, parts=EMPTY_ITEM, count=2_000_000, sequence=True), "300,000 parts"),
+    "values": (
+        partial(bombs.dicom_header, parts=bombs.long_text((0x0020, 0x0013), 60_000_000), count=1), "attribute of 60,0"),
     "j2k": (dicom_frame(lambda: bombs.jpeg_2000(60_000, 60_000), J2K), "a frame of 60000x60000 pixels"),
     "j2k-boxed": (dicom_frame(lambda: bombs.jpeg_2000(60_000, 60_000, boxed=True), J2K), "a frame of 60000x60000"),
     "j2k-tiles": (dicom_frame(lambda: bombs.jpeg_2000(64, 64, tile=(1, 1)) , J2K), "read"),
@@ -159,6 +163,7 @@ def test_exif_of_overlapping_tags_stays_within_the_bound(tmp_path: Path) -> None
 FLOATS = {"descr": "<f4"}
 ARRAYS: dict[str, tuple[Make, str]] = {
     "rows": (partial(bombs.npz, header={**FLOATS, "shape": (2**26, 4)}, size=2**20), "at most 10,000,000 rows"),
+    "header": (partial(bombs.long_npy_header, mebibytes=1024), "numpy's format 1.0"),
     "zeros": (partial(bombs.npz, header={**FLOATS, "shape": (2**20, 64)}, size=2**28), "decompression bomb"),
     "lie-more": (partial(bombs.npz, header={**FLOATS, "shape": (4, 4)}, size=2**28), "as its header says"),
     "lie-less": (partial(bombs.npz, header={**FLOATS, "shape": (2**20, 4)}, size=64), "as its header says"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -23,9 +24,11 @@ class Charges:
 
     Attributes:
         most: canonical text of one release -> how many of it there can be; empty where the run is not protected.
+        least: the same of what a site has sent: one that tells of fewer would keep the run of all from being published.
     """
 
     most: Mapping[str, int] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, method: Method, context: RunContext) -> Charges:
@@ -40,6 +43,16 @@ class Charges:
                 most[one_release(event)] = _ATTEMPTS * event.count * rounds + _ROOM
         return cls(most)
 
+    def at_least(self, before: Iterable[PrivacyEvent], released: Iterable[PrivacyEvent]) -> Charges:
+        """What a site can have been charged: no fewer releases of a kind than it told of before, or than it made."""
+        least: dict[str, int] = {}
+        for events in (before, released) if self.most else ():
+            counts = Counter[str]()
+            for event in events:
+                counts[one_release(event)] += event.count
+            least = {text: max(least.get(text, 0), counts[text]) for text in {*least, *counts}}
+        return replace(self, least=least)
+
     def check(self, told: Iterable[tuple[PrivacyEvent, int]]) -> tuple[PrivacyEvent, ...]:
         """Hold what a site says against what the run can have cost it.
 
@@ -50,7 +63,8 @@ class Charges:
             Each mechanism once, with the number of its releases.
 
         Raises:
-            WireError: nothing was charged though the run is, or an event is not of this run, or there are too many.
+            WireError: nothing was charged though the run is, or an event is not of this run, or there are too many or
+                too few.
         """
         found: dict[str, int] = {}
         for event, times in told:
@@ -62,6 +76,8 @@ class Charges:
                 raise WireError("word charged counts more releases than this run can have; nothing of it is used")
         if self.most and not found:
             raise WireError("word charged is empty, though every release of this run is charged")
+        if any(found.get(text, 0) < count for text, count in self.least.items()):
+            raise WireError("word charged counts fewer releases than the site has sent; nothing of it is used")
         return tuple(replace(PrivacyEvent.from_json(text), count=count) for text, count in found.items())
 
 

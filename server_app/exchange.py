@@ -106,7 +106,7 @@ def exchange(
     bits: int = OFF,
     reference: Callable[[int], Mapping[str, Tensor]] = lambda _: {},
     take: Take | None = None,
-    charges: Charges = NO_CHARGES,
+    charges: Callable[[int], Charges] = lambda _: NO_CHARGES,
 ) -> Outcome:
     """Send messages and collect the replies that keep the rules.
 
@@ -123,7 +123,7 @@ def exchange(
         bits: of a number in a reply.
         reference: what a node's reply in few bits is told as a difference from.
         take: is given each node's checked tensors as they come, which are then not kept.
-        charges: what a site can have been charged in this run.
+        charges: what a node can have been charged in this run.
 
     Returns:
         Answers and absences. Replies are matched by the message they answer: an error's own source is not to be
@@ -142,7 +142,7 @@ def exchange(
         try:
             if message is None:
                 raise WireError("sent something that can't be read")
-            expected = Expected(kind, shapes(node), bits, reference(node), charges, len(messages))
+            expected = Expected(kind, shapes(node), bits, reference(node), charges(node), len(messages))
             reply = read_reply(message, expected)
             check(reply.tensors)
             if take is not None:

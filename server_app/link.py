@@ -24,6 +24,7 @@ from server_app.checkpoint import Progress
 from server_app.downlink import Downlink, Parcel
 from server_app.exchange import Check, Outcome, Take, build_messages, exchange
 from server_app.faults import Faults
+from server_app.progress import read_events
 from server_app.receipts import Receipts
 from server_app.refusals import Refusals
 from server_app.secagg import SecureSum, secure_sum
@@ -239,7 +240,15 @@ class Link:
     ) -> Outcome:
         bits = self._federation.wire_bits if kind in _IN_FEW_BITS else OFF
         timeout = self._federation.round_timeout
-        return exchange(grid, kind, messages, timeout, shapes, check, bits, reference, take, self._charges)
+
+        def charges(node: int) -> Charges:
+            name, plan = self.members[node].name, self._context.plan
+            rounds = 1 + sum(name in sites for sites in self.progress.taken_part)
+            released = {"statistics": plan.statistics_events, "train": list(plan.round_events) * rounds}
+            before = read_events(self.progress.charged.get(name, "[]"))
+            return self._charges.at_least(before, released.get(kind, ()))
+
+        return exchange(grid, kind, messages, timeout, shapes, check, bits, reference, take, charges)
 
     def _checked(self, outcome: Outcome, what: str) -> Outcome:
         """Count an exchange, say who is missing, and see that enough answered."""

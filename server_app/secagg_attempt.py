@@ -127,7 +127,7 @@ def sender(
             group,
             timeout,
         )
-        return exchange(grid, kind, messages, timeout, lambda _: shapes, charges=charges)
+        return exchange(grid, kind, messages, timeout, lambda _: shapes, charges=lambda _: charges)
 
     def send(kind: Kind, words: Mapping[int, SiteWords], shapes: Shapes) -> Outcome:
         outcome = once(kind, words, shapes, list(words), False)

@@ -50,6 +50,12 @@ def with_words(**words: Any) -> Change:
     return change
 
 
+def with_fewer_charges(message: Message, reply: Message) -> Message:
+    """The reply of a site that tells of its newest release alone."""
+    charged = json.loads(words_of(reply)["charged"])[1:]
+    return with_words(charged=json.dumps(charged))(message, reply)
+
+
 def with_identity(**fields: Any) -> Change:
     """A hello whose identity has other fields."""
 
@@ -110,6 +116,7 @@ WORDS: dict[str, Change] = {
     "charged counts by a bool": with_words(charged=json.dumps([[ABSURD, True]])),
     "charged has a number of 5,000 digits": with_words(charged=f"[[{json.dumps(ABSURD)},{'9' * 5000}]]"),
     "charged is empty": with_words(charged="[]"),
+    "charged leaves out what was sent before": with_fewer_charges,
     "receipt clears the screen": with_words(receipt=ESCAPES),
     "receipt is none": with_words(receipt=""),
     "receipt is no digest": with_words(receipt="1:" + "g" * 64),

@@ -77,6 +77,17 @@ def test_every_message_of_a_finished_run_is_refused_when_it_comes_again(tmp_path
     assert [site.entries() for site in federation.sites] == before
 
 
+def test_round_is_summed_under_its_own_name_alone(tmp_path: Path) -> None:
+    """Under another's it would be charged, and its state taken, as that round's."""
+    federation = keyed_federation(tmp_path)
+    federation.run(**{**QUICK, "num_rounds": 2})
+    site, asked = federation.sites[0], federation.asked("query.secagg_keys", "site-1")
+    assert words_of(deliver(site, changed(asked, attempt="a" * 32))).keys() == {"card"}  # the control
+    for what, number in (("round-1", 1), ("round-2", 0), ("round-02", 1), ("training", 1)):
+        words = words_of(deliver(site, changed(asked, attempt="b" * 32, what=what, round=number)))
+        assert words["error"] == "policy:request"
+
+
 def test_name_of_a_run_used_again_with_other_settings_is_refused(tmp_path: Path) -> None:
     federation = keyed_federation(tmp_path)
     federation.run(**QUICK, run_name="trial")

@@ -141,6 +141,34 @@ def swapped(cards: tuple[Card, ...], place: int, card: Card) -> tuple[Card, ...]
     return (*cards[:place], card, *cards[place + 1 :])
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"run": "another"},
+        {"what": "round-2"},
+        {"attempt": "f" * 32},
+        {"context": "other settings"},
+        {"assumptions": Assumptions(6, 1, 1)},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_card_fits_no_session_that_differs_in_any_part(other: dict[str, Any]) -> None:
+    first = session(5)
+    _, card = site.make_keys(first, 0, "site-0", signer(0))
+    check_card(first, card)
+    assert replace(first, **other) != first
+    with pytest.raises(ProtocolError, match="for this session"):
+        check_card(replace(first, **other), card)
+
+
+def test_secrets_of_a_session_are_random() -> None:
+    made = [site.make_keys(session(5), 0, "site-0", signer(0))[0] for _ in range(20)]
+    secrets = [value for own in made for value in (own.box_key, own.mask_key, own.seed)]
+    assert len(set(secrets)) == len(secrets)
+    bits = np.unpackbits(np.frombuffer(b"".join(own.seed for own in made), dtype=np.uint8))
+    assert abs(bits.mean() - 0.5) < 6 * 0.5 / np.sqrt(bits.size)
+
+
 def test_foreign_and_replayed_cards_are_refused() -> None:
     now, before, elsewhere = Round(), Round(attempt="b" * 32), Round(run="another")
     now.check(now.cards)

@@ -43,6 +43,13 @@ def test_fewer_shares_fit_every_secret() -> None:
     assert rebuild_secret({1: shares[1], 2: shares[2], 3: third.to_bytes(33, "big")}) == b"z" * 32
 
 
+def test_fewer_shares_than_the_threshold_do_not_give_the_secret() -> None:
+    shares = split_secret(b"a" * 32, 4, [1, 2, 5, 9, 200])
+    for count in (1, 2, 3):
+        for chosen in combinations(shares, count):
+            assert rebuild_secret({place: shares[place] for place in chosen}) != b"a" * 32
+
+
 def test_shares_are_fresh_each_time() -> None:
     assert split_secret(b"a" * 32, 2, [1, 2]) != split_secret(b"a" * 32, 2, [1, 2])
 

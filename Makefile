@@ -45,7 +45,7 @@ test-federation: $(STAMP)  ## real processes with TLS and node keys on this mach
 test-compose:  ## the compose demo on a real container engine (root and namespaces)
 	PYTHON="$(PYTHON)" bash tests/compose/run.sh
 
-# not part of `test`: each of some 250 bugs costs a start of pytest
+# not part of `test`: each of some 380 bugs costs a start of pytest
 mutants: $(STAMP)  ## plant each privacy bug of the list and see which test finds it (half an hour on two cores)
 	$(BIN)/python -m tests.mutants --jobs 2 --write-table
 

@@ -7,6 +7,7 @@ page of a few bytes can repeat one value two thousand million times.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from common.errors import DataError
@@ -14,6 +15,16 @@ from common.errors import DataError
 _HEADER_BYTES = 1 << 16  # of one page: the header holds two values of the column, which sets keep short
 _DEEPEST = 8
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+
+
+@dataclass
+class Pages:
+    """The pages of a column chunk: values and encodings of its data, bytes of all with headers, and of the largest."""
+
+    values: int = 0
+    size: int = 0
+    largest: int = 0
+    encodings: set[int | None] = field(default_factory=set)  # None: a dictionary, or a page of the second version
 
 
 def check_pages(file: BinaryIO, metadata: Any, name: str, per_row: Mapping[str, int], most_bytes: int) -> None:
@@ -36,27 +47,38 @@ def check_pages(file: BinaryIO, metadata: Any, name: str, per_row: Mapping[str, 
             if rows.num_rows == chunk.num_values == 0:
                 continue  # no page is read
             column = chunk.path_in_schema.split(".", 1)[0]
-            try:
-                values, size = _add_up(file, chunk)
-            except (IndexError, KeyError, ValueError, OverflowError, OSError):
-                raise DataError(f"{name}: column {column}: its pages can't be read; the file is damaged") from None
+            pages = pages_of(file, chunk, name)
             expected = rows.num_rows * per_row.get(column, 0)
-            if not values == chunk.num_values == expected:
-                raise DataError(f"{name}: column {column}: expected {expected:,} values, its pages hold {values:,}")
-            if size > most_bytes:
+            if not pages.values == chunk.num_values == expected:
                 raise DataError(
-                    f"{name}: column {column} unpacks to {size:,} bytes in one row group; expected at most "
+                    f"{name}: column {column}: expected {expected:,} values, its pages hold {pages.values:,}"
+                )
+            if pages.size > most_bytes:
+                raise DataError(
+                    f"{name}: column {column} unpacks to {pages.size:,} bytes in one row group; expected at most "
                     f"{most_bytes:,} (it may be a decompression bomb): write it with smaller row groups"
                 )
 
 
-def _add_up(file: BinaryIO, chunk: Any) -> tuple[int, int]:
-    """Values in the data pages of a column chunk, and unpacked bytes of all its pages."""
+def pages_of(file: BinaryIO, chunk: Any, name: str) -> Pages:
+    """What the headers of a column chunk's pages say; `name` is the file's in messages.
+
+    Raises:
+        DataError: a page can't be read.
+    """
+    try:
+        return _add_up(file, chunk)
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, OSError):
+        column = chunk.path_in_schema.split(".", 1)[0]
+        raise DataError(f"{name}: column {column}: its pages can't be read; the file is damaged") from None
+
+
+def _add_up(file: BinaryIO, chunk: Any) -> Pages:
     place = int(chunk.data_page_offset)
     if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < place:
         place = int(chunk.dictionary_page_offset)
     end = place + int(chunk.total_compressed_size)
-    values = size = 0
+    pages = Pages()
     while place < end:
         file.seek(place)
         page, length = _struct(file.read(_HEADER_BYTES), 0, 0)
@@ -67,12 +89,16 @@ def _add_up(file: BinaryIO, chunk: Any) -> tuple[int, int]:
             count = page[5 if kind == _DATA else 8][1]
             if count < 0:
                 raise ValueError("a page with fewer values than none")
-            values += count
+            pages.values += count
         elif kind != _DICTIONARY:
             raise ValueError("a page of another kind")
-        size += unpacked
+        pages.encodings.add(page[5][2] if kind == _DATA else None)
+        pages.size += length + unpacked
+        pages.largest = max(pages.largest, unpacked)
         place += length + packed
-    return values, size
+    if place != end:
+        raise ValueError("a page that goes beyond its column")
+    return pages
 
 
 def _struct(content: bytes, place: int, depth: int) -> tuple[dict[int, Any], int]:

@@ -24,6 +24,7 @@ from common.durable import create_private, make_private, sync_path
 from common.errors import DataError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.methods.base import RunContext
+from common.parquet_pages import pages_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +33,12 @@ METADATA_KEY = b"fedhypevae.synthetic"
 _BATCH_VALUES = 2**24
 _WRITER = re.compile(r"parquet-cpp-arrow version [0-9.]{1,20}")
 _FOOTER_BYTES = 300  # a row group's part of the footer takes about 210
-_FRAME_BYTES = 12  # the mark at both ends of a parquet file, and the length of its footer
+_BYTE_STREAM_SPLIT, _PLAIN = 9, 0
+_ROW_LEVEL_BYTES = 6  # what says where a row's list begins
+_PAGE_BYTES = 96  # a page's header takes about 70, what frames its levels and zstd's frame the rest
+_LARGEST_PAGE = 2**21  # and two rows: the writer ends a page at 1 MiB, and looks once in 1,024 values or a row
+_MARK_BYTES = 4
+_FRAME_BYTES = 2 * _MARK_BYTES + 4  # the mark at both ends of a parquet file, and the length of its footer
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def stream_rows(path: Path, dim: int, num_classes: int) -> Iterator[Split]:
     rows = 0
     try:
         with pq.ParquetFile(path) as file:
+            _check_unpacked(path, file.metadata, dim)
             for batch in file.iter_batches(_BATCH_VALUES // dim + 1, columns=["embedding", "label"]):
                 flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
                 embeddings = torch.tensor(flat, dtype=torch.float32).reshape(len(batch), -1)
@@ -140,7 +147,8 @@ def set_notes(context: RunContext, reasons: Sequence[str]) -> dict[str, Any]:
 def check_layout(path: Path, dim: int, class_names: Sequence[str]) -> None:
     """Refuse a file with anything beside the two columns and the metadata that `write_rows` writes.
 
-    Columns, metadata and bytes that no reader of the set looks at could hold records.
+    Columns, metadata and bytes that no reader of the set looks at could hold records, as could a dictionary's values
+    that no row uses. The headers of all pages are looked at before any is unpacked.
 
     Args:
         path: the file.
@@ -148,7 +156,8 @@ def check_layout(path: Path, dim: int, class_names: Sequence[str]) -> None:
         class_names: names of the labels.
 
     Raises:
-        DataError: another column or type, other metadata, or bytes that belong to no column.
+        DataError: another column or type, other metadata, bytes that belong to no column, or pages that `write_rows`
+            would not write: packed or encoded otherwise, or larger than their rows explain.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -171,8 +180,48 @@ def check_layout(path: Path, dim: int, class_names: Sequence[str]) -> None:
             columns = sum(g.column(index).total_compressed_size for g in groups for index in range(g.num_columns))
             if columns + metadata.serialized_size + _FRAME_BYTES != size:
                 raise DataError(f"{path} holds bytes that belong to no column: fetch the bundle again")
+            _check_chunks(path, metadata, dim, len(class_names))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
+
+
+def _check_unpacked(path: Path, metadata: Any, dim: int) -> None:
+    """Refuse pages that would take memory beyond a block of rows: a reader unpacks one page at a time."""
+    with path.open("rb") as raw:
+        for group, index in np.ndindex(metadata.num_row_groups, metadata.num_columns):
+            chunk, rows = metadata.row_group(group).column(index), metadata.row_group(group).num_rows
+            per_row = {"embedding": dim, "label": 1}.get(chunk.path_in_schema.split(".", 1)[0])
+            if per_row is None:
+                continue  # is not read
+            pages = pages_of(raw, chunk, str(path))
+            if pages.values != rows * per_row or pages.largest > _LARGEST_PAGE + 8 * dim:
+                raise DataError(f"{path}: expected rows of width {dim} in pages of about 1 MiB: fetch the bundle again")
+
+
+def _check_chunks(path: Path, metadata: Any, dim: int, num_classes: int) -> None:
+    place = _MARK_BYTES
+    with path.open("rb") as raw:
+        for group, index in np.ndindex(metadata.num_row_groups, 2):
+            rows, chunk = metadata.row_group(group).num_rows, metadata.row_group(group).column(index)
+            pages, told = pages_of(raw, chunk, str(path)), chunk.statistics
+            size = rows * (8 if index else 4 * dim + _ROW_LEVEL_BYTES)
+            # the writer ends a page at 1 MiB or 20,000 rows; twice as many are let pass
+            most = size + _PAGE_BYTES * (1 + (size >> 19) + rows // 10_000) if rows else 0
+            same = (
+                chunk.compression == "ZSTD"
+                and pages.encodings <= {_PLAIN if index else _BYTE_STREAM_SPLIT}  # so there is no dictionary
+                and pages.values == chunk.num_values == rows * (1 if index else dim)
+                and max(pages.size, chunk.total_uncompressed_size, chunk.total_compressed_size) <= most
+                and (chunk.data_page_offset == place or not rows)
+                and (told is not None) == (index == 1 and rows > 0)
+                and (told is None or (told.has_min_max and 0 <= told.min <= told.max < num_classes))
+            )
+            if not same:
+                raise DataError(
+                    f"{path}: expected the pages of {chunk.path_in_schema} as `fedhypevae release` writes them, "
+                    "found others, which could hold more than the rows: fetch the bundle again"
+                )
+            place += chunk.total_compressed_size
 
 
 def sha256_of(path: Path) -> str:

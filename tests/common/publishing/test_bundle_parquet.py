@@ -121,3 +121,103 @@ def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hid
     else:
         with pytest.raises(DataError):
             check_layout(path, 4, ("a", "b"))
+
+
+def checked(path: Path, dim: int = 4) -> None:
+    check_layout(path, dim, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dim"),
+    [((5, 1, 9), 4), ((0, 3), 4), ((1,), 1), ((45_000, 7), 8), ((3_000,), 512), ((50_000,), 15), ((3,), 100_000)],
+    ids=["groups", "empty group", "one", "pages of rows", "pages of bytes", "levels", "wide"],
+)
+def test_check_layout_accepts_what_the_writer_writes(tmp_path: Path, sizes: tuple[int, ...], dim: int) -> None:
+    path = tmp_path / "a.parquet"
+    made = [(torch.randn(rows, dim), torch.arange(rows) % 2) for rows in sizes]
+    write_rows(path, made, dim=dim, class_names=NAMES, notes={"seed": 1})
+    checked(path, dim)
+    bundle_parquet._check_unpacked(path, pq.read_metadata(path), dim)
+
+
+def rewritten(path: Path, **settings: object) -> pa.Table:
+    """The rows written again by pyarrow, each group as before; `settings` in place of the writer's own."""
+    own = {"compression": "zstd", "use_dictionary": False, "write_statistics": ["label"]}
+    if "column_encoding" not in settings:
+        own["use_byte_stream_split"] = ["embedding.list.element"]
+    with pq.ParquetFile(path) as file:
+        dim, size = file.schema_arrow.field("embedding").type.list_size, file.metadata.row_group(0).num_rows
+        table = file.read().cast(bundle_parquet._schema(dim, NAMES, b"{}"))
+    pq.write_table(table, path, row_group_size=size, **{**own, **settings})
+    return table
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compression": "gzip"},
+        {"compression": "none"},
+        {"use_dictionary": ["label"]},
+        {"write_statistics": True},
+        {"write_statistics": False},
+        {"data_page_version": "2.0"},
+        {"data_page_size": 8, "write_batch_size": 1},
+        {"column_encoding": {"embedding.list.element": "PLAIN", "label": "PLAIN"}},
+        {"column_encoding": {"embedding.list.element": "PLAIN", "label": "DELTA_BINARY_PACKED"}},
+    ],
+    ids=str,
+)
+def test_check_layout_refuses_rows_written_otherwise(tmp_path: Path, settings: dict[str, object]) -> None:
+    path = tmp_path / "a.parquet"
+    write_rows(path, blocks(2, 2_000), dim=4, class_names=NAMES, notes={})
+    rewritten(path)
+    checked(path)  # the writer's own settings
+    table = rewritten(path, **settings)
+    assert pq.read_table(path).equals(table)
+    with pytest.raises(DataError, match="pages"):
+        checked(path)
+
+
+def test_check_layout_refuses_a_dictionary_whose_values_no_row_uses(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    hidden = np.concatenate([np.arange(2), 2**40 + np.arange(254)])
+    schema = bundle_parquet._schema(4, NAMES, b"{}")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(256 * 4, np.float32)), 4)
+    table = pa.Table.from_arrays([column, pa.array(hidden)], schema=schema)
+    pq.write_table(table, path, compression="none", use_dictionary=["label"], write_statistics=False)
+    content, used = path.read_bytes(), bytes(range(256))  # one byte points to each row's label
+    assert content.count(used) == 1
+    path.write_bytes(content.replace(used, bytes([0, 1] * 128)))
+    assert set(pq.read_table(path)["label"].to_pylist()) == {0, 1}
+    assert (2**40 + 253).to_bytes(8, "little") in path.read_bytes()
+    with pytest.raises(DataError, match="pages"):
+        checked(path)
+
+
+def test_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """One page of 64 MiB in a few kB: more than the writer puts in a page, whatever its rows explain."""
+    path = tmp_path / "a.parquet"
+    write_rows(path, [(torch.zeros(2**18, 64), torch.arange(2**18) % 2)], dim=64, class_names=NAMES, notes={})
+    rewritten(path, data_page_size=2**30, max_rows_per_page=2**30)
+    with pytest.raises(DataError, match="pages of about"):
+        list(stream_rows(path, 64, 2))
+
+
+@pytest.mark.parametrize("kind", ["statistics", "place"])
+def test_check_layout_refuses_a_footer_that_hides_bytes(tmp_path: Path, kind: str) -> None:
+    """Statistics that are no label's, and a second group that is read where the first lies."""
+    path = tmp_path / "a.parquet"
+    write_rows(path, blocks(1, 9) * 2, dim=4, class_names=NAMES, notes={})
+    with pq.ParquetFile(path) as file:
+        start = path.stat().st_size - 8 - file.metadata.serialized_size
+        place = 2 * file.metadata.row_group(1).column(0).data_page_offset  # Thrift's zigzag: twice the number
+    content = path.read_bytes()
+    if kind == "statistics":
+        old, new = b"\x08" + (1).to_bytes(8, "little"), b"\x08records!"
+    else:
+        old, new = bytes([0x26, place & 0x7F | 0x80, place >> 7]), bytes([0x26, 8 | 0x80, 0])
+    assert old in content[start:]
+    path.write_bytes(content[:start] + content[start:].replace(old, new))
+    assert pq.read_table(path).num_rows == 18
+    with pytest.raises(DataError, match="pages"):
+        checked(path)

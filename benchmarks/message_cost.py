@@ -58,6 +58,7 @@ def make_sites(home: Path, count: int) -> list[Path]:
 
 def make_messages(folder: Path) -> tuple[Path, Path]:
     """The messages of statistics and of the first round, default model, as bytes in two files."""
+    import torch
     from flwr.common.serde import message_to_proto
 
     from common.config.run import RunConfig
@@ -71,7 +72,9 @@ def make_messages(folder: Path) -> tuple[Path, Path]:
     config = RunConfig.from_flat({**SETTINGS, "num-sites": 10})
     method = get_method(config.method)
     context = RunContext(config, Problem(DIM, NAMES, 10), method.plan(config))
-    params = method.init(context).params
+    # as after the statistics, whose values do not matter here
+    released = {name: torch.ones(shape) for name, shape in method.received_by(context, 0).items()}
+    params = {**released, **method.init(context).params}
     words: dict[str, str | int | float] = {"context": dump_context(context), "run": _RUN, "index": 0}
     paths = []
     first = build_messages("statistics", [7], lambda _: words, lambda _: {}, "statistics", 600.0)
@@ -157,10 +160,9 @@ def answer(app: str, path: Path, site: Path) -> dict[str, float]:
 @contextmanager
 def _watched() -> Iterator[dict[str, float]]:
     """What the handler calls is timed by part while this lasts; the numbers come as it runs."""
-    import client_app.answers.training as work
+    from client_app.ledger.ledger import Ledger
     from common.methods import get_method
 
-    home = sys.modules.get("client_app.release.release", work)
     spent: dict[str, float] = {}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,7 +188,7 @@ def _watched() -> Iterator[dict[str, float]]:
             if hasattr(module, name):
                 watch(module, name, part)
         for name in ("open", "declare_run", "reserve", "commit"):
-            watch(home.Ledger, name, "ledger")
+            watch(Ledger, name, "ledger")
         method = get_method("fedhypevae")
         step = method.client_step
         # a frozen method: set as its own constructor sets it, and put back

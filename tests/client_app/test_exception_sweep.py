@@ -25,6 +25,7 @@ from tests.harness import Federation, Handler, HarnessSite, deliver, words_of
 from tests.secagg_cases import ROUNDS_ONLY, keyed_federation
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = tuple(f"{ROOT / name}/" for name in ("common", "client_app", "embeddings"))
 SECRET = "patient 4711, label 2, row 17"
 Line = tuple[str, int]
 
@@ -69,7 +70,7 @@ class Watch:
 
     def _enter(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
         code = frame.f_code  # the last resort's own lines read nothing
-        is_ours = code.co_filename.startswith(f"{ROOT}/") and code is not last_resort.from_records.__code__
+        is_ours = code.co_filename.startswith(OURS) and code is not last_resort.from_records.__code__
         return self._step if is_ours and not self.raised else None
 
     def _step(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:

@@ -54,7 +54,7 @@ def test_commands_print_by_these_alone() -> None:
     """No command has a console or an echo of its own: a name would be markup there."""
     places = [
         *(ROOT / "deploy").glob("commands/*.py"),
-        ROOT / "deploy" / "demonstration.py",
+        ROOT / "deploy" / "simulation" / "demonstration.py",
         ROOT / "deploy" / "cli.py",
     ]
     for path in places:

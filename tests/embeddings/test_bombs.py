@@ -217,7 +217,7 @@ def test_label_reader_stays_within_its_bound(tmp_path: Path) -> None:
         file.write("a,b\n" * 60_000)
     with (tmp_path / "files" / "size.csv").open("wb") as sparse:
         sparse.truncate(2**31)
-    imports = "from embeddings import labels\nlabels.LABEL_ROWS = 50_000"
+    imports = "from embeddings.readers import labels\nlabels.LABEL_ROWS = 50_000"
     told = under_limit(tmp_path / "files", imports, "labels.read_labels(path, labels.LabelColumns())")
     assert "at most 50,000 rows" in told["rows.csv"]
     assert "at most 268,435,456 bytes" in told["size.csv"]

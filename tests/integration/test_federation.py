@@ -11,10 +11,12 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
+from client_app.policy.policy import load_policy
 from common.errors import FederationError
 from deploy.coordinator.registry import list_sites, register, revoke
 from deploy.coordinator.run import follow, start_run
@@ -158,6 +160,11 @@ def clone_site(federation: Federation, name: str) -> SiteFolder:
     shutil.copytree(
         federation.sites["site-1"].path, folder, ignore=shutil.ignore_patterns("keys", "logs", ".flwr", "bin", "run")
     )
+    # a witness of its own, or its ledger would be held against what site-1 released
+    witness = Path(load_policy(folder / "policy.toml").witness).parent
+    shutil.copytree(witness, folder.with_name(f"{name}-witness"))
+    policy = (folder / "policy.toml").read_text().replace(str(witness), str(folder.with_name(f"{name}-witness")))
+    (folder / "policy.toml").write_text(policy)
     make_node_key(folder / "keys" / "node")
     shutil.copy(federation.sites["site-1"].path / "keys" / "superexec.secret", folder / "keys")
     first, second = free_ports(2)

@@ -227,7 +227,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     BLAS multiplies few rows in another way, which rounds otherwise: one unit more would change the scores of all others
     by a rounding, and large parameters, which a server chooses, make much of it. With enough rows none of the others
-    changes on processors with AVX-512, and at most the last few with AVX2, as where nonlinear functions take the end of
+    changes on processors with AVX-512, and mostly the last few with AVX2, as where nonlinear functions take the end of
     an array another way; no library promises it.
     """
     rows = math.prod(inputs.shape[:-1])

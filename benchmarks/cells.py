@@ -38,7 +38,7 @@ from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn import taught as mh_pfedhn_gd
 from common.methods.mh_pfedhn.architectures import light_architecture, site_architecture
 from common.privacy.calibration import epsilon_pld
-from common.publishing.row_sets import published_set
+from common.publishing.published_set import published_set
 
 _SCORES = ("synthetic_only", "mixed", "own_lambda", "personalised")
 _TEST_ROWS = 2000

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from embeddings.encoders.load import Encoder, EncoderOptions, load_encoder
+from embeddings.encoders.base import Encoder, EncoderOptions
+from embeddings.encoders.load import load_encoder
 from embeddings.pipeline import Item, core_count, embed_batches
 from embeddings.readers.images import read_image
 

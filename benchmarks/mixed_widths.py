@@ -79,8 +79,8 @@ def encoded_images(rows: NDArray[np.int64], folder: Path, cache: Path = CACHE) -
             known = arrays["rows"], arrays["embeddings"]
     missing = np.setdiff1d(rows, known[0])
     if missing.size:
+        from embeddings.encoders.base import EncoderOptions
         from embeddings.encoders.efficientnet import EfficientNetLite0
-        from embeddings.encoders.load import EncoderOptions
 
         with np.load(folder / "organamnist.npz") as arrays:
             images = np.concatenate([arrays[f"{split}_images"] for split in ("train", "val", "test")])

@@ -32,7 +32,7 @@ from common.methods.base import RunContext
 from common.privacy.robust import settled
 from common.privacy.sampling import SiteData
 from common.privacy.statistics import combine_statistics
-from common.publishing.row_sets import published_set
+from common.publishing.published_set import published_set
 from server_app.statistics_bounds import StatisticsBounds
 
 SITES = (3, 5, 10)

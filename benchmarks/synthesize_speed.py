@@ -32,9 +32,9 @@ from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.publishing.bundle import Bundle, load_bundle
+from common.publishing.generator_file import write_generator
 from common.publishing.parquet import write_rows
 from common.wire.identity import EncoderIdentity
-from server_app.results import write_generator
 
 DIM, CLASSES, THREADS = 768, 11, 2
 _PART_ROWS = 65_536

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from common.errors import FedHypeVAEError
+
 OWNER_FOLDER, OWNER_FILE = 0o700, 0o600
 PUBLISHED_FOLDER, PUBLISHED = 0o755, 0o644
 
@@ -91,6 +93,18 @@ def write_atomically(path: Path, content: bytes, *, mode: int = OWNER_FILE) -> N
         partial.unlink(missing_ok=True)
         raise
     sync_path(path.parent)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a result whole or not at all; see `write_atomically`.
+
+    Raises:
+        FedHypeVAEError: the disk refuses; what was there before is untouched.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise FedHypeVAEError(f"can't write {path} ({error.strerror}): free the disk, then resume the run") from error
 
 
 def erase(path: Path) -> None:

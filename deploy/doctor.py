@@ -9,32 +9,20 @@ import json
 import shutil
 import socket
 import stat
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from pathlib import Path
 
 from common.errors import FedHypeVAEError
+from deploy.coordinator.folder import ServerFolder
 from deploy.doctor_ledger import ledger_advice, ledger_faults
-from deploy.machine.folder_settings import ServerFolder, SiteFolder
 from deploy.machine.keys import fingerprint, read_certificate
 from deploy.machine.reach import examine_link
+from deploy.machine.versions import versions
+from deploy.site.folder import SiteFolder
 
-SAME_RELEASE = ("fedhypevae", "flwr", "torch", "safetensors")
 _NEEDED_BYTES = 2_000_000_000
 _SOON = timedelta(days=30)
-
-
-def versions() -> dict[str, str]:
-    """Python's and the packages' versions here, as `provision` writes them down for the sites."""
-    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
-    for name in SAME_RELEASE:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
 
 
 def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None = None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from common.errors import FedHypeVAEError
-from deploy.machine.folder_settings import SiteFolder
+from deploy.site.folder import SiteFolder
 
 if TYPE_CHECKING:
     from client_app.policy.policy import SitePolicy

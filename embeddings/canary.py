@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.encoders.load import Encoder
+from embeddings.encoders.base import Encoder
 
 CANARY_FILE = Path(__file__).parent / "canary.png"
 

@@ -25,7 +25,7 @@ from common.errors import DataError
 from common.wire.agreement import encode
 from common.wire.identity import EncoderIdentity
 from embeddings.canary import embed_canary
-from embeddings.encoders.load import Encoder, identity_of
+from embeddings.encoders.base import Encoder, identity_of
 from embeddings.pipeline import Item, embed_batches
 from embeddings.readers.folders import Listing
 from embeddings.readers.patients import KEY_BYTES, image_key, patient_number

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from embeddings.encoders.load import Encoder
+from embeddings.encoders.base import Encoder
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

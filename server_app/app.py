@@ -18,6 +18,8 @@ from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
 from common.methods.shared_sums import check_shares_noise
+from common.publishing.generator_file import write_generator
+from common.publishing.published_set import draw_published
 from common.wire.allow_list import dump_context, essence, load_context
 from common.wire.versions import Held
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -28,14 +30,7 @@ from server_app.progress import RoundPrinter, finite_or_none
 from server_app.receipts import FILE as RECEIPTS
 from server_app.receipts import Receipts
 from server_app.refusals import Refusals
-from server_app.results import (
-    build_privacy_statement,
-    build_summary,
-    draw_published,
-    write_generator,
-    write_json,
-    write_synthetic,
-)
+from server_app.results import build_privacy_statement, build_summary, write_json, write_synthetic
 from server_app.strategy import FederatedStrategy
 from server_app.tracking import STATUS, RunWatch, check_tracking, now
 

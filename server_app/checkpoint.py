@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from common import durable
-from common.errors import ConfigError, FedHypeVAEError
+from common.durable import write_output
+from common.errors import ConfigError
 from common.methods.base import ServerState
 from common.privacy.statistics import ReleasedStatistics
 from common.wire.versions import Held
@@ -95,7 +95,7 @@ def save_checkpoint(
         {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()},
         {"notes": json.dumps(notes)},
     )
-    write_atomically(folder / _FILE, content)
+    write_output(folder / _FILE, content)
 
 
 def load_checkpoint(folder: Path) -> tuple[ServerState, Progress, dict[str, Held]]:
@@ -145,18 +145,6 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress, dict[str, Held
         }
     )
     return state, done, held
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a result whole or not at all; see `durable.write_atomically`.
-
-    Raises:
-        FedHypeVAEError: the disk refuses; what was there before is untouched.
-    """
-    try:
-        durable.write_atomically(path, content)
-    except OSError as error:
-        raise FedHypeVAEError(f"can't write {path} ({error.strerror}): free the disk, then resume the run") from error
 
 
 def with_round(

@@ -3,76 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from common.assurance.shared_noise import shared_noise_facts
 from common.assurance.statement import SiteCharge, StatementFacts, build_statement, why_not_private
-from common.evaluation.scores import Split
-from common.methods.base import Artifact, Method, RunContext
+from common.durable import write_output
+from common.methods.base import Method, RunContext
 from common.privacy.clipping import NEIGHBOURING
 from common.privacy.composition import epsilon_pld
-from common.publishing.bundle import FORCED, ROWS
 from common.publishing.parquet import set_notes, write_rows
-from common.publishing.row_sets import ROWS_FORMAT, published_set
-from common.wire.allow_list import dump_context
-from common.wire.identity import EncoderIdentity
-from server_app.checkpoint import Progress, write_atomically
+from server_app.checkpoint import Progress
 from server_app.progress import epsilon_per_site, read_events
 
 ACCOUNTANT = "privacy loss distributions (dp-accounting), within the run"
-
-
-def draw_published(context: RunContext, artifact: Artifact) -> Split | None:
-    """The run's synthetic set (`common.publishing.row_sets`) in memory; None for a method without samples."""
-    due = published_set(context, artifact)
-    return None if due is None else due.all()
-
-
-def write_generator(
-    path: Path,
-    context: RunContext,
-    artifact: Artifact,
-    encoder: EncoderIdentity | None,
-    forced: Sequence[str] = (),
-) -> None:
-    """Save the published parameters as safetensors, with all that is needed to draw its rows in the metadata.
-
-    Args:
-        path: the new file.
-        context: the run's; settings and seed are in it.
-        artifact: kind, tensors and settings.
-        encoder: the encoder of the embeddings; None where each site has its own.
-        forced: why the generator is published against the release's gate.
-    """
-    write_atomically(
-        path,
-        save(
-            {name: value.contiguous() for name, value in artifact.tensors.items()},
-            generator_metadata(context, artifact, encoder, forced),
-        ),
-    )
-
-
-def generator_metadata(
-    context: RunContext, artifact: Artifact, encoder: EncoderIdentity | None, forced: Sequence[str]
-) -> dict[str, str]:
-    """All that belongs to a generator beside its tensors; see `write_generator`."""
-    return {
-        "kind": artifact.kind,
-        "method": context.config.method,
-        "context": dump_context(context),
-        "settings": json.dumps(dict(artifact.settings)),
-        # the settings alone do not tell: a method may have no privacy whatever they say
-        "private": json.dumps(not why_not_private(context) and not forced),
-        FORCED: json.dumps(list(forced)),
-        ROWS: ROWS_FORMAT,
-        "encoder": json.dumps(None if encoder is None else encoder.to_json()),
-    }
 
 
 def write_synthetic(path: Path, context: RunContext, embeddings: Tensor, labels: Tensor) -> None:
@@ -149,4 +96,4 @@ def build_privacy_statement(context: RunContext, progress: Progress, *, data_is_
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Save JSON, readable, whole or not at all."""
-    write_atomically(path, (json.dumps(content, indent=2, sort_keys=False) + "\n").encode())
+    write_output(path, (json.dumps(content, indent=2, sort_keys=False) + "\n").encode())

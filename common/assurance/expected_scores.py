@@ -21,7 +21,7 @@ from common.evaluation.scores import SiteScores, mean_scores, score
 from common.loop import noise_source, run_statistics
 from common.methods.base import RunContext, StepInput
 from common.privacy.sampling import SiteData, on_sphere
-from common.publishing.row_sets import published_set
+from common.publishing.published_set import published_set
 
 Progress = Callable[[str], None]
 

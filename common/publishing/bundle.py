@@ -29,16 +29,14 @@ from common.generator.row_numbers import row_key
 from common.methods import get_method
 from common.methods.base import Artifact, RunContext
 from common.publishing.drawing import Code, class_weights, interleaved_labels, wanted_counts, with_code
+from common.publishing.generator_file import FORCED, GENERATOR, ROWS, read_generator
 from common.publishing.parquet import stream_rows
-from common.publishing.row_sets import MOST_TRIES, RowSet, published_set
-from common.tensor_file import check_tensor_file
+from common.publishing.published_set import published_set
+from common.publishing.row_sets import MOST_TRIES, RowSet
 from common.wire.allow_list import load_context
 from common.wire.identity import EncoderIdentity
 
-GENERATOR = "generator.safetensors"
 STATEMENT = "privacy_statement.json"
-FORCED = "not_private_because"  # of the generator's metadata: why a bundle was released against its gate
-ROWS = "rows"  # of the generator's metadata: how its rows are drawn
 FREE_OF_COST = (
     "Drawing more rows costs no privacy: they are a function of the released generator alone (post-processing)."
 )
@@ -221,7 +219,7 @@ def load_bundle(path: Path | str) -> Bundle:
         raise DataError(
             f"no {GENERATOR} at {path}: name a bundle, the output folder of a completed run, or the generator's file"
         )
-    metadata, tensors = _read_generator(file)
+    metadata, tensors = read_generator(file)
     try:
         context = load_context(metadata["context"])
         artifact = Artifact(metadata["kind"], tensors, json.loads(metadata["settings"]))
@@ -234,18 +232,6 @@ def load_bundle(path: Path | str) -> Bundle:
     return Bundle(
         path, context, artifact, encoder, _read_statement(file.with_name(STATEMENT)), metadata.get(ROWS, ""), reasons
     )
-
-
-def _read_generator(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    check_tensor_file(file)
-    try:
-        with safe_open(file, framework="pt") as content:
-            names = content.keys()
-            return content.metadata() or {}, {name: content.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(f"{file} can't be read ({type(error).__name__}): fetch it again") from None
 
 
 def _read_statement(file: Path) -> Mapping[str, Any] | None:

@@ -25,10 +25,6 @@ from torch import Tensor
 
 from common.evaluation.scores import Split
 from common.generator.row_law import RowDrawer, RowLaw
-from common.generator.row_numbers import row_key
-from common.methods import get_method
-from common.methods.base import Artifact, RunContext
-from common.publishing.drawing import class_weights, interleaved_labels, wanted_counts
 
 ROWS_FORMAT = "philox4x64-10/1"
 """How rows are drawn, as a published generator names it: a set of another format can't be drawn again."""
@@ -124,23 +120,3 @@ def _share_one_heap() -> None:
     """
     with suppress(OSError, AttributeError):  # another C library has no such setting, and no such heaps
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-
-
-def published_set(context: RunContext, artifact: Artifact) -> RowSet | None:
-    """The set that a run publishes, as its settings ask for it; None for a method that rows can't be drawn from.
-
-    A function of what is published alone: generator, settings and seed. Post-processing.
-    """
-    law, synthesis = get_method(context.config.method).law, context.config.synthesis
-    if law is None:
-        return None
-    by_counts = synthesis.balance == "dp-counts" and "class_counts" in artifact.tensors
-    weights = class_weights(artifact) if by_counts else [1.0] * context.problem.num_classes
-    counts = wanted_counts(synthesis.synthetic_rows, weights)
-    return RowSet(
-        law(context, artifact),
-        row_key("published", context.config.federation.seed),
-        synthesis.synthetic_rows,
-        lambda numbers: interleaved_labels(counts, numbers),
-        MOST_TRIES if synthesis.keep_balance else 1,
-    )

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity, compare
-from embeddings.encoders.load import Encoder, EncoderOptions, Pooling, Precision, identity_of, load_encoder
+from embeddings.encoders.base import Encoder, EncoderOptions, Pooling, Precision, identity_of
+from embeddings.encoders.load import load_encoder
 from embeddings.readers.dicom import Window, is_dicom, read_frame
 from embeddings.readers.images import read_image
 

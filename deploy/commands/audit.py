@@ -46,9 +46,9 @@ def audit(
     Example: fedhypevae audit --epsilon 2 --rounds 20 --set sampling-rate=0.5
     """
     from common.config.run import RunConfig
+    from common.durable import write_output
     from common.errors import FedHypeVAEError
     from common.methods import get_method
-    from server_app.checkpoint import write_atomically
 
     asked = dict(parse_setting(text) for text in setting or [])
     sites = _SITES_OF_A_SUM if asked.get("trust") == "secagg" else 1
@@ -71,7 +71,7 @@ def audit(
     if inversion:
         facts["inversion"] = _inversion(config, cache, output)
         say(facts["inversion"]["in_words"])
-    write_atomically(output / "audit.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_output(output / "audit.json", (json.dumps(facts, indent=2) + "\n").encode())
     say(f"written: {output / 'audit.json'}")
     say("a bound below the claim proves nothing by itself: the power says what would have gone unseen")
     failed = [result.kind for result in results if not result.passed]
@@ -198,7 +198,7 @@ def _draw(pictures: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from server_app.checkpoint import write_atomically
+    from common.durable import write_output
 
     figure, axes = pyplot.subplots(1, len(pictures), figsize=(3.2 * len(pictures), 3.6))
     for axis, (title, image) in zip(axes, pictures.items(), strict=True):
@@ -209,4 +209,4 @@ def _draw(pictures: dict[str, Any], path: Path) -> None:
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110, bbox_inches="tight")
     pyplot.close(figure)
-    write_atomically(path, sink.getvalue())
+    write_output(path, sink.getvalue())

@@ -19,8 +19,9 @@ def doctor(
     Example: fedhypevae doctor /srv/fedhypevae-site
     """
 
+    from deploy.coordinator.folder import ServerFolder
     from deploy.doctor import advise_site, examine_server, examine_site
-    from deploy.machine.folder_settings import ServerFolder, SiteFolder
+    from deploy.site.folder import SiteFolder
 
     advice: list[str] = []
     with working("looking"):

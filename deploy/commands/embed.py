@@ -11,7 +11,7 @@ from common.errors import ConfigError, DataError
 from deploy.console import console
 
 if TYPE_CHECKING:
-    from embeddings.encoders.load import EncoderOptions
+    from embeddings.encoders.base import EncoderOptions
     from embeddings.extract import Outcome
     from embeddings.readers.folders import FolderOptions, Listing
 
@@ -65,7 +65,7 @@ def embed(
     """
     import warnings
 
-    from embeddings.encoders.load import EncoderOptions
+    from embeddings.encoders.base import EncoderOptions
     from embeddings.readers.folders import FolderOptions
     from embeddings.readers.labels import LabelColumns
     from embeddings.readers.patients import default_salt_path, load_salt

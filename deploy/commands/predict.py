@@ -32,7 +32,7 @@ def predict(
     from common.errors import DataError
     from deploy.classifier.file import load_head
     from deploy.classifier.predict import encoder_of, read_any
-    from embeddings.encoders.load import EncoderOptions
+    from embeddings.encoders.base import EncoderOptions
 
     trained = load_head(head)
     if trained.encoder is None:

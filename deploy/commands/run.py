@@ -20,7 +20,7 @@ def run(
 
     Example: fedhypevae run /srv/fedhypevae-server --set num-sites=3 --set num-rounds=40
     """
-    from deploy.coordinator.provision import server_folder
+    from deploy.coordinator.folder import server_folder
     from deploy.coordinator.run import follow, read_settings, start_run
 
     server = server_folder(folder.resolve())

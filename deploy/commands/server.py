@@ -22,7 +22,7 @@ def server(
 
     from common.durable import keep_private, make_private
     from common.errors import ConfigError
-    from deploy.coordinator.provision import server_folder
+    from deploy.coordinator.folder import server_folder
     from deploy.machine.live import find_status, watch_run
     from deploy.machine.supervise import stop_on_signals, supervise
 

@@ -33,9 +33,9 @@ def init(
     Example: fedhypevae site init /srv/fedhypevae-site --cohort st-anna-breast --witness /mnt/b/witness.json
     """
     from client_app.policy.policy import load_policy
-    from deploy.coordinator.provision import init_site
     from deploy.doctor import advise_site
-    from deploy.machine.folder_settings import SiteFolder as SiteAt
+    from deploy.site.folder import SiteFolder as SiteAt
+    from deploy.site.set_up import init_site
 
     others: dict[str, str | float | bool | tuple[str, ...]] = {"unit": unit}
     if max_records_per_patient > 0:
@@ -71,7 +71,7 @@ def pin(
 
     Example: fedhypevae site pin /srv/fedhypevae-site st-bernard=bernard.pub st-clara=clara.pub
     """
-    from deploy.coordinator.provision import site_folder
+    from deploy.site.folder import site_folder
     from deploy.site.peers import pin_peers, read_pairs
 
     for name, shown in pin_peers(site_folder(folder), read_pairs(peers)).items():
@@ -91,9 +91,9 @@ def start(
     import threading
 
     from common.durable import keep_private
-    from deploy.coordinator.provision import site_folder
     from deploy.machine.live import watch_site
     from deploy.machine.supervise import stop_on_signals, supervise
+    from deploy.site.folder import site_folder
 
     site = site_folder(folder.resolve())
     if check:
@@ -116,7 +116,8 @@ def renew_key(folder: SiteFolder) -> None:
 
     Example: fedhypevae site renew-key /srv/fedhypevae-site
     """
-    from deploy.coordinator.provision import renew_site_key, site_folder
+    from deploy.site.folder import site_folder
+    from deploy.site.set_up import renew_site_key
 
     shown = renew_site_key(site_folder(folder).path)
     say(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae site rotate`, and tell by telephone: {shown}")
@@ -185,8 +186,8 @@ def approve(
 
     Example: fedhypevae site approve /srv/fedhypevae-site 3fa9...c2 --file app.fab
     """
-    from deploy.coordinator.provision import site_folder
     from deploy.site.approve import approve_app, describe_app
+    from deploy.site.folder import site_folder
 
     site = site_folder(folder)
     package = describe_app(site, digest, file, full=full)
@@ -209,7 +210,7 @@ def register(
     Example: fedhypevae site register /srv/fedhypevae-server st-anna node.pub
     """
     from deploy.coordinator import registry
-    from deploy.coordinator.provision import server_folder
+    from deploy.coordinator.folder import server_folder
 
     site = registry.register(server_folder(folder), name, key)
     say(f"registered {site.name} with key {site.fingerprint}: is it what you were told by telephone?")
@@ -224,7 +225,7 @@ def list_all(folder: ServerFolder) -> None:
     from rich.table import Table
 
     from deploy.coordinator import registry
-    from deploy.coordinator.provision import server_folder
+    from deploy.coordinator.folder import server_folder
 
     table = Table("site", "status", "key", "since", "node")
     for site in registry.list_sites(server_folder(folder)):
@@ -239,7 +240,7 @@ def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The s
     Example: fedhypevae site revoke /srv/fedhypevae-server st-anna
     """
     from deploy.coordinator import registry
-    from deploy.coordinator.provision import server_folder
+    from deploy.coordinator.folder import server_folder
 
     site = registry.revoke(server_folder(folder), name)
     say(f"revoked {site.name}, key {site.fingerprint}")
@@ -260,7 +261,7 @@ def rotate(
     Example: fedhypevae site rotate /srv/fedhypevae-server st-anna node.pub
     """
     from deploy.coordinator import registry
-    from deploy.coordinator.provision import server_folder
+    from deploy.coordinator.folder import server_folder
 
     site = registry.rotate(server_folder(folder), name, key, forget=forget)
     say(f"{site.name} now has key {site.fingerprint}; the old one is refused")

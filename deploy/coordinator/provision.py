@@ -7,41 +7,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
 
-from client_app.ledger.ledger import Ledger
-from client_app.ledger.receipts import make_key as make_receipt_key
-from client_app.policy.template import policy_template
-from common.durable import keep_private, make_private
+from common.durable import make_private
 from common.errors import ConfigError
 from deploy.coordinator import templates
-from deploy.doctor import versions
-from deploy.machine.folder_settings import (
-    Port,
-    ServerFolder,
-    ServerSettings,
-    SiteFolder,
-    SiteName,
-    SiteSettings,
-    _Settings,
-)
+from deploy.coordinator.folder import ServerSettings
+from deploy.machine.folder_settings import FolderSettings, Port, SiteName
 from deploy.machine.keys import (
     make_authority,
-    make_node_key,
     make_secret,
     make_server_certificate,
-    read_certificate,
     write_new,
 )
+from deploy.machine.versions import versions
+from deploy.site.folder import SiteSettings
 
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:.-]{1,253}$")]
 
 
-class FederationPlan(_Settings):
+class FederationPlan(FolderSettings):
     """The file that `fedhypevae provision` reads.
 
     `server_names` are the host names and addresses by which sites reach the server, the first of them the one that
@@ -116,101 +104,3 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
     text = templates.checklist(plan.name, plan.sites, plan.server_folder, plan.site_folder, plan.address)
     write_new(out / "CHECKLIST.md", text.encode())
     return sorted(path for path in out.rglob("*") if path.is_file())
-
-
-def init_site(
-    folder: Path,
-    cohort_id: str,
-    *,
-    lifetime_epsilon: float,
-    lifetime_delta: float,
-    run_epsilon: float,
-    witness: str = "",
-    **others: str | float | bool | tuple[str, ...],
-) -> str:
-    """Make what only the site itself may make: its keys, its secret, its policy, its ledger and the ledger's witness.
-
-    Args:
-        folder: the site's folder, with the site.toml and ca.crt that the coordinator sent.
-        cohort_id: permanent name of the people the data is about.
-        lifetime_epsilon: ε of everything ever released, at `lifetime_delta`.
-        lifetime_delta: its δ.
-        run_epsilon: ε of one run.
-        witness: a second place for the ledger's head, best on another disk; empty: a folder beside the site's.
-        others: other lines of the policy.
-
-    Returns:
-        The fingerprint of the new node key, to be compared with the coordinator's by telephone.
-
-    Raises:
-        ConfigError: the coordinator's files are missing, a key, policy or ledger is there already, or the witness's
-            folder can't be made.
-    """
-    site = SiteFolder(folder)
-    _ = site.settings
-    read_certificate(folder / "ca.crt")
-    witness = witness or str(site.default_witness)
-    text = policy_template(
-        cohort_id,
-        lifetime_epsilon=lifetime_epsilon,
-        lifetime_delta=lifetime_delta,
-        run_epsilon=run_epsilon,
-        witness=witness,
-        **others,
-    )
-    _refuse_existing((folder / "policy.toml", site.node_key, folder / "ledger.db", folder / witness))
-    try:
-        make_private((folder / witness).parent)
-    except OSError as error:
-        raise ConfigError(
-            f"can't make the folder of the ledger's witness, {(folder / witness).parent} ({error.strerror}): make it "
-            "for the site's user, or name another place, best on another disk, with --witness"
-        ) from None
-    shown = make_node_key(site.node_key)
-    make_secret(folder / "keys" / "superexec.secret")
-    write_new(folder / "policy.toml", text.encode(), 0o600)
-    make_receipt_key(folder)
-    Ledger.create(folder / "ledger.db", cohort_id, folder / witness).close()
-    keep_private(folder)
-    return shown
-
-
-def renew_site_key(folder: Path) -> str:
-    """Make a new node key and keep the old one beside it, for `fedhypevae site rotate` at the server."""
-    site = SiteFolder(folder)
-    if site.node_key.is_file():
-        number = 1
-        while (kept := site.node_key.with_name(f"node.old-{number}")).exists():
-            number += 1
-        site.node_key.rename(kept)
-    return make_node_key(site.node_key)
-
-
-def server_folder(path: Path) -> ServerFolder:
-    """The server's folder at a path.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    folder = ServerFolder(path)
-    _ = folder.settings
-    return folder
-
-
-def site_folder(path: Path) -> SiteFolder:
-    """The site's folder at a path.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    folder = SiteFolder(path)
-    _ = folder.settings
-    return folder
-
-
-def _refuse_existing(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.exists():
-            raise ConfigError(
-                f"{path} exists already: this site was set up before; its ledger and key stay as they are"
-            )

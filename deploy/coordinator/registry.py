@@ -16,8 +16,8 @@ from typing import Any
 
 from common.errors import ConfigError, FederationError
 from common.names import SITE_NAME
+from deploy.coordinator.folder import CONNECTION, ServerFolder
 from deploy.machine.environment import tool
-from deploy.machine.folder_settings import CONNECTION, ServerFolder
 from deploy.machine.keys import fingerprint
 from server_app.receipts import FILE as RECEIPTS
 from server_app.receipts import move_receipt
@@ -149,6 +149,6 @@ def _read(server: ServerFolder) -> list[Registered]:
 
 
 def _write(server: ServerFolder, sites: Sequence[Registered]) -> None:
-    from server_app.checkpoint import write_atomically
+    from common.durable import write_output
 
-    write_atomically(server.register, (json.dumps([asdict(site) for site in sites], indent=2) + "\n").encode())
+    write_output(server.register, (json.dumps([asdict(site) for site in sites], indent=2) + "\n").encode())

@@ -17,9 +17,9 @@ from typing import Any
 from common.config.run import RunConfig, Scalar
 from common.durable import make_private
 from common.errors import ConfigError, FederationError, FedHypeVAEError
+from deploy.coordinator.folder import CONNECTION, ServerFolder
 from deploy.machine.app_package import staged_app
 from deploy.machine.environment import tool
-from deploy.machine.folder_settings import CONNECTION, ServerFolder
 from deploy.machine.live import STATUS, new_lines, read_status
 from deploy.simulation.simulate import app_settings
 

@@ -19,7 +19,8 @@ from common.durable import PUBLISHED, PUBLISHED_FOLDER, sync_path, write_atomica
 from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.privacy.events import PrivacyEvent
-from common.publishing.bundle import GENERATOR, STATEMENT, Bundle
+from common.publishing.bundle import STATEMENT, Bundle
+from common.publishing.generator_file import GENERATOR, write_generator
 from common.publishing.parquet import Written, set_notes, sha256_of, write_rows
 from deploy.release.audits import audit_file, in_json
 from deploy.release.describe import DATA_FILE, NOT_PRIVATE, Facts, bundle_json, card, croissant
@@ -28,7 +29,6 @@ from deploy.release.ledgers import FORMAT as LEDGERS_FORMAT
 from deploy.release.ledgers import published_rows
 from deploy.release.promises import withdraw
 from deploy.release.signing import fingerprint, signature_file
-from server_app.results import write_generator
 
 SUMS, SIGNATURE = "SHA256SUMS", "signature.json"
 FILES = (

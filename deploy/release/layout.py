@@ -15,7 +15,7 @@ from common.errors import DataError
 from common.methods import get_method
 from common.privacy.statistics import ReleasedStatistics
 from common.publishing.bundle import Bundle
-from server_app.results import generator_metadata
+from common.publishing.generator_file import generator_metadata
 
 
 def check_generator_layout(bundle: Bundle, forced: Sequence[str]) -> None:

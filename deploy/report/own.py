@@ -15,7 +15,7 @@ from common.errors import ConfigError, DataError
 from common.publishing.bundle import Bundle
 from common.publishing.worth import prepared
 from common.wire.identity import compare
-from deploy.machine.folder_settings import SiteFolder
+from deploy.site.folder import SiteFolder
 from embeddings.store.sets import EmbeddingSet
 
 

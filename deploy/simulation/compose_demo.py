@@ -17,11 +17,13 @@ from pathlib import Path
 from client_app.place import open_policy
 from common.config.run import RunConfig, Scalar
 from common.errors import FedHypeVAEError
-from deploy.coordinator.provision import FederationPlan, init_site, provision
+from deploy.coordinator.folder import ServerFolder
+from deploy.coordinator.provision import FederationPlan, provision
 from deploy.coordinator.registry import list_sites, register
 from deploy.coordinator.run import follow, read_settings, start_run
 from deploy.machine.app_package import build_package, digest_of
-from deploy.machine.folder_settings import ServerFolder, SiteFolder
+from deploy.site.folder import SiteFolder
+from deploy.site.set_up import init_site
 
 APP = Path("/app")
 VOLUMES = Path("/volumes")

@@ -17,7 +17,7 @@ from common.errors import ConfigError, DataError
 from common.plain import plain
 from deploy.machine.app_contents import app_name, compare, listing, read_files
 from deploy.machine.app_package import digest_of, find_package, with_digest
-from deploy.machine.folder_settings import SiteFolder
+from deploy.site.folder import SiteFolder
 
 
 @dataclass(frozen=True)

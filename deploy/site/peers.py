@@ -9,8 +9,8 @@ from pathlib import Path
 from client_app.answers.peers import PEERS_FILE
 from common.durable import write_atomically
 from common.errors import ConfigError
-from deploy.machine.folder_settings import SiteFolder
 from deploy.machine.keys import fingerprint
+from deploy.site.folder import SiteFolder
 
 
 def read_pairs(pairs: Sequence[str]) -> dict[str, Path]:

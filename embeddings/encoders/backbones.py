@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from common.devices import bytes_of, rows_that_fit
 from common.errors import ConfigError
-from embeddings.encoders.load import EncoderOptions
+from embeddings.encoders.base import EncoderOptions
 
 _SIZES = ("small", "base", "large", "giant")
 SHORT_NAMES = {

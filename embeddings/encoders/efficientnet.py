@@ -19,7 +19,7 @@ from PIL import Image
 
 from common.errors import ConfigError
 from common.wire.identity import EncoderIdentity
-from embeddings.encoders.load import OFFLINE_ENCODER, EncoderOptions
+from embeddings.encoders.base import OFFLINE_ENCODER, EncoderOptions
 
 SIDE = 112
 DIMENSION = 1280

@@ -188,7 +188,8 @@ def _listing() -> Listing:
 
 
 def _extract(path: Path) -> None:
-    from embeddings.encoders.load import OFFLINE_ENCODER, load_encoder
+    from embeddings.encoders.base import OFFLINE_ENCODER
+    from embeddings.encoders.load import load_encoder
     from embeddings.extract import extract
     from embeddings.progress import progress
 

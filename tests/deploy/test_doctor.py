@@ -17,12 +17,14 @@ import pytest
 from flwr.app import Message
 
 from deploy import doctor
-from deploy.coordinator.provision import FederationPlan, init_site, provision
+from deploy.coordinator.folder import ServerFolder
+from deploy.coordinator.provision import FederationPlan, provision
 from deploy.doctor import examine_server, examine_site
 from deploy.machine.app_package import with_digest
-from deploy.machine.folder_settings import ServerFolder, SiteFolder
 from deploy.machine.keys import make_authority, make_node_key
+from deploy.site.folder import SiteFolder
 from deploy.site.peers import pin_peers
+from deploy.site.set_up import init_site
 from embeddings.encoders.efficientnet import offline_identity
 from embeddings.store.file import write_store
 from embeddings.store.sets import EmbeddingSet, SetMetadata

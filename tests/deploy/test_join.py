@@ -18,11 +18,11 @@ from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn.architectures import Architecture
 from common.privacy.sampling import SiteData
 from common.publishing.bundle import load_bundle
+from common.publishing.generator_file import write_generator
 from common.publishing.parquet import read_notes
 from deploy.classifier.file import load_head
 from deploy.classifier.joining import STAYS
 from embeddings.store.file import read_store, write_store
-from server_app.results import write_generator
 from tests.deploy.report_cases import command
 from tests.harness import CLASSES, make_identity, make_set
 

@@ -15,9 +15,9 @@ from common.methods import get_method
 from common.methods.base import RunContext
 from common.privacy.noise import SecureNoise
 from common.publishing.bundle import load_bundle
+from common.publishing.generator_file import write_generator
 from common.publishing.parquet import read_notes, write_rows
 from deploy.release.describe import DATA_FILE
-from server_app.results import write_generator
 from tests.deploy.release_cases import change_json, invoke, read, release
 from tests.harness import make_identity
 

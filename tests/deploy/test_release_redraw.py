@@ -25,12 +25,14 @@ from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.privacy.statistics import ReleasedStatistics
 from common.publishing.bundle import Bundle, load_bundle
+from common.publishing.generator_file import write_generator
 from common.publishing.parquet import read_notes, set_notes, sha256_of, write_rows
+from common.publishing.published_set import draw_published
 from deploy.release import redraw
 from deploy.release.describe import DATA_FILE
 from deploy.release.layout import check_generator_layout
 from deploy.release.redraw import FOREIGN, check_every_row, check_sampled_rows, missed_share
-from server_app.results import draw_published, write_generator, write_synthetic
+from server_app.results import write_synthetic
 from tests.deploy.release_cases import change_json, failed_checks, invoke, release, sign_again
 
 NAMES = ("a", "b", "c")

@@ -15,10 +15,11 @@ from client_app.ledger.receipts import key_path
 from client_app.policy.policy import load_policy
 from common.errors import ConfigError, LedgerError
 from deploy.cli import app
-from deploy.coordinator.provision import FederationPlan, init_site, provision
+from deploy.coordinator.provision import FederationPlan, provision
 from deploy.doctor import advise_site
 from deploy.doctor_ledger import ledger_faults
-from deploy.machine.folder_settings import SiteFolder
+from deploy.site.folder import SiteFolder
+from deploy.site.set_up import init_site
 from embeddings.store.file import write_store
 from server_app.receipts import Receipts, move_receipt
 from tests.harness import Federation, HarnessSite, make_set

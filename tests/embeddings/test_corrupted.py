@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from common.errors import DataError
-from embeddings.encoders.load import EncoderOptions, load_encoder
+from embeddings.encoders.base import EncoderOptions
+from embeddings.encoders.load import load_encoder
 from embeddings.extract import extract
 from embeddings.readers.dicom import read_frame, read_header
 from embeddings.readers.folders import FolderOptions, list_folder

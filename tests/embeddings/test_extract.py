@@ -16,7 +16,8 @@ from PIL import Image
 
 from common.errors import DataError
 from embeddings import extract as extract_module
-from embeddings.encoders.load import EncoderOptions, load_encoder
+from embeddings.encoders.base import EncoderOptions
+from embeddings.encoders.load import load_encoder
 from embeddings.extract import Outcome, extract, reject_file, work_folder
 from embeddings.readers.dicom import Window
 from embeddings.readers.folders import FolderOptions, list_folder

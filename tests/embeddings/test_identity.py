@@ -11,7 +11,8 @@ from common.errors import DataError, MeetingError
 from common.wire.agreement import check_sites, compare_canaries, decode, encode, require_agreement
 from common.wire.identity import EncoderIdentity, compare
 from embeddings.canary import CANARY_FILE, draw, embed_canary
-from embeddings.encoders.load import EncoderOptions, load_encoder
+from embeddings.encoders.base import EncoderOptions
+from embeddings.encoders.load import load_encoder
 from embeddings.readers.patients import image_key, load_salt, patient_number
 from embeddings.store.sets import SetMetadata
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from common.errors import DataError
-from embeddings.encoders.load import EncoderOptions, load_encoder
+from embeddings.encoders.base import EncoderOptions
+from embeddings.encoders.load import load_encoder
 from embeddings.pipeline import Item, embed_batches
 
 

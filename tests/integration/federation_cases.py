@@ -21,11 +21,13 @@ import pytest
 from client_app.ledger.ledger import Ledger
 from client_app.policy.policy import load_policy
 from common.config.run import RunConfig, Scalar
-from deploy.coordinator.provision import FederationPlan, init_site, provision
+from deploy.coordinator.folder import ServerFolder
+from deploy.coordinator.provision import FederationPlan, provision
 from deploy.coordinator.registry import list_sites, register
 from deploy.machine.app_package import build_package, digest_of
 from deploy.machine.environment import SETTINGS
-from deploy.machine.folder_settings import ServerFolder, SiteFolder
+from deploy.site.folder import SiteFolder
+from deploy.site.set_up import init_site
 from server_app.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -20,8 +20,8 @@ from client_app.policy.policy import load_policy
 from common.errors import FederationError
 from deploy.coordinator.registry import list_sites, register, revoke
 from deploy.coordinator.run import follow, start_run
-from deploy.machine.folder_settings import SiteFolder
 from deploy.machine.keys import make_authority, make_node_key
+from deploy.site.folder import SiteFolder
 from server_app.checkpoint import load_checkpoint
 from tests.integration.federation_cases import (
     ROUNDS,

@@ -17,9 +17,10 @@ from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.privacy.statistics import ReleasedStatistics
 from common.publishing.bundle import Bundle, load_bundle
+from common.publishing.generator_file import write_generator
 from common.publishing.parquet import write_rows
+from common.publishing.published_set import draw_published
 from common.wire.identity import EncoderIdentity
-from server_app.results import draw_published, write_generator
 
 NAMES = ("liver", "lung", "spleen")
 ENCODER = EncoderIdentity("made-up", "1", 6, "none", "0" * 64, "float32", NAMES)

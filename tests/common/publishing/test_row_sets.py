@@ -12,7 +12,8 @@ from common.generator.row_law import Middle, RowLaw
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.publishing import row_sets
-from common.publishing.row_sets import MOST_TRIES, RowSet, piece_rows, published_set
+from common.publishing.published_set import published_set
+from common.publishing.row_sets import MOST_TRIES, RowSet, piece_rows
 
 
 def middle(labels: Tensor, uniform: Tensor, normal: Tensor) -> Middle:

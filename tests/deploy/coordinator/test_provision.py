@@ -10,8 +10,10 @@ import pytest
 from client_app.ledger.ledger import Ledger
 from client_app.policy.policy import load_policy
 from common.errors import ConfigError
-from deploy.coordinator.provision import FederationPlan, init_site, provision, renew_site_key
-from deploy.machine.folder_settings import ServerFolder, SiteFolder
+from deploy.coordinator.folder import ServerFolder
+from deploy.coordinator.provision import FederationPlan, provision
+from deploy.site.folder import SiteFolder
+from deploy.site.set_up import init_site, renew_site_key
 
 PLAN = 'name = "study"\nserver_names = ["fl.example.org"]\nsites = ["st-anna", "charite"]\n'
 

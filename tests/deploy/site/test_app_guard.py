@@ -17,10 +17,10 @@ from client_app.policy.policy import load_policy
 from client_app.policy.template import policy_template
 from common.errors import ConfigError, DataError
 from deploy.machine.app_package import compare, find_package, read_files, with_digest
-from deploy.machine.folder_settings import SiteFolder
 from deploy.site import app_guard
 from deploy.site.app_guard import AppRefused, check_package, guard_folder
 from deploy.site.approve import approve_app, describe_app
+from deploy.site.folder import SiteFolder
 
 ROOT = Path(app_guard.__file__).parents[2]
 

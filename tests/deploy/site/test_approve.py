@@ -23,9 +23,9 @@ from common.plain import plain
 from deploy.cli import app as commands
 from deploy.machine.app_contents import app_name, compare, read_files
 from deploy.machine.app_package import build_package, with_digest
-from deploy.machine.folder_settings import SiteFolder
 from deploy.site.app_guard import AppRefused, check_package
 from deploy.site.approve import approve_app, describe_app
+from deploy.site.folder import SiteFolder
 from tests.deploy.site.test_app_guard import ROOT, digest
 
 SETTINGS = '[project]\nname = "{}"\nversion = "1"\n[tool.flwr.app]\npublisher = "us"\n'

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from common.errors import ConfigError
 from common.secagg.primitives import load_public
 from deploy.cli import app
-from deploy.machine.folder_settings import SiteFolder, SiteSettings
 from deploy.machine.keys import make_node_key
+from deploy.site.folder import SiteFolder, SiteSettings
 from deploy.site.peers import pin_peers, read_pairs
 
 

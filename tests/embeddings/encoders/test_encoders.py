@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from common.errors import ConfigError
-from embeddings.encoders.load import EncoderOptions, identity_of, load_encoder
+from embeddings.encoders.base import EncoderOptions, identity_of
+from embeddings.encoders.load import load_encoder
 
 
 def _images(rng: np.random.Generator, count: int) -> list[np.ndarray]:

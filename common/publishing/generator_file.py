@@ -1,0 +1,77 @@
+"""The file of a published generator: its tensors, and in the metadata all that is needed to draw its rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from common.assurance.statement import why_not_private
+from common.durable import write_output
+from common.errors import DataError
+from common.methods.base import Artifact, RunContext
+from common.publishing.row_sets import ROWS_FORMAT
+from common.tensor_file import check_tensor_file
+from common.wire.allow_list import dump_context
+from common.wire.identity import EncoderIdentity
+
+GENERATOR = "generator.safetensors"
+FORCED = "not_private_because"  # of the metadata: why a bundle was released against its gate
+ROWS = "rows"  # of the metadata: how its rows are drawn
+
+
+def write_generator(
+    path: Path,
+    context: RunContext,
+    artifact: Artifact,
+    encoder: EncoderIdentity | None,
+    forced: Sequence[str] = (),
+) -> None:
+    """Save the published parameters as safetensors, with all that is needed to draw its rows in the metadata.
+
+    Args:
+        path: the new file.
+        context: the run's; settings and seed are in it.
+        artifact: kind, tensors and settings.
+        encoder: the encoder of the embeddings; None where each site has its own.
+        forced: why the generator is published against the release's gate.
+    """
+    write_output(
+        path,
+        save(
+            {name: value.contiguous() for name, value in artifact.tensors.items()},
+            generator_metadata(context, artifact, encoder, forced),
+        ),
+    )
+
+
+def generator_metadata(
+    context: RunContext, artifact: Artifact, encoder: EncoderIdentity | None, forced: Sequence[str]
+) -> dict[str, str]:
+    """All that belongs to a generator beside its tensors; see `write_generator`."""
+    return {
+        "kind": artifact.kind,
+        "method": context.config.method,
+        "context": dump_context(context),
+        "settings": json.dumps(dict(artifact.settings)),
+        # the settings alone do not tell: a method may have no privacy whatever they say
+        "private": json.dumps(not why_not_private(context) and not forced),
+        FORCED: json.dumps(list(forced)),
+        ROWS: ROWS_FORMAT,
+        "encoder": json.dumps(None if encoder is None else encoder.to_json()),
+    }
+
+
+def read_generator(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a generator's file, as they are. Raises DataError if it can't be read."""
+    check_tensor_file(file)
+    try:
+        with safe_open(file, framework="pt") as content:
+            names = content.keys()
+            return content.metadata() or {}, {name: content.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(f"{file} can't be read ({type(error).__name__}): fetch it again") from None

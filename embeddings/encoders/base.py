@@ -1,0 +1,82 @@
+"""What an encoder is, and how one is asked for; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.wire.identity import EncoderIdentity
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Pooling = Literal["cls", "mean-patch", "both"]
+OFFLINE_ENCODER = "efficientnet-lite0"
+
+
+class Encoder(Protocol):
+    """A frozen image encoder.
+
+    `name`, `revision`, `dimension` (width d), `preprocessing` (a description), `weights_digest` (SHA-256) and
+    `precision` identify it; two encoders equal in these give the same vector for the same image. `device` is
+    where it runs (`cpu`, `cuda`), `batch_size` the number of images it runs at once.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def preprocessing(self) -> str: ...
+    @property
+    def weights_digest(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """Turn one decoded image, (h, w) or (h, w, 3) uint8, into the network's input; needs no device."""
+        ...
+
+    def forward(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the network on stacked inputs (b, ...); returns (b, d) float32. Thread-safe."""
+        ...
+
+    def embed(self, batch: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Embed decoded images, each (h, w) or (h, w, 3) uint8; returns (n, d) float32."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOptions:
+    """How to make an encoder; what does not apply to the named one is refused."""
+
+    revision: str | None = None
+    pooling: Pooling = "cls"
+    precision: Precision = "float32"
+    device: str = "cpu"
+    cache_dir: Path | None = None
+    offline: bool = False
+    compile: bool = False
+    batch_size: int | None = None
+
+
+def identity_of(encoder: Encoder, class_names: Sequence[str]) -> EncoderIdentity:
+    """Return what sites compare: the encoder's identity with the class list."""
+    return EncoderIdentity(
+        encoder=encoder.name,
+        revision=encoder.revision,
+        dimension=encoder.dimension,
+        preprocessing=encoder.preprocessing,
+        weights_digest=encoder.weights_digest,
+        precision=encoder.precision,
+        class_names=tuple(class_names),
+    )

@@ -39,7 +39,7 @@ from common.evaluation.fidelity import FidelityConfig, fidelity
 from common.evaluation.nonlinear_heads import fit_neighbour_head
 from common.evaluation.scores import LinearHead, mean_scores, score
 from common.methods.base import seeded
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 ROWS_OF_ORGAN = 8_400
 _COMMON: dict[str, Scalar] = {"epsilon": 3 * EPSILON, "num-rounds": 60, "synthetic-rows": 5_000}

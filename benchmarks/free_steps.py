@@ -33,7 +33,7 @@ from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.scores import LinearHead, Split
 from common.loop import LoopResult
 from common.methods.base import seeded
-from common.publishing.published_set import published_set
+from common.methods.published import published_set
 
 BUDGETS = (1.0, 4.0, 8.0)
 METHODS = ("fedhypevae", "dp_gauss", "dp_cvae")

@@ -38,11 +38,10 @@ from benchmarks.table import RESULTS, load_records, write_text
 from common.config.rivals import RivalsConfig
 from common.errors import FedHypeVAEError
 from common.evaluation.scores import SiteScores, score
-from common.methods.base import RunContext, Tensors, seeded
-from common.methods.heads.linear import CENTRE
+from common.methods.base import CENTRE, RunContext, Tensors, seeded
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn.architectures import site_architecture
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 ENCODERS = {"sscd": 512, "efficientnet-lite0": 1280, "sscd-projected": 256}
 METHODS = ("mh_pfedhn", "mh_pfedhn_gd")

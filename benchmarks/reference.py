@@ -26,7 +26,7 @@ from common.evaluation.scores import (
     score,
     score_site,
 )
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 MIXING = 0.5
 

@@ -26,13 +26,14 @@ from benchmarks.rows import ROWS
 from benchmarks.sources import data_folder, load_organ
 from common.config.run import LEAST_SITES, Scalar
 from common.evaluation.scores import fit_linear_head, mean_scores, score
-from common.loop import noise_source, problem_of, site_statistics
+from common.loop import problem_of
 from common.methods import get_method
 from common.methods.base import RunContext
+from common.methods.published import published_set
+from common.methods.site_release import noise_source, site_statistics
 from common.privacy.robust import settled
-from common.privacy.sampling import SiteData
 from common.privacy.statistics import combine_statistics
-from common.publishing.published_set import published_set
+from common.records import SiteData
 from server_app.statistics_bounds import StatisticsBounds
 
 SITES = (3, 5, 10)
@@ -114,7 +115,7 @@ def _score(federation: Federation, lie: str, robust: str, seed: int) -> float:
             release = _largest(release, bounds)
         bounds.check(release)
         releases.append(release)
-    combined = combine_statistics(spec, settled(config, releases), noise, range(len(data)))
+    combined = combine_statistics(spec, settled(config.federation.robust_statistics, releases), noise, range(len(data)))
     state = method.prepare(context, method.init(context), combined)
     due = published_set(context, method.finish(context, state))
     if due is None:

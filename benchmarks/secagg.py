@@ -59,7 +59,7 @@ def run_once(arguments: Quantisation, assumed: Assumptions, missing: dict[str, s
 
 def measure(count: int, size: int = SIZE) -> dict[str, object]:
     """Cost of one round with `count` sites, beside trust local."""
-    assumed = Assumptions.of(PrivacyConfig(), count)
+    assumed = PrivacyConfig().assumptions(count)
     arguments = make_quantisation({"x": (size,)}, CLIP_NORM, UNITS, MULTIPLIER, assumed)
     source, zeros = SecureNoise(), {"x": torch.zeros(size)}
     local = seconds_of(lambda: add_gaussian(zeros, MULTIPLIER * CLIP_NORM, source))

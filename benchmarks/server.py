@@ -31,7 +31,7 @@ from common.loop import run_loop
 from common.methods import get_method
 from common.methods.base import Problem, RunContext, ServerState
 from common.methods.uploads import gather
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 LOOP_SITES = (10, 100, 1_000, 10_000)
 ENGINE_SITES = (10, 100)

@@ -24,7 +24,7 @@ from common.generator.hypernetwork import (
 from common.generator.objective import record_factors
 from common.privacy.clipping import clipped_gradient_sum
 from common.privacy.noise import SecureNoise, add_gaussian
-from common.privacy.sampling import UnitBatch
+from common.records import UnitBatch
 
 CLASSES = 11
 Way = Callable[[], object]

@@ -32,7 +32,7 @@ from common.loop import run_loop
 from common.methods.base import ServerState, Tensors
 from common.methods.fedhypevae import site as hypevae_site
 from common.privacy.noise import NoiseSource
-from common.privacy.sampling import UnitBatch
+from common.records import UnitBatch
 
 SITES, RECORDS, ROUNDS, EPOCHS = 10, 1_613, 50, 5
 

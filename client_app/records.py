@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.methods.base import RunContext
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 if TYPE_CHECKING:
     from embeddings.store.sets import EmbeddingSet, SetMetadata

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import (
@@ -27,15 +25,14 @@ from common.methods.shared_sums import (
     combined_statistics,
     mean_uploads,
     statistics_arguments,
-    statistics_batch,
     statistics_vector,
     training_arguments,
 )
+from common.methods.site_release import noise_source, site_statistics
 from common.methods.uploads import gather
-from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
 from common.privacy.robust import settled
-from common.privacy.sampling import SiteData
-from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics, release_statistics
+from common.privacy.statistics import ReleasedStatistics, combine_statistics
+from common.records import SiteData
 from common.secagg.quantise import add_up, encode
 from common.wire.versions import (
     Held,
@@ -72,17 +69,6 @@ class LoopResult:
     bytes_down: float = 0.0
 
 
-def noise_source(config: RunConfig, site_index: int, round_index: int) -> NoiseSource:
-    """The source of a site's secret randomness in a round; statistics are round -1, a baseline -2.
-
-    Under `noise = "test"` it is seeded, so that two ways of running the same configuration can be compared; such a run
-    is not private, and says so.
-    """
-    if config.privacy.noise == "secure":
-        return SecureNoise()
-    return TestNoise(1_000_003 * config.federation.seed + 1_009 * site_index + round_index + 2)
-
-
 def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData]) -> ReleasedStatistics | None:
     """The one-shot release of every site, combined; None if the method has none."""
     spec, noise = method.statistics(context), context.plan.statistics_noise
@@ -99,14 +85,9 @@ def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData
         _carried(context, site_statistics(context, spec, noise, data, source), {}, index, -1)[0]
         for index, (data, source) in enumerate(zip(sites, sources, strict=True))
     )
-    return combine_statistics(spec, settled(context.config, releases), noise, range(len(sites)))
-
-
-def site_statistics(
-    context: RunContext, spec: StatisticsSpec, noise_multiplier: float, data: SiteData, source: NoiseSource
-) -> dict[str, Tensor]:
-    """One site's noised statistics: one Gaussian event with `noise_multiplier`, over all units."""
-    return release_statistics(spec, statistics_batch(context, data, source), noise_multiplier, source)
+    return combine_statistics(
+        spec, settled(context.config.federation.robust_statistics, releases), noise, range(len(sites))
+    )
 
 
 def problem_of(sites: Sequence[SiteData], class_names: Sequence[str]) -> Problem:

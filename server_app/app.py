@@ -17,9 +17,9 @@ from common.config.run import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
+from common.methods.published import draw_published
 from common.methods.shared_sums import check_shares_noise
 from common.publishing.generator_file import write_generator
-from common.publishing.published_set import draw_published
 from common.wire.allow_list import dump_context, essence, load_context
 from common.wire.versions import Held
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint

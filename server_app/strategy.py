@@ -230,7 +230,7 @@ class FederatedStrategy(Strategy):
             outcome = self._link.ask(grid, "statistics", lambda _: {}, spec.shapes, check=bounds.check)
             by_index = {self.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
             sites = sorted(by_index)
-            releases = settled(self.context.config, [by_index[index] for index in sites])
+            releases = settled(self.context.config.federation.robust_statistics, [by_index[index] for index in sites])
             statistics = combine_statistics(spec, releases, noise, sites)
         self.state = self.method.prepare(self.context, self.state, statistics)
 

@@ -16,11 +16,11 @@ from client_app.release.release import payload_of
 from client_app.task import Answer, Work, request_of
 from common.errors import PolicyRefusal
 from common.evaluation.scores import LinearHead, fit_linear_head, score, score_site
-from common.loop import noise_source, site_statistics
 from common.methods import get_method
 from common.methods.base import RunContext
-from common.privacy.sampling import on_sphere
+from common.methods.site_release import noise_source, site_statistics
 from common.privacy.statistics import class_means_spec
+from common.records import on_sphere
 from common.wire.allow_list import SCORE_NAMES
 from common.wire.received import check_shapes
 from embeddings.store.sets import SPLIT_NAMES, EmbeddingSet

@@ -36,7 +36,6 @@ from client_app.state.received import held_tensors
 from client_app.state.secure_sum import Attempt, AttemptFile
 from client_app.task import Answer, Work, charged_under, check_round, request_of
 from common.errors import BlameError, PolicyRefusal, ProtocolError
-from common.loop import noise_source
 from common.methods import get_method
 from common.methods.base import StepInput, Tensors
 from common.methods.shared_sums import (
@@ -46,8 +45,9 @@ from common.methods.shared_sums import (
     statistics_vector,
     training_arguments,
 )
+from common.methods.site_release import noise_source
 from common.privacy.events import PrivacyEvent
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 from common.secagg import site
 from common.secagg.messages import (
     Card,

@@ -11,10 +11,10 @@ from client_app.state.private_state import PrivateState
 from client_app.state.received import with_held
 from client_app.task import Answer, Work, check_round
 from common.errors import PolicyRefusal
-from common.loop import noise_source, site_statistics
 from common.methods import get_method
 from common.methods.base import RunContext, SiteState, StepInput
-from common.privacy.sampling import SiteData
+from common.methods.site_release import noise_source, site_statistics
+from common.records import SiteData
 from common.wire.versions import num_bytes, upload_reference
 
 

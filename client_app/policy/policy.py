@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from client_app.ledger.limits import BudgetLimits
 from client_app.policy.request import RunRequest, nonsense_in
-from common.config.run import LEAST_CLIP_NORM
+from common.bounds import LEAST_CLIP_NORM
 from common.errors import ConfigError, PolicyRefusal
 from common.privacy.composition import epsilon_pld
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from common.config.run import LEAST_CLIP_NORM
+from common.bounds import LEAST_CLIP_NORM
 from common.privacy.events import PrivacyEvent
 
 

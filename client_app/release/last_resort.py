@@ -21,7 +21,7 @@ from client_app.place import Place
 from client_app.records import no_data, training_data
 from client_app.site_log import write_log
 from client_app.task import Work
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 Released = TypeVar("Released")
 LOGGED = "a step failed on the site's records, and noise alone was sent in its place: report it"

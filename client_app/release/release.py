@@ -24,7 +24,7 @@ from client_app.state.private_state import PrivateState
 from client_app.task import Answer, Work, request_of
 from common.methods.base import Shapes, Tensors
 from common.privacy.events import PrivacyEvent
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 from common.wire.allow_list import Kind, check_tensors, settings_digest
 from common.wire.versions import rounding, shapes_bytes, to_wire, wire_shapes
 

@@ -12,14 +12,14 @@ from common.assurance.audit import AuditResult, canary_records
 from common.assurance.audit_bounds import two_world_mu, two_world_power
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.loop import site_statistics
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
+from common.methods.site_release import site_statistics
 from common.privacy.calibration import epsilon_pld
 from common.privacy.events import gaussian
 from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
-from common.privacy.sampling import SiteData
 from common.privacy.statistics import combine_statistics
+from common.records import SiteData
 
 _DIM, _CLASSES = 8, 3  # exact samplers are slow, and their noise knows nothing of the sizes
 

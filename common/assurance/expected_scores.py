@@ -18,10 +18,11 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import SiteScores, mean_scores, score
-from common.loop import noise_source, run_statistics
+from common.loop import run_statistics
 from common.methods.base import RunContext, StepInput
-from common.privacy.sampling import SiteData, on_sphere
-from common.publishing.published_set import published_set
+from common.methods.published import published_set
+from common.methods.site_release import noise_source
+from common.records import SiteData, on_sphere
 
 Progress = Callable[[str], None]
 

@@ -18,7 +18,7 @@ from common.methods import get_method
 from common.methods.base import Problem, RunContext, StepInput, private_plan
 from common.methods.fedhypevae.rates import generator_shape
 from common.privacy.noise import NoiseSource
-from common.privacy.sampling import SiteData, on_sphere
+from common.records import SiteData, on_sphere
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from common.methods.base import Method, PrivacyPlan, Problem, RunContext, Server
 from common.privacy.composition import epsilon_pld, epsilon_prv, epsilon_rdp
 from common.privacy.events import PrivacyEvent
 from common.privacy.noise import SecureNoise
-from common.privacy.sampling import SiteData
-from common.secagg.assumptions import Assumptions
+from common.records import SiteData
 from common.wire.versions import num_bytes, shapes_bytes, wire_shapes
 
 _TIMED_STEPS = 3
@@ -183,7 +182,7 @@ def _levels(method: Method, context: RunContext, cohort: Cohort) -> tuple[NoiseL
 def noise_of_sum(config: RunConfig, cohort: Cohort) -> float:
     """Standard deviation of the noise in the sum over all sites, in units of the multiplier times the sensitivity."""
     root = math.sqrt(cohort.sites)
-    return root if config.privacy.trust == "local" else root * Assumptions.of(config.privacy, cohort.sites).share
+    return root if config.privacy.trust == "local" else root * config.privacy.assumptions(cohort.sites).share
 
 
 def _count(shapes: Iterable[tuple[int, ...]]) -> int:

@@ -15,18 +15,17 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.bounds import LEAST_CLIP_NORM
 from common.config.base import LARGEST_SEED, Concern, NoneOrSome, Text, Weight
 from common.config.generator import ModelConfig, SynthesisConfig, TrainingConfig
 from common.config.rivals import RivalsConfig
 from common.errors import ConfigError
+from common.secagg.assumptions import Assumptions
 
 Scalar = str | int | float | bool
 # Sites from which on there is a middle to speak of.
 LEAST_SITES = 5
 _MOST = 1e6
-
-LEAST_CLIP_NORM = 1e-6
-"""The smallest clip norm: far above what float32 rounds or loses, see `common.privacy.clipping`."""
 
 
 class PrivacyConfig(Concern):
@@ -67,6 +66,10 @@ class PrivacyConfig(Concern):
     def records_per_unit(self) -> int:
         """The public cap on the records that one unit contributes to a step."""
         return self.max_records_per_patient if self.unit == "patient" else 1
+
+    def assumptions(self, num_sites: int) -> Assumptions:
+        """What secure aggregation assumes of so many sites (ConfigError: too few of them)."""
+        return Assumptions.of(num_sites, self.dropouts, self.colluders)
 
     @property
     def certified(self) -> bool:
@@ -153,8 +156,6 @@ class RunConfig(BaseModel):
 
     def _check_shared_noise(self) -> None:
         """What secure aggregation can't protect is refused here, before any site is asked."""
-        from common.secagg.assumptions import Assumptions
-
         if not math.isfinite(self.privacy.epsilon):
             raise ValueError("trust secagg needs a finite epsilon: without noise there is nothing to share")
         if self.training.local_steps != 1:
@@ -162,7 +163,7 @@ class RunConfig(BaseModel):
         if self.privacy.encoder_training == "unprotected":
             raise ValueError("trust secagg needs encoder-training sleep or joint: unprotected promises nothing")
         try:
-            Assumptions.of(self.privacy, self.federation.num_sites)
+            self.privacy.assumptions(self.federation.num_sites)
         except ConfigError as error:
             raise ValueError(str(error)) from None
 

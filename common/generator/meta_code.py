@@ -20,8 +20,6 @@ from common.generator.tape import Tensors
 from common.privacy.statistics import ReleasedStatistics
 
 _MOMENT_DRAWS = 64
-PLACEMENT = "meta.placement"
-"""Name of the shifts of `place_classes` among what is published."""
 
 
 @dataclass(frozen=True)
@@ -167,35 +165,3 @@ def mixture_means(shape: GeneratorShape, params: Tensors, meta: MetaCodes) -> Te
     key, rows = row_numbers.row_key("moments", 0), np.arange(_MOMENT_DRAWS)
     drawn = row_numbers.normals(row_numbers.row_words(key, rows, shape.model.latent_dim, 0))
     return _mixture_moments(shape, params, meta.codes, meta.weights, drawn.to(meta.codes.dtype))[0]
-
-
-def place_classes(
-    shape: GeneratorShape, params: Tensors, meta: MetaCodes, statistics: ReleasedStatistics | None
-) -> Tensor | None:
-    """Shifts that bring each class to its released mean, in the directions that tell the classes apart.
-
-    The columns of a discriminatively trained decoder say where boundaries run, and little of where classes lie. A
-    released mean says it, but its noise grows with all d_x directions; in the K - 1 that the columns span it is small.
-    What noise remains shrinks the shift (James & Stein 1961, positive part, with twice their factor: a class moved the
-    wrong way costs more than one that stays). Post-processing of two released values.
-
-    Args:
-        shape: public sizes.
-        params: Φ.
-        meta: the codes; a mixture's mean is moved.
-        statistics: with class means, or nothing is moved.
-
-    Returns:
-        (K, d_x), to be added to a row by its wanted class, before rows are labelled anew; None without released means.
-    """
-    if statistics is None or statistics.class_offsets is None:
-        return None
-    columns = params[f"{shape.output_layer}.class_weight"]
-    left, strengths, _ = torch.linalg.svd(columns - columns.mean(1, keepdim=True), full_matrices=False)
-    basis = left[:, strengths > 1e-6 * strengths.max().clamp(min=1e-12)]
-    if basis.shape[1] == 0:
-        return torch.zeros_like(statistics.class_offsets)
-    gap = (statistics.class_offsets - mixture_means(shape, params, meta)) @ basis
-    noise = basis.shape[1] * (statistics.noise_std["class_sums"] / statistics.class_counts) ** 2
-    kept = (1.0 - 2.0 * noise / gap.square().sum(1).clamp(min=1e-12)).clamp(min=0.0)
-    return (kept[:, None] * gap) @ basis.T

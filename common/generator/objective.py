@@ -35,10 +35,11 @@ from common.generator.hypernetwork import (
     generate,
     hypernetwork_heads,
 )
-from common.generator.tape import GradientFactors, Tape, Tensors
+from common.generator.tape import Tape, Tensors
 from common.kernels import fourier_features, gaussian_kernel
+from common.privacy.factors import GradientFactors
 from common.privacy.noise import NoiseSource
-from common.privacy.sampling import UnitBatch
+from common.records import UnitBatch
 
 # Numbers in one layer's output over a tile of units: 2 MiB, which stays in a core's cache between two operations.
 _TILE = 2**19

@@ -18,8 +18,8 @@ from common.config.run import RunConfig
 from common.generator.row_law import RowLaw
 from common.privacy.events import PrivacyEvent, gaussian, sampled_gaussian
 from common.privacy.noise import NoiseSource
-from common.privacy.sampling import SiteData
 from common.privacy.statistics import ReleasedStatistics, StatisticsSpec
+from common.records import SiteData
 
 Tensors = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -270,3 +270,17 @@ def private_plan(config: RunConfig) -> PrivacyPlan:
     return PrivacyPlan(
         statistics, noise, privacy.sampling_rate, training.local_steps, training.num_rounds, privacy.delta, spare
     )
+
+
+CENTRE = "constant.centre"
+
+
+TARGET = "constant.target"
+
+
+TOTAL = "constant.total"
+
+
+def known_total(params: Tensors, public_total: int) -> float:
+    """Units of all sites: as released with the statistics, else the public number."""
+    return float(params[TOTAL]) if TOTAL in params else float(public_total)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.methods.base import Method, RunContext, Tensors
-from common.methods.fedhypevae.rates import known_total
+from common.methods.base import Method, RunContext, Tensors, known_total
+from common.methods.site_release import statistics_batch
 from common.privacy.noise import NoiseSource
-from common.privacy.sampling import SiteData, UnitBatch, by_unit, draw_units, on_sphere
 from common.privacy.statistics import (
     ReleasedStatistics,
     StatisticsSpec,
@@ -19,6 +17,7 @@ from common.privacy.statistics import (
     part_weights,
     statistics_sum,
 )
+from common.records import SiteData
 from common.secagg.assumptions import Assumptions
 from common.secagg.quantise import Quantisation, Words, decode, encode, make_quantisation
 
@@ -30,7 +29,7 @@ _ROOM = 2.0
 
 def assumptions_of(context: RunContext) -> Assumptions:
     """What the run assumes of its sites (ConfigError: too few of them)."""
-    return Assumptions.of(context.config.privacy, context.problem.num_sites)
+    return context.config.privacy.assumptions(context.problem.num_sites)
 
 
 def check_shares_noise(method: Method, context: RunContext) -> None:
@@ -75,15 +74,6 @@ def statistics_arguments(context: RunContext, spec: StatisticsSpec) -> Quantisat
         raise ConfigError("the run has no statistics to aggregate")
     noise, assumptions = context.plan.statistics_noise, assumptions_of(context)
     return make_quantisation(spec.shapes, spec.sensitivity, _UNITS_BEFORE_STATISTICS, noise, assumptions)
-
-
-def statistics_batch(context: RunContext, data: SiteData, source: NoiseSource) -> UnitBatch:
-    """All units of a site as the statistics see them: each with at most the public cap of records."""
-    config = context.config
-    data = by_unit(data, config.privacy.unit, context.problem.num_classes)
-    if config.training.sphere:
-        data = replace(data, embeddings=on_sphere(data.embeddings))
-    return draw_units(data, 1.0, config.privacy.records_per_unit, source)
 
 
 def statistics_vector(context: RunContext, spec: StatisticsSpec, data: SiteData, source: NoiseSource) -> Words:

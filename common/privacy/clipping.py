@@ -34,9 +34,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.config.run import LEAST_CLIP_NORM
+from common.bounds import LEAST_CLIP_NORM
 from common.errors import ConfigError
-from common.generator.tape import GradientFactors
+from common.privacy.factors import GradientFactors
 
 NEIGHBOURING = "add or remove one unit"
 FACTOR_BOUND = 1e6

@@ -15,19 +15,20 @@ It does not help against a liar that claims as many records as it has: that one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-from common.config.run import RunConfig
 
 _LARGEST = 2.0  # times the median of the sites' numbers of records
 _CUT = 0.25  # of the weight, at each end
 
 
-def settled(config: RunConfig, releases: Iterable[Mapping[str, Tensor]]) -> Iterable[Mapping[str, Tensor]]:
+def settled(
+    rule: Literal["off", "trimmed"], releases: Iterable[Mapping[str, Tensor]]
+) -> Iterable[Mapping[str, Tensor]]:
     """The sites' releases as they are to be added up: as they are, or trimmed, as the run's settings say."""
-    return releases if config.federation.robust_statistics == "off" else trimmed_sums(releases)
+    return releases if rule == "off" else trimmed_sums(releases)
 
 
 def trimmed_sums(releases: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

@@ -5,82 +5,12 @@ Each unit is drawn by itself with the public rate q. An empty batch is a batch: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import DataError
 from common.privacy.noise import NoiseSource
-
-
-@dataclass(frozen=True)
-class SiteData:
-    """The embeddings of one site that training may read.
-
-    Attributes:
-        embeddings: (n, d_x) float32.
-        labels: (n,) int64 in [0, K).
-        groups: (n,) int64 patient of each record, or None: then each record is its own unit.
-    """
-
-    embeddings: Tensor
-    labels: Tensor
-    groups: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class UnitBatch:
-    """Records laid out by unit.
-
-    Attributes:
-        embeddings: (U, R, d_x), zero where padded.
-        labels: (U, R), zero where padded.
-        mask: (U, R) float, 1 for a record.
-    """
-
-    embeddings: Tensor
-    labels: Tensor
-    mask: Tensor
-
-
-def by_unit(data: SiteData, unit: Literal["record", "patient"], num_classes: int) -> SiteData:
-    """The data as the promised unit of privacy sees it: patients only where a patient is the unit.
-
-    Args:
-        data: the site's records.
-        unit: what the guarantee is about.
-        num_classes: K.
-
-    Returns:
-        The data, without `groups` where a record is the unit, and without records of no class: see `of_known_class`.
-
-    Raises:
-        DataError: patients are promised, but the data does not say which patient a record belongs to: clipping
-            record by record would not protect a patient.
-    """
-    if unit == "record":
-        data = replace(data, groups=None)
-    elif data.groups is None:
-        raise DataError("unit is patient, but the records name no patient: add a group column, or set unit to record")
-    return of_known_class(data, num_classes)
-
-
-def of_known_class(data: SiteData, num_classes: int) -> SiteData:
-    """The data without records whose label lies outside [0, K): a rule for each record by itself, where torch's own
-    would be an exception that ends the release of all."""
-    known = (data.labels >= 0) & (data.labels < num_classes)
-    if bool(known.all()):
-        return data
-    groups = None if data.groups is None else data.groups[known.to(data.groups.device)]
-    return SiteData(data.embeddings[known], data.labels[known], groups)
-
-
-def on_sphere(embeddings: Tensor) -> Tensor:
-    """Rows scaled to unit length, zero rows left alone: (..., d) -> (..., d). A map of one record, so it is public."""
-    return embeddings / torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
+from common.records import SiteData, UnitBatch
 
 
 def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, source: NoiseSource) -> UnitBatch:

@@ -23,7 +23,7 @@ from common.errors import ConfigError
 from common.kernels import fourier_features
 from common.privacy.clipping import NEIGHBOURING, ClippedSum
 from common.privacy.noise import NoiseSource
-from common.privacy.sampling import UnitBatch
+from common.records import UnitBatch, clip_to_ball
 
 # of the counts where they serve training, as class shares and as the total that rates are scaled by
 TRAINING_COUNT_WEIGHT = 0.6
@@ -82,12 +82,6 @@ class StatisticsSpec:
 def class_means_spec(dim: int, num_classes: int, radius: float) -> StatisticsSpec:
     """Counts and class sums alone: the best use of a whole budget for class means."""
     return StatisticsSpec(dim, num_classes, radius, total_weight=0.0)
-
-
-def clip_to_ball(embeddings: Tensor, radius: float) -> Tensor:
-    """Scale rows down to norm at most `radius`: (..., d) -> (..., d). A map of one record."""
-    norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
-    return embeddings * (radius / norms).clamp(max=1.0)
 
 
 def statistics_sum(spec: StatisticsSpec, batch: UnitBatch) -> ClippedSum:

@@ -26,13 +26,12 @@ from common.config.run import RunConfig
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.generator.row_numbers import row_key
+from common.generator.row_sets import MOST_TRIES, RowSet
 from common.methods import get_method
 from common.methods.base import Artifact, RunContext
-from common.publishing.drawing import Code, class_weights, interleaved_labels, wanted_counts, with_code
+from common.methods.published import Code, class_weights, interleaved_labels, published_set, wanted_counts, with_code
 from common.publishing.generator_file import FORCED, GENERATOR, ROWS, read_generator
 from common.publishing.parquet import stream_rows
-from common.publishing.published_set import published_set
-from common.publishing.row_sets import MOST_TRIES, RowSet
 from common.wire.allow_list import load_context
 from common.wire.identity import EncoderIdentity
 

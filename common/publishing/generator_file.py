@@ -13,8 +13,8 @@ from torch import Tensor
 from common.assurance.statement import why_not_private
 from common.durable import write_output
 from common.errors import DataError
+from common.generator.row_sets import ROWS_FORMAT
 from common.methods.base import Artifact, RunContext
-from common.publishing.row_sets import ROWS_FORMAT
 from common.tensor_file import check_tensor_file
 from common.wire.allow_list import dump_context
 from common.wire.identity import EncoderIdentity

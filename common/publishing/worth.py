@@ -15,8 +15,8 @@ from torch import Tensor
 from common.errors import ConfigError, DataError
 from common.evaluation.nonlinear_heads import fit_mlp_head, fit_neighbour_head
 from common.evaluation.scores import SiteScores, Split, choose_mixing, fit_linear_head, mix_probabilities, score
-from common.privacy.sampling import on_sphere
 from common.publishing.bundle import Bundle
+from common.records import on_sphere
 
 HeadKind = Literal["linear", "mlp", "knn"]
 HEADS: tuple[HeadKind, ...] = ("linear", "mlp", "knn")

@@ -20,7 +20,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from common.config.run import PrivacyConfig
 from common.errors import ConfigError
 from common.privacy.events import PrivacyEvent
 
@@ -55,14 +54,10 @@ class Assumptions:
             )
 
     @classmethod
-    def of(cls, privacy: PrivacyConfig, num_sites: int) -> Assumptions:
+    def of(cls, num_sites: int, dropouts: int, colluders: int) -> Assumptions:
         """The assumptions of a run's settings; a negative number stands for max(1, m // 10)."""
         default = max(1, num_sites // 10)
-        return cls(
-            num_sites,
-            default if privacy.dropouts < 0 else privacy.dropouts,
-            default if privacy.colluders < 0 else privacy.colluders,
-        )
+        return cls(num_sites, default if dropouts < 0 else dropouts, default if colluders < 0 else colluders)
 
     @property
     def threshold(self) -> int:

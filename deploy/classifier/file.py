@@ -19,9 +19,9 @@ from common.durable import write_atomically
 from common.errors import ConfigError, DataError
 from common.evaluation.nonlinear_heads import MLPHead
 from common.evaluation.scores import LinearHead, Split
-from common.privacy.sampling import on_sphere
 from common.publishing.bundle import Bundle
 from common.publishing.worth import Head, fit_head
+from common.records import on_sphere
 from common.tensor_file import check_tensor_file
 from common.wire.identity import EncoderIdentity
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.evaluation.nonlinear_heads import MLPHead
 from common.evaluation.scores import LinearHead, Split
+from common.methods.base import CENTRE
+from common.methods.features import feature_scale
 from common.methods.fedhypevae.joining import fit_code, sample_personal
-from common.methods.heads.linear import CENTRE, feature_scale
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn.architectures import Architecture
-from common.privacy.sampling import SiteData
 from common.publishing.bundle import Bundle
 from common.publishing.parquet import Written, sha256_of, write_rows
+from common.records import SiteData
 from deploy.classifier.file import TrainedHead
 
 STAYS = "fitted to one site's own records without noise: it stays at that site"

@@ -15,7 +15,7 @@ from deploy.console import console, said, say
 if TYPE_CHECKING:
     from common.assurance.plan import Cohort, RunPlan
     from common.config.run import RunConfig
-    from common.privacy.sampling import SiteData
+    from common.records import SiteData
 
 # Seconds a round takes beside the sites' computing, over TLS: polling, starting processes (three and ten sites).
 _FEW_SITES, _FEW_S, _MANY_SITES, _MANY_S = 3, 6.3, 10, 13.5
@@ -137,7 +137,7 @@ def _public(pool: Any, cohort: Cohort, rows: int) -> tuple[SiteData, SiteData, C
 
     import torch
 
-    from common.privacy.sampling import SiteData
+    from common.records import SiteData
 
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(pool), generator=generator)

@@ -11,11 +11,11 @@ from typing import Any
 
 from common.config.run import RunConfig
 from common.errors import FedHypeVAEError
+from common.generator.row_sets import ROWS_FORMAT
 from common.privacy.events import PrivacyEvent
 from common.publishing.bundle import STATEMENT, load_bundle
 from common.publishing.generator_file import GENERATOR
 from common.publishing.parquet import check_layout, read_notes, set_notes, stream_rows
-from common.publishing.row_sets import ROWS_FORMAT
 from deploy.release.audits import objections
 from deploy.release.build import SIGNATURE, SUMS
 from deploy.release.describe import BUNDLE_FORMAT, DATA_FILE, NOT_PRIVATE

@@ -16,9 +16,9 @@ from typing import Any
 from common.assurance.audit import AuditResult
 from common.assurance.statement import check_statement
 from common.errors import ConfigError, DataError, FedHypeVAEError
+from common.generator.row_sets import ROWS_FORMAT
 from common.privacy.events import PrivacyEvent
 from common.publishing.bundle import Bundle, load_bundle
-from common.publishing.row_sets import ROWS_FORMAT
 from deploy.release.audits import AuditSize, audit_run, in_json, objections
 from deploy.release.ledgers import SiteLedger, checked_sites
 from deploy.release.promises import empty_statement, faults_of, largest_epsilon

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from common.errors import FedHypeVAEError
 from common.evaluation.scores import Split
+from common.generator.row_sets import RowSet, piece_rows
 from common.publishing.bundle import Bundle
-from common.publishing.row_sets import RowSet, piece_rows
 
 FOREIGN = "the synthetic set is not what the generator draws"
 SAMPLED_ROWS = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.protocol import BenchmarkSite, Federation
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 
 def small_federation(held_out: str | None = None, seed: int = 7, num_sites: int = 3) -> Federation:

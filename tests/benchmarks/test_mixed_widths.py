@@ -16,7 +16,7 @@ from benchmarks import cells, mixed_widths
 from benchmarks.protocol import BenchmarkSite, Federation
 from benchmarks.rows import ROWS
 from benchmarks.sources import organ_draw
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 from embeddings.encoders import efficientnet
 
 _COLUMNS = ("personal", "local_linear", "local_same")

@@ -19,7 +19,7 @@ from benchmarks.reference import (
 from benchmarks.sources import data_folder
 from common.errors import ConfigError, DataError
 from common.evaluation.scores import LinearHead, SiteScores, mean_scores, personal_head
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 
 def _records(values: list[float], labels: list[int]) -> SiteData:

@@ -16,7 +16,6 @@ from benchmarks.render import render, score_cell
 from benchmarks.rows import ROWS, TABLE_DATASETS, Row
 from common.errors import ConfigError, DataError
 from common.methods import method_names
-from common.secagg.assumptions import Assumptions
 from tests.benchmarks.small_federation import small_federation
 
 _FIELDS = {
@@ -105,7 +104,7 @@ def test_secagg_rows_assume_a_dropout_and_a_colluder_where_sites_allow() -> None
     for sites, shares in ((3, 2), (10, 8)):
         config = row.config(small_federation(num_sites=sites))
         assert config.privacy.trust == "secagg"
-        assert Assumptions.of(config.privacy, sites).honest_shares == shares
+        assert config.privacy.assumptions(sites).honest_shares == shares
 
 
 def test_rows_cover_every_method_of_the_issue_and_are_told_apart() -> None:

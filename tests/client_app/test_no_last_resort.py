@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from client_app.ledger.ledger import Ledger
 from client_app.policy.policy import load_policy
 from client_app.release.last_resort import LOGGED
+from common.bounds import LARGEST_NORM
 from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import PrivacyPlan, Problem, RunContext
 from common.wire.allow_list import dump_context
-from common.wire.received import LARGEST_NORM
 from embeddings.store.file import write_store
 from tests.harness import CLASSES, HarnessSite, deliver, make_set, words_of
 

@@ -20,11 +20,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from client_app.records import split_by_unit
+from common.bounds import LARGEST_NORM
 from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import PrivacyPlan, Problem, RunContext
 from common.wire.allow_list import dump_context
-from common.wire.received import LARGEST_NORM
 from embeddings.store.sets import EmbeddingSet
 from tests.harness import CLASSES, DIM, Federation, HarnessSite, deliver, make_set, words_of
 

@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from common.generator.cvae import sleep
 from common.generator.hypernetwork import project_code, project_spectral_norms
-from common.loop import noise_source
 from common.methods import get_method
 from common.methods.base import RunContext, seeded
 from common.methods.fedhypevae.rates import generator_shape
+from common.methods.site_release import noise_source
 from common.privacy.noise import add_gaussian
-from common.privacy.sampling import SiteData, on_sphere
+from common.records import SiteData, on_sphere
 from tests.common.privacy.clipping_cases import Case, reference_loss
 
 

@@ -7,7 +7,7 @@ import torch
 
 from common.config.run import RunConfig
 from common.loop import run_loop
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 from tests.common.algorithm_1 import algorithm_1
 
 SETTINGS = {

@@ -17,10 +17,10 @@ from common import devices
 from common.config.run import RunConfig
 from common.devices import choose_device, computing_on, free_bytes, rows_that_fit
 from common.errors import ConfigError
-from common.loop import noise_source
 from common.methods import get_method
 from common.methods.base import Problem, RunContext, StepInput
-from common.privacy.sampling import SiteData
+from common.methods.site_release import noise_source
+from common.records import SiteData
 
 CPU = torch.device("cpu")
 METHODS = ("fedhypevae", "dp_cvae", "dp_cgan", "dp_fedsgd", "mh_pfedhn_gd_dp", "fedavg")

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from common.config.run import RunConfig
 from common.generator.tape import Tape
-from common.loop import noise_source
 from common.methods import get_method, method_names
 from common.methods.base import Method, Problem, RunContext, StepInput
 from common.methods.generators.dp_network import noised_gradient_sum
+from common.methods.site_release import noise_source
 from common.privacy.calibration import epsilon_pld
 from common.privacy.events import mechanism_counts
 from common.privacy.noise import SecureNoise
-from common.privacy.sampling import SiteData, UnitBatch
+from common.records import SiteData, UnitBatch
 
 NOISE, CLIP, STEPS = 3.0, 0.25, 4
 CLASSES = tuple("abc")

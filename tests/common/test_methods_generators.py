@@ -15,13 +15,14 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.evaluation.heads import gaussian_head
 from common.generator.tape import Tape
-from common.loop import noise_source, run_loop
+from common.loop import run_loop
 from common.methods import get_method
 from common.methods.base import RunContext, StepInput, seeded
 from common.methods.generators import dp_cgan, dp_cvae, dp_gauss
 from common.methods.generators.dp_network import init_layers, noised_gradient_sum
+from common.methods.site_release import noise_source
 from common.privacy.noise import TestNoise
-from common.privacy.sampling import SiteData, UnitBatch
+from common.records import SiteData, UnitBatch
 from tests.row_cases import rows_of
 
 _SMALL = {

@@ -12,7 +12,7 @@ from common.config.run import RunConfig
 from common.errors import ConfigError, DataError
 from common.loop import LoopResult, run_loop
 from common.methods.fedhypevae.joining import fit_code, sample_personal
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 
 def _site(shift: float, seed: int, rows: int = 60) -> SiteData:

@@ -12,15 +12,16 @@ from torch.nn import functional
 
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.loop import noise_source, run_loop
+from common.loop import run_loop
 from common.methods import get_method
-from common.methods.base import RunContext, StepInput
-from common.methods.heads.linear import CENTRE, published_head
+from common.methods.base import CENTRE, RunContext, StepInput
+from common.methods.heads.linear import published_head
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn import taught as mh_pfedhn_gd
 from common.methods.mh_pfedhn.architectures import Architecture, site_architecture
 from common.methods.mh_pfedhn.chunks import clip_joint_norm, generate_model, init_chunks, pull_back
-from common.privacy.sampling import SiteData
+from common.methods.site_release import noise_source
+from common.records import SiteData
 
 _SMALL = {
     "num_sites": 3,

@@ -9,11 +9,12 @@ import torch
 
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.loop import noise_source, run_loop
+from common.loop import run_loop
 from common.methods import get_method, method_names
 from common.methods.base import StepInput
+from common.methods.site_release import noise_source
 from common.privacy.calibration import epsilon_pld
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 from tests.row_cases import rows_of
 
 _TINY = {

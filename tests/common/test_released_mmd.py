@@ -11,8 +11,8 @@ from common.methods.fedhypevae.rates import generator_shape
 from common.methods.fedhypevae.server import METHOD
 from common.methods.fedhypevae.site import released_target
 from common.privacy.noise import TestNoise
-from common.privacy.sampling import UnitBatch
 from common.privacy.statistics import combine_statistics, release_statistics
+from common.records import UnitBatch
 
 
 def test_released_mmd_is_least_where_the_generator_is_right() -> None:

@@ -12,14 +12,15 @@ import torch
 
 from common.config.run import RunConfig
 from common.loop import run_loop
+from common.methods.base import CENTRE
+from common.methods.features import head_features
 from common.methods.fedhypevae.joining import fit_code
-from common.methods.heads.linear import CENTRE, head_features
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn.architectures import Architecture
-from common.privacy.sampling import SiteData
 from common.publishing.bundle import load_bundle
 from common.publishing.generator_file import write_generator
 from common.publishing.parquet import read_notes
+from common.records import SiteData
 from deploy.classifier.file import load_head
 from deploy.classifier.joining import STAYS
 from embeddings.store.file import read_store, write_store

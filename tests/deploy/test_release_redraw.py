@@ -23,11 +23,11 @@ from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
+from common.methods.published import draw_published
 from common.privacy.statistics import ReleasedStatistics
 from common.publishing.bundle import Bundle, load_bundle
 from common.publishing.generator_file import write_generator
 from common.publishing.parquet import read_notes, set_notes, sha256_of, write_rows
-from common.publishing.published_set import draw_published
 from deploy.release import redraw
 from deploy.release.describe import DATA_FILE
 from deploy.release.layout import check_generator_layout

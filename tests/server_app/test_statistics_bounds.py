@@ -15,8 +15,9 @@ from common.config.run import RunConfig
 from common.errors import WireError
 from common.methods import get_method
 from common.privacy.noise import TestNoise
-from common.privacy.sampling import SiteData, by_unit, draw_units
+from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, release_statistics
+from common.records import SiteData, by_unit
 from common.wire.allow_list import load_context
 from common.wire.versions import from_wire, to_wire
 from server_app.bounds import LARGEST_PARAMETERS, largest_norm
@@ -193,7 +194,7 @@ def test_sum_of_sites_that_none_can_have_is_not_used(tmp_path: Path, monkeypatch
         calls.append(1)
         if len(calls) != 2:
             return honest(context, spec, data, source)
-        from common.methods.shared_sums import statistics_batch
+        from common.methods.site_release import statistics_batch
 
         sums = dict(statistics_sum(spec, statistics_batch(context, data, source)).tensors)
         sums["class_counts"] = sums["class_counts"] - 1e4

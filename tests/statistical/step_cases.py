@@ -18,7 +18,7 @@ from common.methods.fedhypevae import site as hypevae_site
 from common.methods.generators import dp_network as private
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.privacy.noise import NoiseSource, add_gaussian
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 from tests.common.privacy.clipping_cases import UnitDraws
 
 DIM, CLASSES, UNITS, RECORDS = 10, 3, 17, 2  # 17 and its multiples are no size of anything else

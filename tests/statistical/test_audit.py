@@ -17,7 +17,8 @@ from common.methods.base import Problem, RunContext, StepInput
 from common.methods.fedhypevae.server import METHOD
 from common.privacy.clipping import ClippedSum, clipped_gradient_sum
 from common.privacy.noise import SecureNoise, add_gaussian
-from common.privacy.sampling import SiteData, draw_units
+from common.privacy.sampling import draw_units
+from common.records import SiteData
 
 # Only the class scores: the smallest model, whose step is fast enough for 20,000 draws.
 SMALL = {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0}

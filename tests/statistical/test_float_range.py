@@ -19,13 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.config.run import LEAST_CLIP_NORM
-from common.generator.tape import GradientFactors
+from common.bounds import LEAST_CLIP_NORM
 from common.kernels import fourier_frequencies
 from common.privacy.clipping import clipped_gradient_sum, clipped_vector_sum
+from common.privacy.factors import GradientFactors
 from common.privacy.noise import SecureNoise, TestNoise, add_gaussian
-from common.privacy.sampling import SiteData, draw_units, on_sphere
-from common.privacy.statistics import StatisticsSpec, clip_to_ball, statistics_sum
+from common.privacy.sampling import draw_units
+from common.privacy.statistics import StatisticsSpec, statistics_sum
+from common.records import SiteData, clip_to_ball, on_sphere
 from common.secagg.assumptions import Assumptions
 from common.secagg.quantise import encode, make_quantisation
 from tests.statistical.step_cases import (

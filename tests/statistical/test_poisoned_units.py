@@ -21,8 +21,9 @@ from common.generator.tape import _ENOUGH_ROWS
 from common.kernels import fourier_frequencies
 from common.privacy import clipping, statistics
 from common.privacy.noise import SecureNoise
-from common.privacy.sampling import SiteData, UnitBatch, draw_units
+from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, release_statistics, statistics_sum
+from common.records import SiteData, UnitBatch
 from tests.statistical.step_cases import (
     CLASSES,
     DIM,

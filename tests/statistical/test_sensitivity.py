@@ -20,12 +20,14 @@ from torch import Tensor
 from common.generator.cvae import PlainLayers, sample_given_labels
 from common.generator.hypernetwork import generate
 from common.generator.objective import record_losses
-from common.generator.tape import GradientFactors, Tape
+from common.generator.tape import Tape
 from common.kernels import fourier_frequencies, mmd2
 from common.privacy.clipping import ClippedSum, clipped_gradient_sum, clipped_vector_sum
+from common.privacy.factors import GradientFactors
 from common.privacy.noise import TestNoise
-from common.privacy.sampling import SiteData, UnitBatch, draw_units
+from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, statistics_sum
+from common.records import SiteData, UnitBatch
 from tests.common.privacy.clipping_cases import CASES, Case, flat, make_case, product_sum, record_factors
 
 UNITS = 6

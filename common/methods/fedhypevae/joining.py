@@ -18,12 +18,12 @@ from common.errors import ConfigError, DataError
 from common.generator.hypernetwork import class_scores, code_features, generate, project_code
 from common.generator.meta_code import generated_moments
 from common.generator.row_numbers import row_key
-from common.methods.base import Artifact, RunContext, seeded
-from common.methods.fedhypevae.rates import generator_shape, normalised
+from common.generator.row_sets import RowSet
+from common.methods.base import CENTRE, Artifact, RunContext, seeded
+from common.methods.features import normalised
+from common.methods.fedhypevae.rates import generator_shape
 from common.methods.fedhypevae.server import law
-from common.methods.heads.linear import CENTRE
-from common.privacy.sampling import SiteData
-from common.publishing.row_sets import RowSet
+from common.records import SiteData
 
 _MOMENT_DRAWS = 64
 

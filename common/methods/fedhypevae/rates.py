@@ -9,12 +9,8 @@ from torch import Tensor
 
 from common.generator.hypernetwork import GeneratorShape
 from common.kernels import fourier_frequencies
-from common.methods.base import RunContext, Tensors
-from common.privacy.sampling import on_sphere
-from common.privacy.statistics import clip_to_ball
-from common.secagg.assumptions import Assumptions
+from common.methods.base import RunContext, Tensors, known_total
 
-CENTRE, TARGET, TOTAL = "constant.centre", "constant.target", "constant.total"
 CLASS_OFFSETS = "constant.class_offsets"
 PRESENCE = "presence"
 """Among what the server remembers: weights of the sites' sums, class by class."""
@@ -25,14 +21,6 @@ def generator_shape(context: RunContext) -> GeneratorShape:
     """Public sizes of the run's generator."""
     config = context.config
     return GeneratorShape.of(context.problem.dim, context.problem.num_classes, config.model, config.training)
-
-
-def normalised(context: RunContext, embeddings: Tensor, centre: Tensor) -> Tensor:
-    """Embeddings as the generator sees them: on the unit sphere, around the centre, clipped; row by row."""
-    training = context.config.training
-    if training.sphere:
-        embeddings = on_sphere(embeddings)
-    return clip_to_ball(embeddings - centre, training.feature_norm)
 
 
 def trained_names(context: RunContext, params: Tensors) -> list[str]:
@@ -64,7 +52,7 @@ def _rate_factor(context: RunContext, params: Tensors) -> float:
     sites, noise = context.problem.num_sites, context.plan.training_noise or 0.0
     if training.score_noise == 0 or noise == 0:
         return 1.0
-    shares = sites / Assumptions.of(privacy, sites).honest_shares if privacy.trust == "secagg" else float(sites)
+    shares = sites / privacy.assumptions(sites).honest_shares if privacy.trust == "secagg" else float(sites)
     total = max(known_total(params, context.config.federation.public_total), 1.0)
     steps = training.num_rounds * training.local_steps
     walk = noise * math.sqrt(shares * steps) / (privacy.sampling_rate * total) * training.feature_norm
@@ -91,11 +79,6 @@ def step_scale(context: RunContext, params: Tensors) -> float:
     privacy, federation = context.config.privacy, context.config.federation
     total = known_total(params, federation.public_total)
     return clip_unit(context) * privacy.sampling_rate * max(total, 1.0) / context.problem.num_sites
-
-
-def known_total(params: Tensors, public_total: int) -> float:
-    """Units of all sites: as released with the statistics, else the public number."""
-    return float(params[TOTAL]) if TOTAL in params else float(public_total)
 
 
 def clip_unit(context: RunContext) -> float:

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from common.generator.cvae import init_encoder_params
 from common.generator.hypernetwork import init_code, init_hypernet_params, project_spectral_norms
-from common.generator.meta_code import PLACEMENT, MetaCodes, fit_meta_codes, place_classes
+from common.generator.meta_code import MetaCodes, fit_meta_codes
+from common.generator.placement import PLACEMENT, place_classes
 from common.generator.prototypes import PROTOTYPES, class_prototypes
 from common.generator.row_law import RowLaw
 from common.generator.rows import RowSettings, generator_law
 from common.methods.base import (
+    CENTRE,
+    TARGET,
+    TOTAL,
     Artifact,
     Method,
     RunContext,
@@ -31,11 +35,8 @@ from common.methods.base import (
 )
 from common.methods.fedhypevae.presence import presence_weights
 from common.methods.fedhypevae.rates import (
-    CENTRE,
     CLASS_OFFSETS,
     PRESENCE,
-    TARGET,
-    TOTAL,
     class_offsets,
     generator_shape,
     public_frequencies,

@@ -8,29 +8,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.bounds import LARGEST_NORM, held_within
 from common.errors import ConfigError
 from common.generator.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood, sleep
 from common.generator.hypernetwork import class_prior, code_features, decode, project_code
 from common.generator.objective import FeatureTarget, data_free_loss, record_factors
-from common.generator.tape import GradientFactors
-from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
+from common.methods.base import CENTRE, TARGET, RunContext, SiteState, StepInput, Tensors, seeded
+from common.methods.features import normalised
 from common.methods.fedhypevae.rates import (
-    CENTRE,
     CLASS_OFFSETS,
-    TARGET,
     clip_unit,
     generator_shape,
-    normalised,
     public_frequencies,
     rate_of,
     step_scale,
     trained_names,
 )
 from common.privacy.clipping import clipped_gradient_sum
+from common.privacy.factors import GradientFactors
 from common.privacy.noise import NoiseSource, add_gaussian
-from common.privacy.sampling import UnitBatch, by_unit, draw_units
+from common.privacy.sampling import draw_units
+from common.records import UnitBatch, by_unit
 from common.secagg.quantise import ROUNDING_MARGIN
-from common.wire.received import LARGEST_NORM, held_within
 
 _SLEEP_BATCH = 256
 # Of what is added to a noised sum without records: the sum of all local steps stays a float32.

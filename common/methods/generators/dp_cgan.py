@@ -16,16 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.adam import adam_step
+from common.bounds import held_within
 from common.generator.cvae import LinearLayers, PlainLayers
 from common.generator.row_law import RowLaw
 from common.generator.tape import Tape
-from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.base import CENTRE, Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.features import network_data
 from common.methods.generators import dp_cvae
-from common.methods.generators.dp_network import init_layers, network_data, noised_gradient_sum, normals, with_prefix
-from common.methods.heads.linear import CENTRE
+from common.methods.generators.dp_network import init_layers, noised_gradient_sum, normals, with_prefix
 from common.privacy.noise import NoiseSource
-from common.privacy.sampling import UnitBatch, draw_units
-from common.wire.received import held_within
+from common.privacy.sampling import draw_units
+from common.records import UnitBatch
 
 _BETAS = (0.5, 0.999)
 _SLOPE = 0.2

@@ -23,6 +23,7 @@ from common.generator.cvae import LinearLayers, PlainLayers, gaussian_kl
 from common.generator.row_law import Middle, RowLaw
 from common.generator.tape import Tape
 from common.methods.base import (
+    CENTRE,
     Artifact,
     Method,
     RunContext,
@@ -34,17 +35,12 @@ from common.methods.base import (
     private_plan,
     seeded,
 )
-from common.methods.generators.dp_network import (
-    init_layers,
-    mean_of,
-    network_data,
-    noised_gradient_sum,
-    normals,
-    with_prefix,
-)
-from common.methods.heads.linear import CENTRE, centre_statistics, feature_scale, with_centre
+from common.methods.features import feature_scale, network_data
+from common.methods.generators.dp_network import init_layers, mean_of, noised_gradient_sum, normals, with_prefix
+from common.methods.heads.linear import centre_statistics, with_centre
 from common.privacy.noise import NoiseSource
-from common.privacy.sampling import UnitBatch, draw_units
+from common.privacy.sampling import draw_units
+from common.records import UnitBatch
 
 _HIDDEN = 3
 _LOG_VARIANCE_BOUND = 10.0

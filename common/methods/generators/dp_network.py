@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from common.generator.tape import GradientFactors, Tape
-from common.methods.base import RunContext, StepInput, Tensors
-from common.methods.heads.linear import CENTRE, feature_scale
+from common.generator.tape import Tape
+from common.methods.base import RunContext, Tensors
 from common.privacy.clipping import clipped_gradient_sum
+from common.privacy.factors import GradientFactors
 from common.privacy.noise import NoiseSource, add_gaussian
-from common.privacy.sampling import SiteData, UnitBatch, by_unit, on_sphere
-from common.privacy.statistics import clip_to_ball
+from common.records import UnitBatch
 
 Losses = Callable[[Tape, UnitBatch, NoiseSource], Tensor]
-
-
-def network_data(context: RunContext, work: StepInput) -> SiteData:
-    """A site's records by unit, with coordinates of about 1: on the sphere, centred, clipped; row by row."""
-    training = context.config.training
-    data = by_unit(work.data, context.config.privacy.unit, context.problem.num_classes)
-    rows = on_sphere(data.embeddings) if training.sphere else data.embeddings
-    rows = clip_to_ball(rows - work.params[CENTRE], training.feature_norm)
-    return replace(data, embeddings=rows * feature_scale(context, rows.shape[-1]))
 
 
 def noised_gradient_sum(

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from common.config.run import RunConfig
-from common.methods.base import Artifact, Method, PrivacyPlan, RunContext, ServerState, private_plan
+from common.methods.base import CENTRE, Artifact, Method, PrivacyPlan, RunContext, ServerState, private_plan
 from common.methods.fedhypevae import server as fedhypevae
 from common.methods.fedhypevae import site as hypevae_site
 from common.methods.fedhypevae.rates import generator_shape
-from common.methods.heads.linear import CENTRE, head_artifact
+from common.methods.heads.linear import head_artifact
 
 T = TypeVar("T")
 

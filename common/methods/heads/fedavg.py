@@ -11,17 +11,20 @@ from dataclasses import replace
 
 import torch
 
-from common.methods.base import Artifact, Method, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
-from common.methods.heads.linear import (
+from common.methods.base import (
     CENTRE,
-    centre_statistics,
-    descend_head,
-    feature_scale,
-    head_artifact,
-    head_features,
-    nonprivate_plan,
-    with_centre,
+    Artifact,
+    Method,
+    RunContext,
+    ServerState,
+    Shapes,
+    SiteState,
+    StepInput,
+    Tensors,
+    seeded,
 )
+from common.methods.features import feature_scale, head_features
+from common.methods.heads.linear import centre_statistics, descend_head, head_artifact, nonprivate_plan, with_centre
 
 
 def init(context: RunContext) -> ServerState:

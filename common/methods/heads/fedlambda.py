@@ -16,9 +16,9 @@ from torch import Tensor
 
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import MIXING_GRID, accuracy, mix_probabilities
-from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.base import CENTRE, Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.features import head_features
 from common.methods.heads import fedavg
-from common.methods.heads.linear import CENTRE, head_features
 
 _HELD_OUT = 0.2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -11,11 +10,8 @@ from torch import Tensor
 from common.config.rivals import RivalsConfig
 from common.config.run import RunConfig
 from common.evaluation.heads import LinearHead
-from common.methods.base import Artifact, PrivacyPlan, RunContext, ServerState
-from common.privacy.sampling import on_sphere
+from common.methods.base import CENTRE, Artifact, PrivacyPlan, RunContext, ServerState
 from common.privacy.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
-
-CENTRE = "constant.centre"
 
 
 def nonprivate_plan(config: RunConfig) -> PrivacyPlan:
@@ -42,17 +38,6 @@ def with_centre(context: RunContext, state: ServerState, statistics: ReleasedSta
     if context.config.training.centre:
         params[CENTRE] = statistics.centre
     return replace(state, params=params, statistics=statistics)
-
-
-def feature_scale(context: RunContext, dim: int) -> float:
-    """A public factor that brings the coordinates of centred embeddings to about 1."""
-    return math.sqrt(dim) / context.config.training.feature_norm
-
-
-def head_features(context: RunContext, embeddings: Tensor, centre: Tensor) -> Tensor:
-    """Embeddings as a non-private head sees them: on the unit sphere, centred, with coordinates of about 1."""
-    embeddings = on_sphere(embeddings) if context.config.training.sphere else embeddings
-    return (embeddings - centre) * feature_scale(context, embeddings.shape[-1])
 
 
 def head_artifact(context: RunContext, weight: Tensor, bias: Tensor, centre: Tensor, scale: float) -> Artifact:

@@ -27,6 +27,7 @@ from common.adam import adam_step
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.methods.base import (
+    CENTRE,
     Artifact,
     Method,
     PrivacyPlan,
@@ -39,13 +40,14 @@ from common.methods.base import (
     private_plan,
     seeded,
 )
+from common.methods.features import head_features
 from common.methods.generators.dp_network import with_prefix
-from common.methods.heads.linear import CENTRE, centre_statistics, head_features, nonprivate_plan, with_centre
+from common.methods.heads.linear import centre_statistics, nonprivate_plan, with_centre
 from common.methods.mh_pfedhn.architectures import Architecture, site_architecture
 from common.methods.mh_pfedhn.chunks import chunks_of, clip_joint_norm, generate_model, init_chunks, pull_back
 from common.privacy.clipping import clipped_vector_sum
 from common.privacy.noise import add_gaussian
-from common.privacy.sampling import SiteData, of_known_class
+from common.records import SiteData, of_known_class
 
 _NETWORK = ("body.", "head.", "embedding.")
 

@@ -16,8 +16,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
-from common.methods.heads.linear import CENTRE, feature_scale, head_artifact
+from common.methods.base import CENTRE, Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.features import feature_scale
+from common.methods.heads.linear import head_artifact
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn.architectures import light_architecture
 from common.methods.mh_pfedhn.chunks import generate_model, init_chunks

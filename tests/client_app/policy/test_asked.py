@@ -16,8 +16,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from client_app.policy.asked import read_work
+from common.bounds import LARGEST_NORM
 from common.errors import ConfigError
-from common.wire.received import LARGEST_NORM
 from common.wire.versions import apply_change, version_of
 from tests.harness import Federation, HarnessSite, changed, deliver, make_set, words_of
 

@@ -14,7 +14,7 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.methods.base import private_plan
 from common.privacy.composition import epsilon_pld
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 
 COHORT = Cohort(sites=4, records=100, dim=8, num_classes=3)
 

@@ -18,8 +18,9 @@ from common.config.run import RunConfig
 from common.generator.cvae import PlainLayers, init_encoder_params
 from common.generator.hypernetwork import GeneratorShape, init_hypernet_params
 from common.generator.objective import record_losses
-from common.generator.tape import GradientFactors, Tape
+from common.generator.tape import Tape
 from common.privacy.clipping import ClippedSum, clipped_gradient_sum
+from common.privacy.factors import GradientFactors
 
 
 class UnitDraws:

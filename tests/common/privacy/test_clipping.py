@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError
 from common.generator import objective
-from common.generator.tape import GradientFactors
 from common.privacy.clipping import FACTOR_BOUND, clipped_gradient_sum, clipped_vector_sum, unit_squared_norms
+from common.privacy.factors import GradientFactors
 from common.privacy.noise import TestNoise
-from common.privacy.sampling import UnitBatch
+from common.records import UnitBatch
 from tests.common.privacy.clipping_cases import (
     CASES,
     Case,

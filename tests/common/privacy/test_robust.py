@@ -9,8 +9,9 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.privacy.noise import TestNoise
 from common.privacy.robust import settled, trimmed_mean, trimmed_sums
-from common.privacy.sampling import SiteData, by_unit, draw_units
+from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, combine_statistics, release_statistics
+from common.records import SiteData, by_unit
 
 DIM, CLASSES = 6, 3
 SPEC = StatisticsSpec(DIM, CLASSES, 1.0, moment_weight=0.5)
@@ -61,9 +62,9 @@ def test_one_liar_of_seven_moves_no_class_mean_far(factor: float) -> None:
 
 def test_setting_decides_and_needs_enough_sites_that_show_their_own() -> None:
     releases = [release(seed) for seed in range(5)]
-    assert settled(RunConfig(), releases) is releases
+    assert settled("off", releases) is releases
     robust = RunConfig().replace(num_sites=5, robust_statistics="trimmed")
-    assert len(list(settled(robust, releases))) == 5
+    assert len(list(settled(robust.federation.robust_statistics, releases))) == 5
     with pytest.raises(ConfigError, match="at least 5 sites"):
         RunConfig().replace(num_sites=4, robust_statistics="trimmed")
     with pytest.raises(ConfigError, match="only their sum"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from common.config.run import RunConfig
-from common.loop import problem_of, site_statistics
+from common.loop import problem_of
 from common.methods import get_method
 from common.methods.base import PrivacyPlan, RunContext
+from common.methods.site_release import site_statistics
 from common.privacy.noise import SecureNoise
-from common.privacy.sampling import SiteData, by_unit, draw_units
+from common.privacy.sampling import draw_units
+from common.records import SiteData, by_unit
 
 CAP = 2
 

@@ -9,7 +9,7 @@ import torch
 
 from common.errors import ConfigError
 from common.privacy.noise import TestNoise
-from common.privacy.sampling import SiteData, UnitBatch, draw_units
+from common.privacy.sampling import draw_units
 from common.privacy.statistics import (
     StatisticsSpec,
     combine_statistics,
@@ -18,6 +18,7 @@ from common.privacy.statistics import (
     statistics_sum,
     unpack_symmetric,
 )
+from common.records import SiteData, UnitBatch
 
 
 def _batch() -> UnitBatch:

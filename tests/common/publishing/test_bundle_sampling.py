@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.methods.base import Artifact
-from common.publishing.drawing import interleaved_labels, wanted_counts, with_code
+from common.methods.published import interleaved_labels, wanted_counts, with_code
 
 CODES = Artifact(
     "generator",

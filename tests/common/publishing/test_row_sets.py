@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from common.config.run import RunConfig
+from common.generator import row_sets
 from common.generator.row_law import Middle, RowLaw
+from common.generator.row_sets import MOST_TRIES, RowSet, piece_rows
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
-from common.publishing import row_sets
-from common.publishing.published_set import published_set
-from common.publishing.row_sets import MOST_TRIES, RowSet, piece_rows
+from common.methods.published import published_set
 
 
 def middle(labels: Tensor, uniform: Tensor, normal: Tensor) -> Middle:

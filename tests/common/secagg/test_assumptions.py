@@ -15,12 +15,12 @@ from common.secagg.assumptions import Assumptions, charged_events, local_events
 
 @pytest.mark.parametrize(("sites", "each"), [(4, 1), (10, 1), (19, 1), (20, 2), (50, 5), (200, 20)])
 def test_default_is_a_tenth_of_the_sites_and_at_least_one(sites: int, each: int) -> None:
-    found = Assumptions.of(PrivacyConfig(), sites)
+    found = PrivacyConfig().assumptions(sites)
     assert (found.dropouts, found.colluders) == (each, each)
 
 
 def test_settings_override_the_default() -> None:
-    assert Assumptions.of(PrivacyConfig(dropouts=3, colluders=0), 10) == Assumptions(10, 3, 0)
+    assert PrivacyConfig(dropouts=3, colluders=0).assumptions(10) == Assumptions(10, 3, 0)
 
 
 @pytest.mark.parametrize(("sites", "dropouts", "colluders"), [(10, 1, 1), (10, 2, 2), (20, 2, 2), (50, 5, 5)])

@@ -165,7 +165,7 @@ def test_arguments_out_of_range_are_refused() -> None:
 
 @pytest.mark.parametrize("sites", [10, 50, 100, 200])
 def test_wrapping_and_aliasing_are_negligible(sites: int) -> None:
-    made = make_quantisation({"x": (100_000,)}, 0.03, 2.5e4, 45.0, Assumptions.of(PrivacyConfig(), sites))
+    made = make_quantisation({"x": (100_000,)}, 0.03, 2.5e4, 45.0, PrivacyConfig().assumptions(sites))
     assert made.wrap_probability < 1e-26
     assert made.aliasing_bound < 1e-100
     assert made.bits in (40, 48)

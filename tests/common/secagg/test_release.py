@@ -13,19 +13,14 @@ from numpy.typing import NDArray
 
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.loop import noise_source, problem_of, run_loop, run_statistics
+from common.loop import problem_of, run_loop, run_statistics
 from common.methods import get_method, method_names
 from common.methods.base import PrivacyPlan, RunContext, StepInput
-from common.methods.shared_sums import (
-    assumptions_of,
-    check_shares_noise,
-    statistics_arguments,
-    statistics_batch,
-    training_arguments,
-)
+from common.methods.shared_sums import assumptions_of, check_shares_noise, statistics_arguments, training_arguments
+from common.methods.site_release import noise_source, statistics_batch
 from common.privacy.noise import TestNoise
-from common.privacy.sampling import SiteData
 from common.privacy.statistics import statistics_sum
+from common.records import SiteData
 from common.secagg.quantise import ROUNDING_MARGIN, add_up, decode, encode
 
 TINY: dict[str, Any] = {

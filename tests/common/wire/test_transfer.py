@@ -20,7 +20,7 @@ from common.loop import run_loop
 from common.methods import get_method
 from common.methods.base import Method, PrivacyPlan, Problem, RunContext, ServerState, seeded
 from common.privacy.noise import TestNoise
-from common.privacy.sampling import SiteData
+from common.records import SiteData
 from common.wire import versions as transfer
 from common.wire.allow_list import PACKED
 from common.wire.compression import pack, packed_size

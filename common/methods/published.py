@@ -1,4 +1,4 @@
-"""Which classes the rows of a set should have, and which of a generator's codes they come from."""
+"""The set that a run publishes: which classes its rows should have, and which of a generator's codes they come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.methods.base import Artifact
+from common.evaluation.scores import Split
+from common.generator.row_numbers import row_key
+from common.generator.row_sets import MOST_TRIES, RowSet
+from common.methods import get_method
+from common.methods.base import Artifact, RunContext
 
 Code = int | str | None
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -94,3 +98,29 @@ def with_code(artifact: Artifact, code: Code) -> Artifact:
     index = int(text)
     chosen = {"meta.codes": codes[index : index + 1], "meta.weights": torch.ones_like(weights[:1])}
     return replace(artifact, tensors={**artifact.tensors, **chosen})
+
+
+def draw_published(context: RunContext, artifact: Artifact) -> Split | None:
+    """The run's published set in memory; None for a method without samples."""
+    due = published_set(context, artifact)
+    return None if due is None else due.all()
+
+
+def published_set(context: RunContext, artifact: Artifact) -> RowSet | None:
+    """The set that a run publishes, as its settings ask for it; None for a method that rows can't be drawn from.
+
+    A function of what is published alone: generator, settings and seed. Post-processing.
+    """
+    law, synthesis = get_method(context.config.method).law, context.config.synthesis
+    if law is None:
+        return None
+    by_counts = synthesis.balance == "dp-counts" and "class_counts" in artifact.tensors
+    weights = class_weights(artifact) if by_counts else [1.0] * context.problem.num_classes
+    counts = wanted_counts(synthesis.synthetic_rows, weights)
+    return RowSet(
+        law(context, artifact),
+        row_key("published", context.config.federation.seed),
+        synthesis.synthetic_rows,
+        lambda numbers: interleaved_labels(counts, numbers),
+        MOST_TRIES if synthesis.keep_balance else 1,
+    )

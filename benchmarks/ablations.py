@@ -36,8 +36,9 @@ from benchmarks.table import RESULTS, load_records, write_text
 from common.config.run import Scalar
 from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.fidelity import FidelityConfig, fidelity
+from common.evaluation.heads import LinearHead
 from common.evaluation.nonlinear_heads import fit_neighbour_head
-from common.evaluation.scores import LinearHead, mean_scores, score
+from common.evaluation.scores import mean_scores, score
 from common.methods.base import seeded
 from common.records import SiteData
 

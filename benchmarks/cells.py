@@ -27,8 +27,9 @@ from common.config.rivals import RivalsConfig
 from common.config.run import Scalar
 from common.errors import ConfigError
 from common.evaluation.fidelity import fidelity
+from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.nonlinear_heads import score_heads
-from common.evaluation.scores import LinearHead, SiteScores, Split, fit_linear_head, mean_scores, score
+from common.evaluation.scores import SiteScores, Split, mean_scores, score
 from common.loop import LoopResult, run_loop
 from common.methods import get_method
 from common.methods.base import CENTRE, RunContext, seeded

@@ -32,7 +32,8 @@ from benchmarks.sources import data_folder, load_organ
 from benchmarks.table import RESULTS, load_records, write_text
 from common.config.run import Scalar
 from common.errors import ConfigError, FedHypeVAEError
-from common.evaluation.scores import LinearHead, mean_scores, score_site
+from common.evaluation.heads import LinearHead
+from common.evaluation.scores import mean_scores, score_site
 
 # 0 stands for IID sites, as in the configuration.
 CURVES: dict[str, tuple[float, ...]] = {

@@ -30,7 +30,8 @@ from benchmarks.rows import ROWS, Row
 from benchmarks.sources import data_folder
 from benchmarks.table import RESULTS, load_records, write_text
 from common.errors import ConfigError, FedHypeVAEError
-from common.evaluation.scores import LinearHead, Split
+from common.evaluation.heads import LinearHead
+from common.evaluation.scores import Split
 from common.loop import LoopResult
 from common.methods.base import seeded
 from common.methods.published import published_set

@@ -31,8 +31,8 @@ def make_sites(home: Path, count: int) -> list[Path]:
     from client_app.policy.policy import load_policy
     from client_app.policy.template import policy_template
     from common.wire.identity import EncoderIdentity
-    from embeddings.store.file import write_store
     from embeddings.store.sets import EmbeddingSet, SetMetadata
+    from embeddings.store.writing import write_store
 
     identity = EncoderIdentity("made-up", "1", DIM, "none", "0" * 64, "float32", NAMES)
     folders = []

@@ -25,7 +25,8 @@ from benchmarks.records import conditions, write_result
 from benchmarks.rows import ROWS
 from benchmarks.sources import data_folder, load_organ
 from common.config.run import LEAST_SITES, Scalar
-from common.evaluation.scores import fit_linear_head, mean_scores, score
+from common.evaluation.heads import fit_linear_head
+from common.evaluation.scores import mean_scores, score
 from common.loop import problem_of
 from common.methods import get_method
 from common.methods.base import RunContext

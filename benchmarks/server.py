@@ -157,8 +157,8 @@ def _pool(work: Path, rows: int) -> Path:
     import numpy as np
 
     from common.wire.identity import EncoderIdentity
-    from embeddings.store.file import write_store
     from embeddings.store.sets import EmbeddingSet, SetMetadata
+    from embeddings.store.writing import write_store
 
     names = tuple(f"class-{index}" for index in range(CLASSES))
     data = made_records(rows, DIM)

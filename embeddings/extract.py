@@ -29,16 +29,10 @@ from embeddings.encoders.base import Encoder, identity_of
 from embeddings.pipeline import Item, embed_batches
 from embeddings.readers.folders import Listing
 from embeddings.readers.patients import KEY_BYTES, image_key, patient_number
-from embeddings.store.file import (
-    EmbeddingSet,
-    SetMetadata,
-    content_fingerprint,
-    iterate_store,
-    read_metadata,
-    stored_precision,
-    write_chunks,
-)
+from embeddings.store.file import iterate_store, read_metadata, stored_precision
 from embeddings.store.parts import Parts
+from embeddings.store.sets import EmbeddingSet, SetMetadata
+from embeddings.store.writing import content_fingerprint, write_chunks
 
 PART_ROWS = 256
 

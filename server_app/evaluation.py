@@ -9,7 +9,7 @@ import torch
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from common.evaluation.scores import LinearHead, fit_linear_head
+from common.evaluation.heads import LinearHead, fit_linear_head
 from common.methods.base import Artifact, RunContext, seeded
 from common.privacy.calibration import calibrate_noise_multiplier
 from common.privacy.statistics import ReleasedStatistics, class_means_spec, combine_statistics

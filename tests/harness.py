@@ -33,8 +33,8 @@ from client_app.policy.policy import load_policy
 from client_app.policy.template import policy_template
 from client_app.release.log import Release, ReleaseLog
 from common.wire.identity import EncoderIdentity
-from embeddings.store.file import write_store
 from embeddings.store.sets import EmbeddingSet, SetMetadata
+from embeddings.store.writing import write_store
 from server_app.app import app as server_app
 
 CLASSES = ("liver", "lung", "spleen")

@@ -15,7 +15,8 @@ from client_app.release.log import ReleaseLog
 from client_app.release.release import payload_of
 from client_app.task import Answer, Work, request_of
 from common.errors import PolicyRefusal
-from common.evaluation.scores import LinearHead, fit_linear_head, score, score_site
+from common.evaluation.heads import LinearHead, fit_linear_head
+from common.evaluation.scores import score, score_site
 from common.methods import get_method
 from common.methods.base import RunContext
 from common.methods.site_release import noise_source, site_statistics

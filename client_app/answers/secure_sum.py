@@ -21,7 +21,7 @@ import torch
 
 from client_app.answers.peers import own_signer, pinned_peers
 from client_app.answers.training import site_state, state_bytes
-from client_app.ledger.ledger import Reservation
+from client_app.ledger.charge import Reservation
 from client_app.ledger.receipts import message_ledger
 from client_app.ledger.runs import events_to_json
 from client_app.local_step import check_device, client_step

@@ -42,8 +42,6 @@ from common.errors import LedgerError
 from common.privacy.composition import epsilon_pld
 from common.privacy.events import PrivacyEvent
 
-__all__ = ["BudgetLimits", "Head", "Ledger", "Reservation"]
-
 
 class Ledger:
     """An open ledger; use it as a context manager. One thread at a time; any number of processes."""

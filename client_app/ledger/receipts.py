@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client_app.ledger.ledger import Head, Ledger
+from client_app.ledger.chain import Head
+from client_app.ledger.ledger import Ledger
 from client_app.place import Place
 from client_app.release.log import Release, ReleaseLog
 from client_app.task import Work

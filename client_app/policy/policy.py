@@ -8,8 +8,8 @@ nothing.
 from __future__ import annotations
 
 import math
+import re
 import tomllib
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,8 +21,6 @@ from client_app.policy.request import RunRequest, nonsense_in
 from common.bounds import LEAST_CLIP_NORM
 from common.errors import ConfigError, PolicyRefusal
 from common.privacy.composition import epsilon_pld
-
-__all__ = ["RunRequest", "SitePolicy", "load_policy"]
 
 Unit = Literal["record", "patient"]
 EncoderTraining = Literal["sleep", "joint", "unprotected"]
@@ -74,7 +72,7 @@ class SitePolicy(BaseModel):
             raise ValueError("metrics_may_leave needs data_is_public: scores on patients' data tell about them")
         if self.allow_test_noise and not self.data_is_public:
             raise ValueError("allow_test_noise needs data_is_public: noise from a known seed protects nobody")
-        if any(len(digest) != 64 or not _is_hex(digest) for digest in self.approved_app_digests):
+        if not all(re.fullmatch("[0-9a-fA-F]{64}", digest) for digest in self.approved_app_digests):
             raise ValueError("approved_app_digests must be SHA-256 digests of 64 hexadecimal digits")
         return self
 
@@ -110,63 +108,36 @@ class SitePolicy(BaseModel):
         problem = nonsense_in(request)
         if problem is not None:
             raise PolicyRefusal("request", f"the server's request makes no sense: {problem}; nothing was charged")
-        for rule, broken in self._rules(request):
-            if broken():
-                asked, allowed = _asked(rule, request), getattr(self, rule, None)
-                raise PolicyRefusal(
-                    rule,
-                    f"policy rule {rule} allows {allowed!r}, the server asks for {asked!r}; nothing was charged",
-                )
+        for rule, field, broken in self._rules(request):
+            if broken:
+                allowed, asked = getattr(self, rule), getattr(request, field)
+                line = f"policy rule {rule} allows {allowed!r}, the server asks for {asked!r}; nothing was charged"
+                raise PolicyRefusal(rule, line)
         if recompute_epsilon and request.protected:
             self._check_epsilon(request)
 
-    def check_app(self, digest: str) -> None:
-        """Refuse an app whose code the site did not approve; asked by whoever starts the app, not by the app.
-
-        Args:
-            digest: SHA-256 of the app's package, hexadecimal.
-
-        Raises:
-            PolicyRefusal: rule `approved_app_digests`; an empty list approves nothing.
-        """
-        if digest.lower() not in {approved.lower() for approved in self.approved_app_digests}:
-            raise PolicyRefusal(
-                "approved_app_digests",
-                f"the app has digest {digest}, which the site did not approve: read its code, then add the digest",
-            )
-
-    def _rules(self, request: RunRequest) -> tuple[tuple[str, Callable[[], bool]], ...]:
-        """Each cheap rule's name with the test whether the request breaks it, in the order of the report."""
+    def _rules(self, request: RunRequest) -> tuple[tuple[str, str, bool], ...]:
+        """The cheap rules in the order of the report: name, the request's field, and whether the request breaks it."""
         noise = [*request.noise_multipliers, *(event.noise_multiplier for event in request.events)]
-        rates = [
-            request.sampling_rate,
-            *(event.sampling_rate for event in request.events if event.kind != "gaussian"),
-        ]
-        cap = self.max_records_per_patient
+        sampled = (event.sampling_rate for event in request.events if event.kind != "gaussian")
+        rates, cap, protected = [request.sampling_rate, *sampled], self.max_records_per_patient, request.protected
+        too_many = self.unit == "patient" and (cap is None or request.max_records_per_patient > cap)
+        least_noise, training = min(noise, default=math.inf), request.encoder_training
         return (
-            ("allowed_methods", lambda: request.method not in self.allowed_methods),
-            (
-                "allowed_encoder_training",
-                lambda: request.encoder_training not in self.allowed_encoder_training,
-            ),
-            ("allowed_trust", lambda: request.trust not in self.allowed_trust),
-            ("unit", lambda: request.unit != self.unit),
-            (
-                "max_records_per_patient",
-                lambda: self.unit == "patient" and (cap is None or request.max_records_per_patient > cap),
-            ),
-            ("data_is_public", lambda: not request.protected and not self.data_is_public),
-            ("allow_test_noise", lambda: request.noise != "secure" and not self.allow_test_noise),
-            ("metrics_may_leave", lambda: request.wants_metrics and not self.metrics_may_leave),
-            ("min_clip_norm", lambda: request.protected and request.clip_norm < self.min_clip_norm),
-            ("max_clip_norm", lambda: request.protected and request.clip_norm > self.max_clip_norm),
-            ("max_sampling_rate", lambda: max(rates) > self.max_sampling_rate),
-            (
-                "min_noise_multiplier",
-                lambda: request.protected and min(noise, default=math.inf) < self.min_noise_multiplier,
-            ),
-            ("max_num_steps", lambda: request.num_steps > self.max_num_steps),
-            ("lifetime_delta", lambda: request.protected and request.delta > self.lifetime_delta),
+            ("allowed_methods", "method", request.method not in self.allowed_methods),
+            ("allowed_encoder_training", "encoder_training", training not in self.allowed_encoder_training),
+            ("allowed_trust", "trust", request.trust not in self.allowed_trust),
+            ("unit", "unit", request.unit != self.unit),
+            ("max_records_per_patient", "max_records_per_patient", too_many),
+            ("data_is_public", "epsilon", not protected and not self.data_is_public),
+            ("allow_test_noise", "noise", request.noise != "secure" and not self.allow_test_noise),
+            ("metrics_may_leave", "wants_metrics", request.wants_metrics and not self.metrics_may_leave),
+            ("min_clip_norm", "clip_norm", protected and request.clip_norm < self.min_clip_norm),
+            ("max_clip_norm", "clip_norm", protected and request.clip_norm > self.max_clip_norm),
+            ("max_sampling_rate", "sampling_rate", max(rates) > self.max_sampling_rate),
+            ("min_noise_multiplier", "noise_multipliers", protected and least_noise < self.min_noise_multiplier),
+            ("max_num_steps", "num_steps", request.num_steps > self.max_num_steps),
+            ("lifetime_delta", "delta", protected and request.delta > self.lifetime_delta),
         )
 
     def _check_epsilon(self, request: RunRequest) -> None:
@@ -219,30 +190,5 @@ def load_policy(path: Path) -> SitePolicy:
         raise ConfigError(f"policy {path} can't be used: {problems}") from None
 
 
-def _asked(rule: str, request: RunRequest) -> Any:
-    """What of a request a rule is about, for the refusal's text."""
-    fields = {
-        "allowed_methods": "method",
-        "allowed_encoder_training": "encoder_training",
-        "allowed_trust": "trust",
-        "unit": "unit",
-        "max_records_per_patient": "max_records_per_patient",
-        "data_is_public": "epsilon",
-        "allow_test_noise": "noise",
-        "metrics_may_leave": "wants_metrics",
-        "min_clip_norm": "clip_norm",
-        "max_clip_norm": "clip_norm",
-        "max_sampling_rate": "sampling_rate",
-        "min_noise_multiplier": "noise_multipliers",
-        "max_num_steps": "num_steps",
-        "lifetime_delta": "delta",
-    }
-    return getattr(request, fields[rule])
-
-
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _is_hex(text: str) -> bool:
-    return all(letter in "0123456789abcdefABCDEF" for letter in text)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from client_app.ledger.ledger import Ledger, Reservation
+from client_app.ledger.charge import Reservation
+from client_app.ledger.ledger import Ledger
 from client_app.ledger.receipts import message_ledger, receipt_words, set_mark
 from client_app.ledger.runs import Round, events_to_json
 from client_app.place import Place

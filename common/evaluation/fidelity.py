@@ -17,28 +17,12 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.evaluation.neighbours import (
     ManifoldScores,
-    NeighbourWarning,
     check_sets,
     manifold_scores,
-    nearest_neighbour_warning,
 )
 from common.evaluation.nonlinear_heads import MLPConfig, fit_mlp_head
 from common.evaluation.scores import Split, accuracy
 from common.kernels import gaussian_kernel
-
-__all__ = [
-    "Fidelity",
-    "FidelityConfig",
-    "ManifoldScores",
-    "NeighbourWarning",
-    "chunked_mmd2",
-    "fidelity",
-    "fidelity_per_class",
-    "frechet_distance",
-    "manifold_scores",
-    "nearest_neighbour_warning",
-    "two_sample_accuracy",
-]
 
 Estimator = Literal["biased", "unbiased"]
 

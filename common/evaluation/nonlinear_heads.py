@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
-from common.evaluation.heads import center_and_scale, check_rows
-from common.evaluation.scores import HeadConfig, LinearHead, SiteScores, Split, fit_linear_head, score
+from common.evaluation.heads import HeadConfig, LinearHead, center_and_scale, check_rows, fit_linear_head
+from common.evaluation.scores import SiteScores, Split, score
 
 
 @dataclass(frozen=True)

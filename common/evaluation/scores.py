@@ -19,32 +19,8 @@ from common.evaluation.heads import (
     HeadConfig,
     LinearHead,
     fine_tune_head,
-    fit_gaussian_head,
     fit_linear_head,
-    gaussian_head,
 )
-
-__all__ = [
-    "MIXING_GRID",
-    "TUNING_GRID",
-    "FineTuneConfig",
-    "HeadConfig",
-    "LinearHead",
-    "SiteScores",
-    "Split",
-    "accuracy",
-    "balanced_accuracy",
-    "choose_mixing",
-    "fine_tune_head",
-    "fit_gaussian_head",
-    "fit_linear_head",
-    "gaussian_head",
-    "mean_scores",
-    "mix_probabilities",
-    "personal_head",
-    "score",
-    "score_site",
-]
 
 Split = tuple[Tensor, Tensor]
 """Embeddings (n, d) and labels (n,)."""

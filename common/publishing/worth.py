@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
+from common.evaluation.heads import fit_linear_head
 from common.evaluation.nonlinear_heads import fit_mlp_head, fit_neighbour_head
-from common.evaluation.scores import SiteScores, Split, choose_mixing, fit_linear_head, mix_probabilities, score
+from common.evaluation.scores import SiteScores, Split, choose_mixing, mix_probabilities, score
 from common.publishing.bundle import Bundle
 from common.records import on_sphere
 

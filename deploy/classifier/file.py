@@ -17,8 +17,9 @@ from torch import Tensor
 
 from common.durable import write_atomically
 from common.errors import ConfigError, DataError
+from common.evaluation.heads import LinearHead
 from common.evaluation.nonlinear_heads import MLPHead
-from common.evaluation.scores import LinearHead, Split
+from common.evaluation.scores import Split
 from common.publishing.bundle import Bundle
 from common.publishing.worth import Head, fit_head
 from common.records import on_sphere

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from common.evaluation.heads import LinearHead
 from common.evaluation.nonlinear_heads import MLPHead
-from common.evaluation.scores import LinearHead, Split
+from common.evaluation.scores import Split
 from common.methods.base import CENTRE
 from common.methods.features import feature_scale
 from common.methods.fedhypevae.joining import fit_code, sample_personal

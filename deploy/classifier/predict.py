@@ -13,7 +13,8 @@ from common.errors import DataError
 from common.wire.identity import EncoderIdentity, compare
 from embeddings.encoders.base import Encoder, EncoderOptions, Pooling, Precision, identity_of
 from embeddings.encoders.load import load_encoder
-from embeddings.readers.dicom import Window, is_dicom, read_frame
+from embeddings.readers.dicom import is_dicom, read_frame
+from embeddings.readers.dicom_picture import Window
 from embeddings.readers.images import read_image
 
 _RENDERING = re.compile(r"dicom window ([-+.\deE]+),([-+.\deE]+); ")

@@ -102,7 +102,8 @@ def partition(
 
     from embeddings.quality.pictures import who_has_what
     from embeddings.simulation.partition import split_site
-    from embeddings.store.file import read_store, stored_precision, write_store
+    from embeddings.store.file import read_store, stored_precision
+    from embeddings.store.writing import write_store
 
     data = read_store(store)
     parts = _parts(data, by, sites, alpha, np.random.default_rng([seed, 0]))

@@ -175,7 +175,7 @@ def _classes(text: str | None) -> tuple[str, ...] | None:
 
 
 def _window(text: str | None) -> Any:
-    from embeddings.readers.dicom import Window
+    from embeddings.readers.dicom_picture import Window
 
     if text is None:
         return None

@@ -109,7 +109,8 @@ def verify(
 
     Example: fedhypevae ledger verify /srv/site/ledger.db --witness /mnt/b/witness.json --receipt 12:5f0c...
     """
-    from client_app.ledger.ledger import Head, Ledger
+    from client_app.ledger.chain import Head
+    from client_app.ledger.ledger import Ledger
     from client_app.release.log import ReleaseLog
 
     with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:

@@ -165,7 +165,8 @@ def package(
 
     Example: fedhypevae site package . --out app.fab
     """
-    from deploy.machine.app_package import build_package, digest_of, read_files
+    from deploy.machine.app_contents import read_files
+    from deploy.machine.app_package import build_package, digest_of
     from deploy.machine.keys import write_new
 
     content = build_package(app_folder)

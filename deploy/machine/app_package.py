@@ -12,18 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
-from deploy.machine.app_contents import compare, read_files
 
-__all__ = [
-    "app_files",
-    "build_package",
-    "compare",
-    "digest_of",
-    "find_package",
-    "read_files",
-    "staged_app",
-    "with_digest",
-]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # a pattern that names a folder of the project first, with no sign of a pattern in the name
 _FOLDER = re.compile(r"/?([A-Za-z0-9_-]+)/")

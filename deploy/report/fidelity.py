@@ -12,13 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.evaluation.fidelity import (
-    FidelityConfig,
-    ManifoldScores,
-    chunked_mmd2,
-    manifold_scores,
-    two_sample_accuracy,
-)
+from common.evaluation.fidelity import FidelityConfig, chunked_mmd2, two_sample_accuracy
+from common.evaluation.neighbours import ManifoldScores, manifold_scores
 from common.evaluation.scores import Split
 from embeddings.quality.page import Grid
 

@@ -44,7 +44,7 @@ def prepare(volumes: Path, num_sites: int, app: Path, cache: Path, *, server_nam
         print("the volumes are set up already")
         return
     from embeddings.simulation.simulated import load_pool, load_site
-    from embeddings.store.file import write_store
+    from embeddings.store.writing import write_store
 
     names = [f"site-{number + 1}" for number in range(num_sites)]
     digest = digest_of(build_package(app))

@@ -26,7 +26,8 @@ from embeddings.pipeline import Item
 from embeddings.readers.folders import Listing
 from embeddings.readers.labels import class_list, number_names
 from embeddings.readers.patients import patient_number
-from embeddings.store.file import EmbeddingSet, SetMetadata, write_chunks
+from embeddings.store.sets import EmbeddingSet, SetMetadata
+from embeddings.store.writing import write_chunks
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 

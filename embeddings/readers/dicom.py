@@ -34,7 +34,6 @@ from embeddings.readers.codestream import frame_size, rle_size
 from embeddings.readers.dicom_parts import InParts, check_values
 from embeddings.readers.dicom_picture import Window, render
 
-__all__ = ["Header", "Window", "is_dicom", "read_frame", "read_header"]
 # Tags of the pixels: float, double and whole numbers, little and big endian.
 _PIXELS = {struct.pack(f"{order}HH", 0x7FE0, element) for order in "<>" for element in (0x0008, 0x0009, 0x0010)}
 _DEFLATED, _EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"

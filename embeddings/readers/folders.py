@@ -15,7 +15,8 @@ from typing import Literal
 
 from common.errors import DataError
 from embeddings.pipeline import Item
-from embeddings.readers.dicom import Window, is_dicom, read_frame, read_header
+from embeddings.readers.dicom import is_dicom, read_frame, read_header
+from embeddings.readers.dicom_picture import Window
 from embeddings.readers.images import SUFFIXES, read_image
 from embeddings.readers.labels import LabelColumns, LabelRow, class_list, read_labels
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError
-from embeddings.store.file import SPLIT_NAMES
+from embeddings.store.sets import SPLIT_NAMES
 
 SPLIT_SHARES = (0.64, 0.16, 0.20)
 _REDRAWS = 100

@@ -21,7 +21,8 @@ from common.config.run import FederationConfig
 from common.errors import ConfigError, DataError
 from embeddings.encoders.efficientnet import file_digest, offline_identity
 from embeddings.simulation.partition import majority_labels, partition_dirichlet, partition_iid, split_site
-from embeddings.store.file import EmbeddingSet, read_store
+from embeddings.store.file import read_store
+from embeddings.store.sets import EmbeddingSet
 
 if TYPE_CHECKING:
     from embeddings.pipeline import Item

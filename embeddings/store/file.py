@@ -23,24 +23,10 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
 from embeddings.bounded import check_sizes, read_texts
-from embeddings.store.sets import FORMAT, SPLIT_NAMES, EmbeddingSet, SetMetadata, survey, validate
-from embeddings.store.writing import METADATA_KEY, content_fingerprint, write_chunks, write_store
+from embeddings.store.sets import FORMAT, EmbeddingSet, SetMetadata, survey, validate
+from embeddings.store.writing import METADATA_KEY
 
 _RESERVED = ("embedding", "label", "patient", "split", "key")
-__all__ = [
-    "SPLIT_NAMES",
-    "EmbeddingSet",
-    "SetMetadata",
-    "content_fingerprint",
-    "iterate_store",
-    "read_head",
-    "read_metadata",
-    "read_store",
-    "read_usable",
-    "stored_precision",
-    "write_chunks",
-    "write_store",
-]
 
 
 def read_store(path: Path) -> EmbeddingSet:

@@ -68,7 +68,8 @@ def test_message_is_answered_by_a_real_site(tmp_path: Path) -> None:
 
 
 def test_floor_app_is_an_app_that_flower_packs(tmp_path: Path) -> None:
-    from deploy.machine.app_package import build_package, read_files
+    from deploy.machine.app_contents import read_files
+    from deploy.machine.app_package import build_package
 
     names = read_files(build_package(write_app(tmp_path / "floor", {"a": (2, 3)}, {"b": (4,)})))
     assert {"floor/client.py", "floor/server.py"} <= set(names)

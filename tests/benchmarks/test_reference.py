@@ -18,7 +18,8 @@ from benchmarks.reference import (
 )
 from benchmarks.sources import data_folder
 from common.errors import ConfigError, DataError
-from common.evaluation.scores import LinearHead, SiteScores, mean_scores, personal_head
+from common.evaluation.heads import LinearHead
+from common.evaluation.scores import SiteScores, mean_scores, personal_head
 from common.records import SiteData
 
 

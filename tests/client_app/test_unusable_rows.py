@@ -14,7 +14,8 @@ import torch
 from client_app.records import load_records, split_by_unit
 from client_app.release.last_resort import LOGGED
 from common.errors import DataError
-from embeddings.store.file import read_store, read_usable, write_store
+from embeddings.store.file import read_store, read_usable
+from embeddings.store.writing import write_store
 from tests.harness import Federation, make_set
 
 ROW = 11

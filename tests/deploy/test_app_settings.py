@@ -11,7 +11,8 @@ from flwr.cli.build import build_fab_from_disk
 
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from deploy.machine.app_package import build_package, read_files, staged_app
+from deploy.machine.app_contents import read_files
+from deploy.machine.app_package import build_package, staged_app
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = ROOT / "pyproject.toml"

@@ -14,7 +14,7 @@ from common.errors import ConfigError, FedHypeVAEError
 from common.privacy.noise import SecureNoise
 from deploy.cli import app
 from embeddings.simulation.simulated import DEMO_CLASSES, DEMO_FILE, pool_path
-from embeddings.store.file import write_store
+from embeddings.store.writing import write_store
 from tests.harness import make_set
 
 QUICK = ["audit", "--epsilon", "8", "--rounds", "2", "--dim", "16", "--classes", "3", "--draws", "250"]

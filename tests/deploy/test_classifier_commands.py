@@ -15,11 +15,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common.errors import DataError
-from common.evaluation.scores import LinearHead, fit_linear_head, score
+from common.evaluation.heads import LinearHead, fit_linear_head
+from common.evaluation.scores import score
 from common.publishing.bundle import load_bundle
 from deploy.classifier.file import TrainedHead, load_head, save_head
 from embeddings.encoders.efficientnet import offline_identity
-from embeddings.store.file import read_store, write_store
+from embeddings.store.file import read_store
+from embeddings.store.writing import write_store
 from tests.deploy.report_cases import command
 from tests.harness import Federation, make_set
 

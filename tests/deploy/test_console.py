@@ -17,8 +17,8 @@ from deploy.release.describe import plain as markdown
 from deploy.report.draw import as_picture, new_figure
 from embeddings.quality.page import render
 from embeddings.quality.pictures import class_balance
-from embeddings.store.file import write_store
 from embeddings.store.sets import EmbeddingSet, SetMetadata
+from embeddings.store.writing import write_store
 from tests.deploy.site.test_app_guard import ROOT
 from tests.deploy.test_embed_command import _run
 

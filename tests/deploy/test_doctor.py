@@ -26,8 +26,8 @@ from deploy.site.folder import SiteFolder
 from deploy.site.peers import pin_peers
 from deploy.site.set_up import init_site
 from embeddings.encoders.efficientnet import offline_identity
-from embeddings.store.file import write_store
 from embeddings.store.sets import EmbeddingSet, SetMetadata
+from embeddings.store.writing import write_store
 from tests.harness import Handler, HarnessSite
 from tests.secagg_cases import ROUNDS_ONLY, SHARED, keyed_federation
 

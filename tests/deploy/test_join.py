@@ -23,7 +23,8 @@ from common.publishing.parquet import read_notes
 from common.records import SiteData
 from deploy.classifier.file import load_head
 from deploy.classifier.joining import STAYS
-from embeddings.store.file import read_store, write_store
+from embeddings.store.file import read_store
+from embeddings.store.writing import write_store
 from tests.deploy.report_cases import command
 from tests.harness import CLASSES, make_identity, make_set
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from client_app.ledger.ledger import BudgetLimits, Ledger
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.limits import BudgetLimits
 from client_app.release.log import ReleaseLog
 from common.errors import LedgerError
 from common.privacy.events import gaussian

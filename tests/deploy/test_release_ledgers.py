@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from client_app.ledger.ledger import BudgetLimits, Ledger
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.limits import BudgetLimits
 from common.privacy.events import gaussian
 from deploy.release.ledgers import check_published, published_rows, read_ledger
 from tests.deploy.release_cases import CONTEXT

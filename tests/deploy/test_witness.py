@@ -20,7 +20,7 @@ from deploy.doctor import advise_site
 from deploy.doctor_ledger import ledger_faults
 from deploy.site.folder import SiteFolder
 from deploy.site.set_up import init_site
-from embeddings.store.file import write_store
+from embeddings.store.writing import write_store
 from server_app.receipts import Receipts, move_receipt
 from tests.harness import Federation, HarnessSite, make_set
 

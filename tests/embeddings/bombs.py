@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from common.wire.identity import EncoderIdentity
-from embeddings.store.file import write_store
 from embeddings.store.sets import EmbeddingSet, SetMetadata
+from embeddings.store.writing import write_store
 
 ZEROS = bytes(1 << 24)
 

@@ -19,7 +19,7 @@ from embeddings import extract as extract_module
 from embeddings.encoders.base import EncoderOptions
 from embeddings.encoders.load import load_encoder
 from embeddings.extract import Outcome, extract, reject_file, work_folder
-from embeddings.readers.dicom import Window
+from embeddings.readers.dicom_picture import Window
 from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.labels import LabelColumns
 from embeddings.store.file import read_store

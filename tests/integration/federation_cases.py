@@ -264,7 +264,7 @@ def demo_data(num_sites: int, rows: int) -> Callable[[Path, int], None]:
     import numpy as np
 
     from embeddings.simulation.simulated import load_pool, load_site
-    from embeddings.store.file import write_store
+    from embeddings.store.writing import write_store
 
     cache = Path(os.environ.get("FEDHYPEVAE_TEST_CACHE", str(REPOSITORY / "outputs" / "cache")))
     try:

@@ -16,7 +16,7 @@ from common.methods import get_method, method_names
 from deploy.machine.app_package import staged_app
 from deploy.machine.environment import flower_environment, tool
 from deploy.simulation.simulate import end_daemons, local_superlinks, simulate
-from embeddings.store.file import write_store
+from embeddings.store.writing import write_store
 from tests.harness import make_set
 from tests.integration import every_method_app
 from tests.server_app.test_every_method import ONE_SHOT

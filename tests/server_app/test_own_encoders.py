@@ -17,7 +17,7 @@ from common.methods import method_names
 from common.publishing.bundle import load_bundle
 from common.wire.agreement import require_agreement
 from common.wire.allow_list import SiteFacts
-from embeddings.store.file import write_store
+from embeddings.store.writing import write_store
 from tests.harness import CLASSES, SMALL, Federation, deliver, make_identity, make_set, words_of
 
 WIDTHS = (12, 20, 12, 8)

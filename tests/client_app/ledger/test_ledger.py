@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from client_app.ledger.ledger import BudgetLimits, Ledger
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.limits import BudgetLimits
 from common.errors import BudgetExceeded, LedgerError
 from common.privacy.events import PrivacyEvent, gaussian, sampled_gaussian
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from client_app.ledger.chain import NO_PREVIOUS, check_chain, make_entry
-from client_app.ledger.ledger import BudgetLimits, Head, Ledger
+from client_app.ledger.chain import NO_PREVIOUS, Head, check_chain, make_entry
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.limits import BudgetLimits
 from client_app.ledger.store import open_store
 from common.errors import FedHypeVAEError, LedgerError
 from common.privacy.composition import epsilon_pld

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from client_app.ledger.ledger import BudgetLimits, Ledger
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.limits import BudgetLimits
 from client_app.ledger.store import EntryStore
 from client_app.release.log import ReleaseLog
 from client_app.state.private_state import PrivateState

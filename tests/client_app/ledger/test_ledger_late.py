@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from client_app.ledger.chain import _digest, make_entry
-from client_app.ledger.ledger import BudgetLimits, Ledger
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.limits import BudgetLimits
 from common.errors import BudgetExceeded
 from common.privacy.calibration import calibrate_noise_multiplier
 from common.privacy.composition import epsilon_pld

@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from common.errors import ConfigError, DataError
+from common.evaluation.heads import FineTuneConfig, LinearHead, fine_tune_head
 from common.evaluation.scores import (
     TUNING_GRID,
-    FineTuneConfig,
-    LinearHead,
     SiteScores,
     accuracy,
     balanced_accuracy,
     choose_mixing,
-    fine_tune_head,
     mean_scores,
     mix_probabilities,
     personal_head,

@@ -8,8 +8,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
+from common.evaluation.heads import fit_linear_head
 from common.evaluation.nonlinear_heads import MLPConfig, fit_mlp_head, fit_neighbour_head, score_heads
-from common.evaluation.scores import fit_linear_head, score
+from common.evaluation.scores import score
 
 SMALL = MLPConfig(width=32, epochs=5, min_steps=200, learning_rate=5e-3)
 

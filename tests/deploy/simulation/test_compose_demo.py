@@ -14,7 +14,7 @@ from common.methods import get_method, method_names
 from common.methods.base import Problem, RunContext
 from deploy.simulation import compose_demo
 from embeddings.simulation.simulated import pool_path
-from embeddings.store.file import write_store
+from embeddings.store.writing import write_store
 from tests.harness import CLASSES, DIM, make_set
 
 

@@ -16,7 +16,8 @@ import pytest
 from client_app.policy.policy import load_policy
 from client_app.policy.template import policy_template
 from common.errors import ConfigError, DataError
-from deploy.machine.app_package import compare, find_package, read_files, with_digest
+from deploy.machine.app_contents import compare, read_files
+from deploy.machine.app_package import find_package, with_digest
 from deploy.site import app_guard
 from deploy.site.app_guard import AppRefused, check_package, guard_folder
 from deploy.site.approve import approve_app, describe_app

@@ -12,7 +12,8 @@ from PIL import Image
 
 from common.errors import ConfigError, DataError
 from embeddings.encoders.load import load_encoder
-from embeddings.readers.dicom import Window, is_dicom, read_frame, read_header
+from embeddings.readers.dicom import is_dicom, read_frame, read_header
+from embeddings.readers.dicom_picture import Window
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("pylibjpeg")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common.errors import ConfigError, DataError
-from embeddings.readers.dicom import Window
+from embeddings.readers.dicom_picture import Window
 from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.labels import LabelColumns, class_list, read_labels
 

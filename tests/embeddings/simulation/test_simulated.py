@@ -13,7 +13,7 @@ from common.errors import ConfigError, DataError
 from common.wire.identity import EncoderIdentity
 from embeddings.demo.draw import draw, stratified_rows
 from embeddings.simulation import simulated
-from embeddings.store.file import EmbeddingSet, SetMetadata
+from embeddings.store.sets import EmbeddingSet, SetMetadata
 
 SHARED = Path(os.environ.get("FEDHYPEVAE_SHARED", Path(__file__).parents[4] / "shared"))
 

@@ -12,17 +12,9 @@ import pytest
 
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
-from embeddings.store.file import (
-    EmbeddingSet,
-    SetMetadata,
-    iterate_store,
-    read_metadata,
-    read_store,
-    stored_precision,
-    write_chunks,
-    write_store,
-)
-from embeddings.store.sets import regroup
+from embeddings.store.file import iterate_store, read_metadata, read_store, stored_precision
+from embeddings.store.sets import EmbeddingSet, SetMetadata, regroup
+from embeddings.store.writing import write_chunks, write_store
 
 IDENTITY = EncoderIdentity("enc", "r1", 5, "none", "0" * 64, "float32", ("a", "b", "c"))
 
@@ -181,7 +173,8 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from common.errors import DataError
-from embeddings.store.file import *
+from embeddings.store.file import read_store
+from embeddings.store.writing import write_store
 data = read_store(Path({str(path)!r}))
 rows = np.tile(np.arange(len(data)), 2000)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

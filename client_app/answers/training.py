@@ -14,6 +14,7 @@ from common.errors import PolicyRefusal
 from common.methods import get_method
 from common.methods.base import RunContext, SiteState, StepInput
 from common.methods.site_release import noise_source, site_statistics
+from common.privacy.mechanism import planned_noise
 from common.records import SiteData
 from common.wire.versions import num_bytes, upload_reference
 
@@ -28,7 +29,7 @@ def answer_statistics(place: Place, work: Work) -> Answer:
 
     def compute(data: SiteData) -> Computed:
         source = noise_source(context.config, work.index, -1)
-        return Computed(site_statistics(context, spec, context.plan.statistics_noise or 0.0, data, source))
+        return Computed(site_statistics(context, spec, planned_noise(context.plan.statistics_noise), data, source))
 
     step = Step(compute)
     return release(place, work, "statistics", context.plan.statistics_events, spec.shapes, lambda _, __: step)

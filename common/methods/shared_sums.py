@@ -9,6 +9,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.methods.base import Method, RunContext, Tensors, known_total
 from common.methods.site_release import statistics_batch
+from common.privacy.mechanism import planned_noise
 from common.privacy.noise import NoiseSource
 from common.privacy.statistics import (
     ReleasedStatistics,
@@ -102,7 +103,7 @@ def mean_statistics(context: RunContext, spec: StatisticsSpec, total: Words, num
 
 def shared_statistics_noise(context: RunContext) -> float:
     """Noise multiplier of one site's share of the statistics' noise."""
-    return (context.plan.statistics_noise or 0.0) * assumptions_of(context).share
+    return planned_noise(context.plan.statistics_noise) * assumptions_of(context).share
 
 
 def combined_statistics(context: RunContext, spec: StatisticsSpec, total: Words, num_summed: int) -> ReleasedStatistics:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from common.config.run import RunConfig
+from common.errors import ConfigError
 from common.generator.tape import Tape
 from common.methods import get_method, method_names
 from common.methods.base import Method, Problem, RunContext, StepInput
 from common.methods.generators.dp_network import noised_gradient_sum
+from common.methods.shared_sums import shared_statistics_noise
 from common.methods.site_release import noise_source
 from common.privacy.calibration import epsilon_pld
 from common.privacy.events import mechanism_counts
@@ -55,6 +57,29 @@ def sent(method: Method, context: RunContext, source: SecureNoise, round_index: 
         context, StepInput(state.params, site, records(0, context.problem.dim), round_index, 0, source)
     )
     return torch.cat([uploads[name].double().flatten() for name in sorted(uploads)])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in method_names() if get_method(name).private and get_method(name).name != "dp_gauss"]
+)
+@pytest.mark.parametrize("trust", ["local", "secagg"])
+def test_step_without_planned_noise_is_refused(name: str, trust: str) -> None:
+    """`None` is not 0: a plan that says 0 is run without noise, one that says nothing is not run."""
+    method, context = context_of(name, local_steps=1)
+    state, site = method.init(context), method.init_site(context, 0)
+    received = state.params if method.broadcast is None else method.broadcast(context, state, 0)
+    work = StepInput(received, site, records(6), 0, 0, SecureNoise(), noised_later=trust == "secagg")
+    method.client_step(replace(context, plan=replace(context.plan, training_noise=0.0)), work)
+    with pytest.raises(ConfigError, match="names no noise multiplier"):
+        method.client_step(replace(context, plan=replace(context.plan, training_noise=None)), work)
+
+
+def test_shared_statistics_without_planned_noise_are_refused() -> None:
+    _, context = context_of("fedhypevae", num_sites=4, trust="secagg", local_steps=1)
+    context = replace(context, problem=replace(context.problem, num_sites=4))
+    assert shared_statistics_noise(replace(context, plan=replace(context.plan, statistics_noise=0.0))) == 0.0
+    with pytest.raises(ConfigError, match="names no noise multiplier"):
+        shared_statistics_noise(replace(context, plan=replace(context.plan, statistics_noise=None)))
 
 
 @pytest.mark.parametrize("mode", ["sleep", "joint"])

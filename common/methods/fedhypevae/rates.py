@@ -10,6 +10,7 @@ from torch import Tensor
 from common.generator.hypernetwork import GeneratorShape
 from common.kernels import fourier_frequencies
 from common.methods.base import RunContext, Tensors, known_total
+from common.privacy.mechanism import planned_noise
 
 CLASS_OFFSETS = "constant.class_offsets"
 PRESENCE = "presence"
@@ -49,7 +50,7 @@ def _rate_factor(context: RunContext, params: Tensors) -> float:
     numbers alone. (σ √n / q N is what a step's noise is of the largest possible signal.)
     """
     training, privacy = context.config.training, context.config.privacy
-    sites, noise = context.problem.num_sites, context.plan.training_noise or 0.0
+    sites, noise = context.problem.num_sites, planned_noise(context.plan.training_noise)
     if training.score_noise == 0 or noise == 0:
         return 1.0
     shares = sites / privacy.assumptions(sites).honest_shares if privacy.trust == "secagg" else float(sites)

@@ -26,7 +26,8 @@ from common.methods.fedhypevae.rates import (
 )
 from common.privacy.clipping import clipped_gradient_sum
 from common.privacy.factors import GradientFactors
-from common.privacy.noise import NoiseSource, add_gaussian
+from common.privacy.mechanism import noised_sum
+from common.privacy.noise import NoiseSource
 from common.privacy.sampling import draw_units
 from common.records import UnitBatch, by_unit
 from common.secagg.quantise import ROUNDING_MARGIN
@@ -132,13 +133,12 @@ def _noised_sum(
     if mode == "unprotected":
         factors = (_without_code(part) for part in factors)
     summed = clipped_gradient_sum(factors, shapes, config.privacy.clip_norm)
-    noise = context.plan.training_noise or 0.0
-    std = noise * summed.sensitivity if noise > 0 else 0.0
     if sent_too:
-        return add_gaussian(summed.tensors, std, source)
+        return noised_sum(summed, context.plan.training_noise, source)
     sent = set(trained_names(context, params))
     kept = {name: value for name, value in summed.tensors.items() if name not in sent}
-    return {**summed.tensors, **add_gaussian(kept, std * (1.0 + ROUNDING_MARGIN), source)}
+    widened = replace(summed, tensors=kept, sensitivity=summed.sensitivity * (1.0 + ROUNDING_MARGIN))
+    return {**summed.tensors, **noised_sum(widened, context.plan.training_noise, source)}
 
 
 def _without_code(factors: GradientFactors) -> GradientFactors:

@@ -12,7 +12,8 @@ from common.generator.tape import Tape
 from common.methods.base import RunContext, Tensors
 from common.privacy.clipping import clipped_gradient_sum
 from common.privacy.factors import GradientFactors
-from common.privacy.noise import NoiseSource, add_gaussian
+from common.privacy.mechanism import noised_sum
+from common.privacy.noise import NoiseSource
 from common.records import UnitBatch
 
 Losses = Callable[[Tape, UnitBatch, NoiseSource], Tensor]
@@ -33,6 +34,9 @@ def noised_gradient_sum(
     Returns:
         The noised sum, by parameter: one Gaussian release with standard deviation σ C, for adding or removing one
         unit.
+
+    Raises:
+        ConfigError: the plan names no noise.
     """
     factors = GradientFactors()
     if batch.labels.shape[0] > 0:
@@ -40,8 +44,7 @@ def noised_gradient_sum(
         factors = tape.factors(losses(tape, batch, source))
     shapes = {name: value.shape for name, value in params.items()}
     summed = clipped_gradient_sum(factors, shapes, context.config.privacy.clip_norm)
-    noise = context.plan.training_noise or 0.0
-    return add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, source)
+    return noised_sum(summed, context.plan.training_noise, source)
 
 
 def with_prefix(tensors: Tensors, *prefixes: str) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ from common.methods.heads.linear import centre_statistics, nonprivate_plan, with
 from common.methods.mh_pfedhn.architectures import Architecture, site_architecture
 from common.methods.mh_pfedhn.chunks import chunks_of, clip_joint_norm, generate_model, init_chunks, pull_back
 from common.privacy.clipping import clipped_vector_sum
-from common.privacy.noise import add_gaussian
+from common.privacy.mechanism import noised_sum
 from common.records import SiteData, of_known_class
 
 _NETWORK = ("body.", "head.", "embedding.")
@@ -152,9 +152,9 @@ def noised_uploads(context: RunContext, work: StepInput, uploads: Tensors) -> di
     """
     flat = torch.cat([uploads[name].flatten() for name in sorted(uploads)])[None]
     summed = clipped_vector_sum(flat, context.config.privacy.clip_norm)
-    noise = context.plan.training_noise or 0.0
-    std = noise * 2.0 * summed.sensitivity if noise > 0 else 0.0
-    noisy = add_gaussian(summed.tensors, std, work.source)["sum"].float()
+    # two data sets, however unlike, give two vectors of a ball of radius C
+    summed = replace(summed, sensitivity=2.0 * summed.sensitivity, neighbouring="any change of a site's records")
+    noisy = noised_sum(summed, context.plan.training_noise, work.source)["sum"].float()
     parts = torch.split(noisy, [uploads[name].numel() for name in sorted(uploads)])
     return {name: part.view(uploads[name].shape) for name, part in zip(sorted(uploads), parts, strict=True)}
 

@@ -5,7 +5,6 @@ A check returns lines; none means that all is well. No check changes anything, a
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import stat
@@ -14,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from common.errors import FedHypeVAEError
+from common.texts import read_json
 from deploy.coordinator.folder import ServerFolder
 from deploy.doctor_ledger import ledger_advice, ledger_faults
 from deploy.machine.keys import fingerprint, read_certificate
@@ -121,8 +121,8 @@ def _refused(server: ServerFolder) -> Iterable[str]:
 def _agreed(path: Path) -> Mapping[str, object]:
     """What the coordinator wrote down of the federation; empty where nothing was sent."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path)
+    except (OSError, FedHypeVAEError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -7,7 +7,6 @@ sites of one machine make keys of their own and read each other's folders.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -17,6 +16,7 @@ from client_app.place import Place
 from common.durable import PUBLISHED, write_atomically
 from common.errors import ConfigError, ProtocolError
 from common.secagg.primitives import load_public, load_signer
+from common.texts import read_json
 
 PEERS_FILE = "peers.json"
 
@@ -67,13 +67,11 @@ def _key_path(folder: Path) -> Path:
 
 def _read_list(path: Path) -> dict[str, str]:
     try:
-        lines = json.loads(path.read_text(encoding="utf-8"))
+        lines = read_json(path)
     except OSError as error:
         raise ConfigError(
             f"trust secagg needs {path} ({error.strerror}): the names and public keys of all sites, compared by people"
         ) from None
-    except ValueError:
-        raise ConfigError(f"{path} is no JSON") from None
     if not isinstance(lines, dict) or not all(isinstance(line, str) for line in lines.values()):
         raise ConfigError(f'{path} must be one object of site names and public keys: {{"site-1": "ecdsa-sha2-... "}}')
     return lines

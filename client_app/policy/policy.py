@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +20,7 @@ from client_app.policy.request import RunRequest, nonsense_in
 from common.bounds import LEAST_CLIP_NORM
 from common.errors import ConfigError, PolicyRefusal
 from common.privacy.composition import epsilon_pld
+from common.texts import read_toml
 
 Unit = Literal["record", "patient"]
 EncoderTraining = Literal["sleep", "joint", "unprotected"]
@@ -174,12 +174,12 @@ def load_policy(path: Path) -> SitePolicy:
             another.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path)
     except FileNotFoundError:
         raise ConfigError(
             f"no policy at {path}: a site without one releases nothing; write one with `fedhypevae provision`"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ConfigError) as error:
         raise ConfigError(f"can't read policy {path}: {error}") from None
     try:
         return SitePolicy(**{key: _frozen(value) for key, value in values.items()})

@@ -127,7 +127,7 @@ def import_(
     encoder: Annotated[str, typer.Option(help="Name of the encoder that made them.")],
     revision: Annotated[str, typer.Option(help="Its revision.")],
     preprocessing: Annotated[str, typer.Option(help="Its preprocessing, in words all sites share.")],
-    classes: Annotated[str | None, typer.Option(help="Class list: a,b,c.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class list: a,b,c, or a file with one per line.")] = None,
     embeddings_array: Annotated[str, typer.Option(help="Name of the embeddings.")] = "embeddings",
     labels_array: Annotated[str, typer.Option(help="Name of the labels.")] = "labels",
     patients_array: Annotated[str | None, typer.Option(help="Name of the patients.")] = None,
@@ -144,10 +144,11 @@ def import_(
     """
     from common.wire.identity import EncoderIdentity
     from embeddings.readers.arrays import ReadyNames, import_ready
+    from embeddings.readers.labels import given_classes
     from embeddings.readers.patients import default_salt_path, load_salt
 
     names = ReadyNames(embeddings_array, labels_array, patients=patients_array, columns=tuple(column or ()))
-    given = None if classes is None else tuple(name.strip() for name in classes.split(","))
+    given = given_classes(classes)
     secret = load_salt(default_salt_path() if salt is None else salt)
     declared = EncoderIdentity(encoder, revision, 0, preprocessing, "declared, not measured", "float32", ())
     rows, rejected = import_ready(archive, out, names, given, declared, secret, store_precision)

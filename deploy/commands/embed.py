@@ -67,7 +67,7 @@ def embed(
 
     from embeddings.encoders.base import EncoderOptions
     from embeddings.readers.folders import FolderOptions
-    from embeddings.readers.labels import LabelColumns
+    from embeddings.readers.labels import LabelColumns, given_classes
     from embeddings.readers.patients import default_salt_path, load_salt
 
     # A damaged file's warning would hide the one line that says what became of it; and it may quote a header.
@@ -75,8 +75,7 @@ def embed(
     printed = console(stderr=True)
     if not images.exists():  # before a salt is made for nothing
         raise DataError(f"{images}: expected a folder of images, or the .npz of a MedMNIST set, found none")
-    secret = load_salt(default_salt_path() if salt is None else salt)
-    class_names = _classes(classes)
+    class_names = given_classes(classes)
     columns = LabelColumns(path_column, label_column, patient_column, tuple(column or ()), path_suffix)
     reading = FolderOptions(
         columns=columns,
@@ -95,6 +94,7 @@ def embed(
         compile=compile_network,
         batch_size=batch_size,
     )
+    secret = load_salt(default_salt_path() if salt is None else salt)
     archive = images.suffix.lower() == ".npz"
     listing = _archive(images, out, reading) if archive else _folder(images, labels, reading)
     for remark in listing.remarks:
@@ -163,15 +163,6 @@ def _report(outcome: Outcome, out: Path, printed: Any) -> None:
         printed.print(f"rejected: {line}", soft_wrap=True)
     if outcome.rejected:
         printed.print(f"{len(outcome.rejected)} rejected; all in {reject_file(out)}", soft_wrap=True)
-
-
-def _classes(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    if Path(text).is_file():
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
-    return tuple(name.strip() for name in text.split(","))
 
 
 def _window(text: str | None) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from common.errors import ConfigError, FederationError
 from common.names import SITE_NAME
+from common.texts import read_json
 from deploy.coordinator.folder import CONNECTION, ServerFolder
 from deploy.machine.environment import tool
 from deploy.machine.keys import fingerprint
@@ -143,8 +144,8 @@ def _read(server: ServerFolder) -> list[Registered]:
     if not path.is_file():
         return []
     try:
-        return [Registered(**site) for site in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
+        return [Registered(**site) for site in read_json(path)]
+    except TypeError as error:
         raise ConfigError(f"{path} can't be read ({type(error).__name__}): restore it from a copy") from None
 
 

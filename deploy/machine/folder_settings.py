@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from common.errors import ConfigError
 from common.names import SITE_NAME
+from common.texts import read_toml
 from deploy.machine.environment import flower_environment
 
 SiteName = Annotated[str, StringConstraints(pattern=SITE_NAME)]
@@ -30,12 +30,9 @@ class FolderSettings(BaseModel):
             ConfigError: it is missing, no TOML, or a line is unknown or out of range.
         """
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-            return cls.model_validate(values)
+            return cls.model_validate(read_toml(path))
         except OSError as error:
             raise ConfigError(f"no settings at {path} ({error.strerror})") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is no TOML: {error}") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "file"

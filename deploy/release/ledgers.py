@@ -21,6 +21,7 @@ from client_app.ledger.runs import fold_entries
 from common.errors import FedHypeVAEError, LedgerError
 from common.methods.base import RunContext
 from common.privacy.events import PrivacyEvent, mechanism_counts
+from common.texts import read_json
 from common.wire.allow_list import settings_digest
 
 FORMAT = "fedhypevae-ledgers/1"
@@ -61,7 +62,7 @@ def read_ledger(path: Path) -> SiteLedger:
     """
     if path.suffix == ".json":
         try:
-            entries = _from_export(json.loads(path.read_text(encoding="utf-8"))["entries"])
+            entries = _from_export(read_json(path, LedgerError)["entries"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise LedgerError(f"{path} is no export of a ledger ({type(error).__name__}): ask the site again") from None
     else:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from common.durable import write_atomically
 from common.errors import DataError, FedHypeVAEError
+from common.texts import open_text
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60.0
@@ -222,7 +223,7 @@ def milk_labels(truth: Path, rows: Path, images: Iterable[PurePosixPath]) -> str
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with open_text(path, DataError, newline="") as file:
         rows = list(csv.DictReader(file))
     missing = [name for name in columns if not rows or name not in rows[0]]
     if missing:

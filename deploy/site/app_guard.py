@@ -53,7 +53,7 @@ def guard_folder(site: Path, warm: Path | None = None) -> Path:
 def approved_digests(policy: Path) -> frozenset[str]:
     """Digests that a site's policy approves; none if it can't be read."""
     try:
-        listed = tomllib.loads(policy.read_text(encoding="utf-8")).get("approved_app_digests", [])
+        listed = tomllib.loads(policy.read_text(encoding="utf-8-sig")).get("approved_app_digests", [])
     except (OSError, ValueError):
         return frozenset()
     return frozenset(str(digest).lower() for digest in listed) if isinstance(listed, list) else frozenset()

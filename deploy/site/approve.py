@@ -15,6 +15,7 @@ from client_app.policy.policy import load_policy
 from common.durable import write_atomically
 from common.errors import ConfigError, DataError
 from common.plain import plain
+from common.texts import read_text
 from deploy.machine.app_contents import app_name, compare, listing, read_files
 from deploy.machine.app_package import digest_of, find_package, with_digest
 from deploy.site.folder import SiteFolder
@@ -84,7 +85,7 @@ def approve_app(site: SiteFolder, package: Described) -> None:
     """
     path = site.path / "policy.toml"
     load_policy(path)
-    changed = with_digest(path.read_text(encoding="utf-8"), package.digest, package.kept)
+    changed = with_digest(read_text(path), package.digest, package.kept)
     site.apps.mkdir(mode=0o700, exist_ok=True)
     write_atomically(site.apps / f"{package.digest}.fab", package.content)
     (site.apps / f"{package.digest}.refused.fab").unlink(missing_ok=True)

@@ -7,21 +7,25 @@ never stops the rest.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
 from common.errors import DataError
+from common.texts import is_text, neat
 from embeddings.pipeline import Item
 from embeddings.readers.dicom import is_dicom, read_frame, read_header
 from embeddings.readers.dicom_picture import Window
 from embeddings.readers.images import SUFFIXES, read_image
 from embeddings.readers.labels import LabelColumns, LabelRow, class_list, read_labels
+from embeddings.readers.walk import by_composed_name, composed, exists, inside, walk
 
 Slices = Literal["all", "middle"]
 _NAMELESS = "the patient is not known, as those of most others are; give a patient column, or use --no-patients"
+
+_ABSENT = "no such file; correct the label file"
+_ALIKE = "several files have this name but for how its accents are stored; rename them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,50 +139,62 @@ def list_folder(
 
 def _by_folder(base: Path, rejected: dict[str, str]) -> dict[Path, LabelRow]:
     wanted: dict[Path, LabelRow] = {}
-    for path in _walk(base):
+    for path in walk(base):
         name = path.relative_to(base).as_posix()
         parts = name.split("/")
-        if _inside(base, path) is None:
+        if inside(base, path) is None:
             rejected[name] = "the file lies outside the folder (a link); copy it into the folder"
         elif len(parts) > 1:
-            wanted[path] = LabelRow(name, parts[0], None, ())
+            label = neat(parts[0])
+            if label and is_text(label):
+                wanted[path] = LabelRow(name, label, None, ())
+            else:
+                rejected[name] = "the name of its folder is blank or not in UTF-8, and can be no class: rename it"
         elif path.suffix.lower() in SUFFIXES or is_dicom(path):
             rejected[name] = "lies in no class folder; move it into one, or give a label file (--labels)"
     if not wanted:
+        why = "".join(f"; {name}: {reason}" for name, reason in list(rejected.items())[:1])
         raise DataError(
-            f"{base}: expected one sub-folder of images per class, found none; or give a label file (--labels)"
+            f"{base}: expected one sub-folder of images per class, found none; or give a label file (--labels){why}"
         )
     return wanted
 
 
 def _by_rows(base: Path, rows: dict[str, LabelRow], rejected: dict[str, str]) -> dict[Path, LabelRow]:
     wanted: dict[Path, LabelRow] = {}
+    spellings = cache(partial(by_composed_name, base))
     folders: list[tuple[Path, LabelRow]] = []
     refused: set[Path] = set()
     for name, row in rows.items():
-        target = _inside(base, base / name)
+        target = inside(base, base / name)
+        if target is not None and not exists(target):
+            alike = spellings().get(composed(base, target), [])
+            if len(alike) != 1:
+                rejected[name] = _ALIKE if alike else _ABSENT
+                continue
+            target = alike[0]
         if target is None:
             rejected[name] = "the path leads outside the folder of images; correct the label file"
         elif target.is_dir():
             folders.append((target, row))
         elif not target.is_file():
-            rejected[name] = "no such file; correct the label file"
+            rejected[name] = _ABSENT
         elif target in wanted and _content(wanted[target]) != _content(row):
             rejected[name] = f"the label file has two rows for this file that differ (also {wanted[target].path})"
             refused.add(target)
         else:
             wanted[target] = row
     for folder, row in folders:
-        inside = [path for path in _walk(folder) if _inside(base, path) is not None]
-        for path in inside:
+        members = [path for path in walk(folder) if inside(base, path) is not None]
+        for path in members:
             wanted.setdefault(path, row)
-        if not inside:
+        if not members:
             rejected[row.path] = "the folder has no files; correct the label file"
     for path in refused:
         wanted.pop(path, None)
-    for path in _walk(base):
+    for path in walk(base):
         name = path.relative_to(base).as_posix()
-        target = _inside(base, path)
+        target = inside(base, path)
         known = target in wanted or target in refused or name in rejected
         if not known and (path.suffix.lower() in SUFFIXES or is_dicom(path)):
             rejected[name] = "the label file has no row for this file"
@@ -248,24 +264,6 @@ def _source(one: _Found) -> str:
 
 def _content(row: LabelRow) -> tuple[str, str | None, tuple[str, ...]]:
     return row.label, row.patient, row.extra
-
-
-def _inside(base: Path, path: Path) -> Path | None:
-    """Resolve links and `..`; None when the result lies outside the folder."""
-    try:
-        target = path.resolve()
-    except (OSError, RuntimeError, ValueError):
-        return None
-    return target if target.is_relative_to(base) else None
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that are not hidden, without following linked folders."""
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield Path(where) / name
 
 
 def _short(names: Sequence[str]) -> str:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
+from common.texts import is_text, neat, open_text, read_text, trimmed
 from embeddings.limits import LABEL_FILE_BYTES, LABEL_ROWS, MAX_TEXT
+from embeddings.readers.walk import exists
+from embeddings.store.sets import RESERVED
 
 _MAX_CLASSES = 10_000
 _LONGEST_LINE = 1_000_000
@@ -58,15 +61,16 @@ def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
         The rows by path. A path with an empty label, or with two rows that differ, is in `rejected`.
 
     Raises:
-        DataError: the file is missing, empty, no text, or lacks a column.
+        DataError: the file is missing, empty, no text, or lacks a column or has it twice.
+        ConfigError: the extra columns are named twice, or like a column of a store.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path, DataError, newline="") as file:
             if os.fstat(file.fileno()).st_size > LABEL_FILE_BYTES:
                 raise DataError(f"{path}: expected a label file of at most {LABEL_FILE_BYTES:,} bytes; divide it")
             first = file.readline(_LONGEST_LINE)
             delimiter = max(",;\t", key=first.count)
-            names = next(csv.reader([first], delimiter=delimiter), [])
+            names = [neat(name) for name in next(csv.reader([first], delimiter=delimiter), [])]
             chosen = _chosen(path, names, columns)
             table = LabelTable({}, {}, 0, chosen.patient is not None)
             repeated = 0
@@ -77,11 +81,28 @@ def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
                     repeated += _add(table, number, names, cells, chosen)
     except OSError as error:
         raise DataError(f"{path}: can't read the label file ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: expected a CSV file in UTF-8; it can't be read ({type(error).__name__})") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: expected a CSV file; it can't be read ({error})") from None
     if not table.rows and not table.rejected:
         raise DataError(f"{path}: expected at least one row under the header, found none")
     return dataclasses.replace(table, repeated=repeated)
+
+
+def given_classes(text: str | None) -> tuple[str, ...] | None:
+    """The class list of a command: `a,b,c`, or a text file with one name a line; None for none."""
+    if text is None:
+        return None
+    if exists(Path(text)) and Path(text).is_file():
+        return tuple(line for line in map(neat, read_text(Path(text)).split("\n")) if line)
+    return tuple(map(neat, text.split(",")))
+
+
+def check_columns(names: Sequence[str]) -> None:
+    """Refuse further columns (ConfigError) that are named twice, or like a column that every store may have."""
+    if len(set(names)) < len(names) or set(names) & set(RESERVED):
+        raise ConfigError(
+            f"further columns: expected different names, none of {', '.join(RESERVED)}; found {', '.join(names)}"
+        )
 
 
 def number_names(largest: int) -> list[str]:
@@ -110,6 +131,9 @@ def class_list(given: Sequence[str] | None, found: Sequence[str]) -> tuple[str, 
             found.
     """
     if given is not None:
+        given = [neat(name) for name in given]
+        if not all(is_text(name) and "\0" not in name for name in given):
+            raise ConfigError("class list: expected names in UTF-8, found another encoding: save it as UTF-8")
         if not given or len(set(given)) != len(given) or not all(given):
             raise ConfigError(f"class list: expected different, non-empty names; found {', '.join(given) or 'none'}")
         if len(given) > _MAX_CLASSES:
@@ -129,6 +153,7 @@ def class_list(given: Sequence[str] | None, found: Sequence[str]) -> tuple[str, 
 def _chosen(path: Path, names: list[str], columns: LabelColumns) -> LabelColumns:
     if columns.patient is None and "patient" in names:
         columns = dataclasses.replace(columns, patient="patient")
+    check_columns(columns.extra)
     wanted = [columns.path, columns.label, *columns.extra]
     wanted += [] if columns.patient is None else [columns.patient]
     missing = [name for name in wanted if name not in names]
@@ -137,13 +162,16 @@ def _chosen(path: Path, names: list[str], columns: LabelColumns) -> LabelColumns
             f"{path}: expected the columns {', '.join(wanted)}; missing: {', '.join(missing)}; found: "
             f"{', '.join(names) or 'none'} (name them with --path-column, --label-column, --patient-column)"
         )
+    twice = sorted({name for name in wanted if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: the column {twice[0]} comes twice in the header: rename or remove one of them")
     return columns
 
 
 def _add(table: LabelTable, number: int, names: list[str], cells: list[str], columns: LabelColumns) -> int:
     """Put one line into the table; returns 1 when it repeats an earlier line, else 0."""
-    values = {name: cell.strip() for name, cell in zip(names, cells, strict=False)}
-    raw = values.get(columns.path, "")
+    values = {name: neat(cell) for name, cell in zip(names, cells, strict=False)}
+    raw = trimmed(dict(zip(names, cells, strict=False)).get(columns.path, ""))  # as the file's name is written
     key = raw + columns.path_suffix if raw else f"<line {number}>"
     patient = None if columns.patient is None else values.get(columns.patient, "")
     row = LabelRow(key, values.get(columns.label, ""), patient, tuple(values.get(name, "") for name in columns.extra))
@@ -153,6 +181,8 @@ def _add(table: LabelTable, number: int, names: list[str], cells: list[str], col
         table.rejected[key] = f"the label file has {len(cells)} cells in line {number}, expected {len(names)}"
     elif any(len(cell) > MAX_TEXT for cell in cells):
         table.rejected[key] = f"the label file has a cell of more than {MAX_TEXT:,} characters in line {number}"
+    elif "\0" in "".join(cells):
+        table.rejected[key] = f"the label file has a NUL character in line {number}"
     elif not row.label:
         table.rejected[key] = f"the label file has no label in line {number}"
     elif columns.patient is not None and not patient:

@@ -62,11 +62,11 @@ def load_salt(path: Path) -> bytes:
 
 def patient_number(salt: bytes, patient: str) -> int:
     """Return a patient's number: the first 64 bits of HMAC-SHA256, as a signed integer."""
-    digest = hmac.digest(salt, b"patient\0" + patient.encode(), hashlib.sha256)
+    digest = hmac.digest(salt, b"patient\0" + patient.encode("utf-8", "surrogateescape"), hashlib.sha256)
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def image_key(salt: bytes, *parts: str | int) -> bytes:
     """Return the 16 bytes by which a second extraction knows an image it already has."""
     text = "\0".join(str(part) for part in parts)
-    return hmac.digest(salt, b"image\0" + text.encode(), hashlib.sha256)[:KEY_BYTES]
+    return hmac.digest(salt, b"image\0" + text.encode("utf-8", "surrogateescape"), hashlib.sha256)[:KEY_BYTES]

@@ -23,10 +23,8 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
 from embeddings.bounded import check_sizes, read_texts
-from embeddings.store.sets import FORMAT, EmbeddingSet, SetMetadata, survey, validate
+from embeddings.store.sets import FORMAT, RESERVED, EmbeddingSet, SetMetadata, survey, validate
 from embeddings.store.writing import METADATA_KEY
-
-_RESERVED = ("embedding", "label", "patient", "split", "key")
 
 
 def read_store(path: Path) -> EmbeddingSet:
@@ -182,7 +180,7 @@ def _chunk(path: Path, table: Any, metadata: SetMetadata, *, whole_texts: bool =
         metadata=metadata,
         groups=_numbers(table.column("patient")).astype(np.int64) if "patient" in table.column_names else None,
         splits=texts("split") if "split" in table.column_names else None,
-        columns={name: texts(name) for name in table.column_names if name not in _RESERVED},
+        columns={name: texts(name) for name in table.column_names if name not in RESERVED},
         keys=_keys(table) if "key" in table.column_names else None,
     )
 

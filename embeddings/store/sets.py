@@ -14,6 +14,7 @@ from common.errors import DataError
 from common.wire.identity import EncoderIdentity
 
 SPLIT_NAMES = ("train", "validation", "test")
+RESERVED = ("embedding", "label", "patient", "split", "key")  # columns with a meaning of their own
 FORMAT = "fedhypevae-embeddings/1"
 _ROWS_SHOWN = 10
 

@@ -12,6 +12,8 @@ from client_app.policy.policy import load_policy
 from common.errors import ConfigError
 from deploy.coordinator.folder import ServerFolder
 from deploy.coordinator.provision import FederationPlan, provision
+from deploy.machine.app_package import with_digest
+from deploy.site.app_guard import approved_digests
 from deploy.site.folder import SiteFolder
 from deploy.site.set_up import init_site, renew_site_key
 
@@ -19,6 +21,7 @@ PLAN = 'name = "study"\nserver_names = ["fl.example.org"]\nsites = ["st-anna", "
 
 
 def made(tmp_path: Path) -> Path:
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "study.toml").write_text(PLAN)
     provision(FederationPlan.read(tmp_path / "study.toml"), tmp_path / "out")
     return tmp_path / "out"
@@ -128,3 +131,41 @@ def test_federation_plan_refuses_what_makes_no_sense(tmp_path: Path, line: str) 
 
 def _closed(path: Path) -> bool:
     return stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+ENCODINGS = {"utf-8": True, "utf-8-sig": True, "cp1252": False, "utf-16": False, "utf-16-le": False}
+
+
+@pytest.mark.parametrize(("encoding", "right"), ENCODINGS.items())
+def test_settings_in_other_encodings_are_read_right_or_refused_in_one_line(
+    tmp_path: Path, encoding: str, right: bool
+) -> None:
+    (tmp_path / "study.toml").write_bytes((PLAN + 'classes = ["gutartig", "bösartig"]\n').encode(encoding))
+    if right:
+        assert FederationPlan.read(tmp_path / "study.toml").classes == ["gutartig", "bösartig"]
+    else:
+        with pytest.raises(ConfigError, match="save it as UTF-8"):
+            FederationPlan.read(tmp_path / "study.toml")
+    site = made(tmp_path / "other") / "sites" / "st-anna"
+    enrol(site)
+    for name in ("site.toml", "policy.toml"):
+        text = (site / name).read_text(encoding="utf-8")
+        (site / name).write_bytes((f"# größer\n{text}").encode(encoding))
+    if right:
+        assert SiteFolder(site).settings.name == "st-anna"
+        assert load_policy(site / "policy.toml").run_epsilon == 1.0
+    else:
+        with pytest.raises(ConfigError, match="save it as UTF-8"):
+            _ = SiteFolder(site).settings
+        with pytest.raises(ConfigError, match="save it as UTF-8"):
+            load_policy(site / "policy.toml")
+
+
+def test_guard_reads_the_policy_as_the_policy_is_read(tmp_path: Path) -> None:
+    site = made(tmp_path) / "sites" / "st-anna"
+    enrol(site)
+    digest = "ab" * 32
+    text = with_digest((site / "policy.toml").read_text(), digest)
+    for encoding, approved in ENCODINGS.items():
+        (site / "policy.toml").write_bytes(f"# ö\n{text}".encode(encoding))
+        assert approved_digests(site / "policy.toml") == (frozenset({digest}) if approved else frozenset())

@@ -1,0 +1,192 @@
+"""File names and label files as other systems write them: embedded, or rejected by name."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import ConfigError, DataError
+from embeddings.extract import extract
+from embeddings.pipeline import Item
+from embeddings.readers.folders import FolderOptions, Listing, list_folder
+from embeddings.readers.labels import LabelColumns, class_list, given_classes, read_labels
+from embeddings.readers.patients import image_key, patient_number
+
+SALT = bytes(range(32))
+LATIN = os.fsdecode(b"gr\xf6\xdfe.png")  # as a Latin-1 share or a zip of Windows leaves it
+COMPOSED, APART = unicodedata.normalize("NFC", "Müller.png"), unicodedata.normalize("NFD", "Müller.png")
+
+
+def _image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 4), 9, dtype=np.uint8)).save(path)
+
+
+def _list(folder: Path, rows: str, **options: object) -> Listing:
+    (folder.parent / "labels.csv").write_text("path,label\n" + rows, encoding="utf-8")
+    return list_folder(folder, folder.parent / "labels.csv", FolderOptions(**options))  # type: ignore[arg-type]
+
+
+def test_keys_of_names_in_utf_8_are_those_of_before_and_others_have_one() -> None:
+    import hashlib
+    import hmac
+
+    for name in ("a/0.png", "größe.png", "名.png"):
+        wanted = hmac.digest(SALT, b"image\0" + f"{name}\0-1".encode(), hashlib.sha256)[:16]
+        assert image_key(SALT, name, -1) == wanted
+    assert image_key(SALT, LATIN) == hmac.digest(SALT, b"image\0gr\xf6\xdfe.png", hashlib.sha256)[:16]
+    assert isinstance(patient_number(SALT, LATIN), int)
+
+
+def test_list_folder_keeps_a_file_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    _image(tmp_path / "a" / "0.png")
+    _image(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "1.png").rename(tmp_path / "a" / LATIN)
+    listing = list_folder(tmp_path, None, FolderOptions())
+    assert [item.source for item in listing.items] == ["a/0.png", f"a/{LATIN}"]
+    assert [item.load().shape for item in listing.items] == [(4, 4), (4, 4)]
+    assert len({image_key(SALT, *item.stamp) for item in listing.items}) == 2
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xd6dem"), " ", "\u200b"])
+def test_list_folder_rejects_a_class_folder_without_a_usable_name(tmp_path: Path, name: str) -> None:
+    _image(tmp_path / "good" / "0.png")
+    _image(tmp_path / "odd" / "1.png")
+    (tmp_path / "odd").rename(tmp_path / name)
+    listing = list_folder(tmp_path, None, FolderOptions())
+    assert listing.class_names == ("good",)
+    assert [source for source, _ in listing.rejected] == [f"{name}/1.png"]
+    assert "rename it" in listing.rejected[0][1]
+
+
+def test_list_folder_spells_a_class_in_one_way(tmp_path: Path) -> None:
+    _image(tmp_path / unicodedata.normalize("NFC", "Ödem") / "0.png")
+    _image(tmp_path / unicodedata.normalize("NFD", "Ödem") / "1.png")
+    listing = list_folder(tmp_path, None, FolderOptions(classes=(unicodedata.normalize("NFD", "Ödem"),)))
+    assert listing.class_names == (unicodedata.normalize("NFC", "Ödem"),)
+    assert len(listing.items) == 2
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [(COMPOSED, APART), (APART, COMPOSED), (APART, APART)])
+def test_list_folder_finds_a_file_however_its_accents_are_stored(tmp_path: Path, on_disk: str, in_table: str) -> None:
+    _image(tmp_path / "images" / "deep" / on_disk)
+    listing = _list(tmp_path / "images", f"./deep/{in_table},a\n")
+    assert [item.source for item in listing.items] == [f"deep/{on_disk}"]
+    assert listing.rejected == ()
+
+
+def test_list_folder_finds_a_folder_however_its_accents_are_stored(tmp_path: Path) -> None:
+    _image(tmp_path / "images" / unicodedata.normalize("NFD", "Müller") / "0.png")
+    listing = _list(tmp_path / "images", unicodedata.normalize("NFC", "Müller") + ",a\n")
+    assert len(listing.items) == 1
+
+
+def test_list_folder_takes_the_exact_name_where_both_spellings_are_there(tmp_path: Path) -> None:
+    _image(tmp_path / "images" / COMPOSED)
+    _image(tmp_path / "images" / APART)
+    listing = _list(tmp_path / "images", f"{COMPOSED},a\n{APART},b\n")
+    assert {item.source: item.label for item in listing.items} == {COMPOSED: 0, APART: 1}
+
+
+def test_list_folder_rejects_a_name_that_may_be_either_of_two(tmp_path: Path) -> None:
+    one, two, three = "\u1ebf.png", "\u00ea\u0301.png", "e\u0302\u0301.png"  # e with two accents, stored in three ways
+    _image(tmp_path / "images" / one)
+    _image(tmp_path / "images" / two)
+    listing = _list(tmp_path / "images", f"{one},a\n{three},a\n")
+    assert [item.source for item in listing.items] == [one]
+    assert "several files have this name" in dict(listing.rejected)[three]
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "a\0b.png", "none.png", "a/" * 400])
+def test_list_folder_rejects_names_that_no_file_has(tmp_path: Path, name: str) -> None:
+    _image(tmp_path / "images" / "0.png")
+    listing = _list(tmp_path / "images", f"0.png,a\n{name},a\n")
+    assert [item.source for item in listing.items] == ["0.png"]
+    assert [source for source, _ in listing.rejected] == [name]
+
+
+def test_extract_embeds_a_name_that_is_no_utf_8(tmp_path: Path, tiny_dinov2: Path) -> None:
+    from embeddings.encoders.load import load_encoder
+    from embeddings.store.file import read_store
+
+    def load() -> np.ndarray:
+        return np.zeros((8, 8), dtype=np.uint8)
+
+    def fail() -> np.ndarray:
+        raise DataError(f"{LATIN}: can't be read")
+
+    items = (Item("0.png", load, 0, stamp=("0.png",)), Item(LATIN, load, 0, stamp=(LATIN,)))
+    bad = Item("b" + LATIN, fail, 0, stamp=("b" + LATIN,))
+    encoder = load_encoder(str(tiny_dinov2))
+    outcome = extract(Listing((*items, bad), (), ("a",)), encoder, tmp_path / "o.parquet", SALT)
+    assert outcome.rows == len(read_store(tmp_path / "o.parquet")) == 2
+    assert b"gr\xf6\xdfe.png" in (tmp_path / "o.parquet.rejected.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\na,b\n".encode("utf-16"), "UTF-8"),
+        ("path,label\nö,b\n".encode("cp1252"), "UTF-8"),
+        ("path,label\na,b\n".encode("utf-16-le"), "missing: path, label"),
+        (b"path,label,label\na,b,c\n", "column label comes twice"),
+        (b"path,path,label\na,b,c\n", "column path comes twice"),
+        (b"path,label,patient,patient\na,b,c,d\n", "column patient comes twice"),
+        (b"path,label, label \na,b,c\n", "column label comes twice"),
+    ],
+)
+def test_read_labels_refuses_other_encodings_and_double_columns(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "l.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_labels(tmp_path / "l.csv", LabelColumns())
+
+
+def test_read_labels_does_not_mind_a_double_column_that_it_does_not_read(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,label,,,note,note\na,b,,,x,y\n")
+    assert read_labels(tmp_path / "l.csv", LabelColumns()).rows["a"].label == "b"
+    with pytest.raises(DataError, match="column note comes twice"):
+        read_labels(tmp_path / "l.csv", LabelColumns(extra=("note",)))
+
+
+@pytest.mark.parametrize("extra", [("x", "x"), ("label",), ("patient",), ("split",), ("embedding",), ("key",)])
+def test_read_labels_refuses_further_columns_that_a_store_has(tmp_path: Path, extra: tuple[str, ...]) -> None:
+    (tmp_path / "l.csv").write_text("path,label,x,patient,split,embedding,key\na,b,c,d,e,f,g\n")
+    with pytest.raises(ConfigError, match="different names"):
+        read_labels(tmp_path / "l.csv", LabelColumns(extra=extra))
+
+
+def test_read_labels_strips_and_composes_every_cell(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text(" path ,label\n\ufeffa , O\u0308dem\nb\0c,x\nd,e\0f\n", encoding="utf-8")
+    table = read_labels(tmp_path / "l.csv", LabelColumns())
+    assert {path: row.label for path, row in table.rows.items()} == {"a": "\u00d6dem"}
+    assert set(table.rejected) == {"b\0c", "d"}
+
+
+@pytest.mark.parametrize(
+    "content", ["benign\nmalignant\n", "\ufeffbenign\r\nmalignant", "\n benign \n\n\tmalignant\u200b\n"]
+)
+def test_given_classes_reads_a_list_or_a_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "classes.txt").write_bytes(content.encode())
+    assert (
+        given_classes(str(tmp_path / "classes.txt")) == given_classes(" benign, malignant") == ("benign", "malignant")
+    )
+
+
+def test_given_classes_takes_a_list_that_is_longer_than_a_file_name(tmp_path: Path) -> None:
+    names = tuple(f"class number {number}" for number in range(100))
+    assert given_classes(",".join(names)) == names
+
+
+def test_given_classes_refuses_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes("bösartig".encode("cp1252"))
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
+        given_classes(str(tmp_path / "classes.txt"))
+    with pytest.raises(ConfigError, match="save it as UTF-8"):
+        class_list([os.fsdecode(b"b\xf6se")], [])
+    with pytest.raises(ConfigError, match="different, non-empty"):
+        class_list([unicodedata.normalize("NFC", "ö"), unicodedata.normalize("NFD", "ö")], [])

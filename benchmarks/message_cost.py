@@ -65,7 +65,6 @@ def make_messages(folder: Path) -> tuple[Path, Path]:
     from common.methods import get_method
     from common.methods.base import Problem, RunContext
     from common.wire.allow_list import dump_context
-    from common.wire.versions import version_of
     from server_app.exchange import build_messages
 
     _pose_as_task()
@@ -78,7 +77,7 @@ def make_messages(folder: Path) -> tuple[Path, Path]:
     words: dict[str, str | int | float] = {"context": dump_context(context), "run": _RUN, "index": 0}
     paths = []
     first = build_messages("statistics", [7], lambda _: words, lambda _: {}, "statistics", 600.0)
-    told = {**words, "round": 0, "version": version_of(params), "base": ""}
+    told = {**words, "round": 0}
     second = build_messages("train", [7], lambda _: told, lambda _: params, "round-1", 600.0)
     for name, (message,) in (("statistics", first), ("train", second)):
         message.metadata.__dict__["_message_id"] = "0" * 32

@@ -27,8 +27,6 @@ _COMMON: dict[str, Scalar] = {
     "prototype-share": 0.02,
     "prototype-spread": 0.07,
     "max-records-per-patient": 2,
-    # the table compares methods; what fewer bits cost is measured beside it (`benchmarks.compression`)
-    "wire-bits": 32,
 }
 _AVERAGED: dict[str, Scalar] = {"num-rounds": 30}
 _TIED: dict[str, Scalar] = {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0}

@@ -73,12 +73,6 @@ class MeetingError(FedHypeVAEError):
     code = "meeting"
 
 
-class StaleError(WireError):
-    """A change of parameters came to a site that holds another version than the one it starts from."""
-
-    code = "stale"
-
-
 class FederationError(FedHypeVAEError):
     """The federation can't go on: too few sites answered, or the server can't be reached."""
 

@@ -34,18 +34,7 @@ from common.privacy.robust import settled
 from common.privacy.statistics import ReleasedStatistics, combine_statistics
 from common.records import SiteData
 from common.secagg.quantise import add_up, encode
-from common.wire.versions import (
-    Held,
-    from_wire,
-    held_key,
-    next_held,
-    num_bytes,
-    rounding,
-    shapes_bytes,
-    to_wire,
-    upload_reference,
-    wire_shapes,
-)
+from common.wire.allow_list import num_bytes
 
 
 @dataclass(frozen=True)
@@ -82,8 +71,7 @@ def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData
         return combined_statistics(context, spec, add_up(vectors, arguments.bits), len(sites))
     # one site after the other: memory does not grow with them
     releases = (
-        _carried(context, site_statistics(context, spec, noise, data, source), {}, index, -1)[0]
-        for index, (data, source) in enumerate(zip(sites, sources, strict=True))
+        site_statistics(context, spec, noise, data, source) for data, source in zip(sites, sources, strict=True)
     )
     return combine_statistics(
         spec, settled(context.config.federation.robust_statistics, releases), noise, range(len(sites))
@@ -126,16 +114,13 @@ def run_loop(
     if statistics is not None:
         state = method.prepare(context, state, statistics)
         up += len(sites) * _statistics_bytes(context, method)
-    held: dict[str, Held] = {}
     for round_index in range(context.plan.num_rounds):
         uploads: MutableMapping[int, Tensors] = gather(method, context, state)
         vectors = []
         for index, data in enumerate(sites):
             source = noise_source(config, index, round_index)
-            key = held_key(method, index)
-            held[key] = next_held(context, method, state, index, held.get(key))
-            params = held[key].tensors
-            down += num_bytes(held[key].parcel)
+            params = method.params_for(context, state, index)
+            down += sum(value.nbytes for value in params.values())
             work = StepInput(params, site_states[index], data, round_index, index, source, noised_later=shared)
             site_states[index], released = method.client_step(context, work)
             if shared:
@@ -143,11 +128,10 @@ def run_loop(
                 vectors.append(encode(arguments, released, source))
                 up += arguments.num_bytes
             else:
-                reference = upload_reference(method, params)
-                uploads[index], sent = _carried(context, released, reference, index, round_index)
-                up += sent
+                uploads[index] = released
+                up += sum(value.nbytes for value in released.values())
         if shared:
-            arguments = training_arguments(context, method, held[held_key(method, 0)].tensors)
+            arguments = training_arguments(context, method, method.params_for(context, state, 0))
             uploads = mean_uploads(arguments, add_up(vectors, arguments.bits), range(len(sites)))
         state = method.server_step(context, state, uploads)
         if progress is not None:
@@ -156,20 +140,10 @@ def run_loop(
     return LoopResult(context, state, tuple(site_states), artifact, up / len(sites), down / len(sites))
 
 
-def _carried(
-    context: RunContext, released: Tensors, reference: Tensors, site_index: int, round_index: int
-) -> tuple[Tensors, int]:
-    """A site's noised tensors as they arrive at the server, and the bytes of them on the way."""
-    bits = context.config.federation.wire_bits
-    sent = to_wire(released, bits, reference, rounding(context.config, site_index, round_index))
-    shapes = {name: tuple(value.shape) for name, value in released.items()}
-    return from_wire(sent, shapes, bits, reference), num_bytes(sent)
-
-
 def _statistics_bytes(context: RunContext, method: Method) -> int:
     spec = method.statistics(context)
     if spec is None:
         return 0
     if context.config.privacy.trust == "secagg":
         return statistics_arguments(context, spec).num_bytes
-    return shapes_bytes(wire_shapes(spec.shapes, context.config.federation.wire_bits))
+    return num_bytes(spec.shapes)

@@ -21,7 +21,6 @@ from common.methods.published import draw_published
 from common.methods.shared_sums import check_shares_noise
 from common.publishing.generator_file import write_generator
 from common.wire.allow_list import dump_context, essence, load_context
-from common.wire.versions import Held
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
@@ -90,9 +89,8 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
             members={member.name: member.index for member in meeting.members.values()},
         ),
     )
-    held: dict[str, Held] = {}
     if before is not None:
-        state, progress, held = before
+        state, progress = before
         _check_same(progress.context, dump_context(run_context))
         printer.say(f"resuming {progress.run_name} after round {state.round}")
     else:
@@ -110,7 +108,7 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     receipts = Receipts(None if simulated else work_folder() / RECEIPTS)
     newcomers = Newcomers(config, meeting, progress.members, is_open, watch.say, refusals)
     strategy = FederatedStrategy(
-        method, run_context, meeting.members, state, progress, folder, watch, refusals, held, newcomers.look, receipts
+        method, run_context, meeting.members, state, progress, folder, watch, refusals, newcomers.look, receipts
     )
     strategy.run(grid)
     summary = _publish(grid, strategy, method, run_context, folder, meeting, refusals)

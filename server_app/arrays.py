@@ -42,7 +42,7 @@ def read_tensors(kind: Kind, record: ArrayRecord, shapes: Mapping[str, tuple[int
         raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
     tensors = {}
     for name, shape in shapes.items():
-        tensors[name] = _tensor(f"message {kind}: tensor {name!r}", record[name], dtype_of(kind, name), tuple(shape))
+        tensors[name] = _tensor(f"message {kind}: tensor {name!r}", record[name], dtype_of(kind), tuple(shape))
     return tensors
 
 

@@ -18,7 +18,7 @@ def largest_norm(context: RunContext, method: Method, state: ServerState, indice
     """A norm that no honest site's upload of one round exceeds, with ten-fold room.
 
     Each step's sum is at most C times the units of one site, which are fewer than all sites' together; the noise
-    has standard deviation sigma C in every coordinate; rounding to few bits adds less than the noise. Where terms that
+    has standard deviation sigma C in every coordinate. Where terms that
     read no record are added unclipped, or parameters are sent and no sums, a norm that no sensible parameters have must
     do: it keeps the next parameters finite.
 

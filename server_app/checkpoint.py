@@ -17,7 +17,6 @@ from common.durable import write_output
 from common.errors import ConfigError
 from common.methods.base import ServerState
 from common.privacy.statistics import ReleasedStatistics
-from common.wire.versions import Held
 
 _FILE = "checkpoint.safetensors"
 _PARTS = ("params", "memory")
@@ -47,7 +46,6 @@ class Progress:
         receipts: site -> head of its ledger after its last release: shows, later, whether an old ledger was put back.
         members: index of every site that ever was in the run, by name.
         bytes_up: site -> bytes received. bytes_down: site -> bytes sent.
-        versions: site -> version of the parameters that it last answered with.
         seconds: time spent so far.
         refused: replies that broke a rule, see `Refusals.found`.
         left_out: site -> the lie for which secure sums do without it.
@@ -64,26 +62,20 @@ class Progress:
     members: Mapping[str, int] = field(default_factory=dict)
     bytes_up: Mapping[str, int] = field(default_factory=dict)
     bytes_down: Mapping[str, int] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     refused: tuple[Mapping[str, Any], ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     lost_sums: int = 0
 
 
-def save_checkpoint(
-    folder: Path, state: ServerState, progress: Progress, held: Mapping[str, Held] | None = None
-) -> None:
-    """Write state, progress and what the sites hold as one file, by way of a temporary one.
+def save_checkpoint(folder: Path, state: ServerState, progress: Progress) -> None:
+    """Write state and progress as one file, by way of a temporary one.
 
     Raises:
         FedHypeVAEError: the disk refuses; the last checkpoint is untouched.
     """
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(state, part).items()}
     notes: dict[str, Any] = {"round": state.round, "progress": _progress_to_json(progress)}
-    notes["held"] = {key: {"round": one.round, "version": one.version} for key, one in (held or {}).items()}
-    for key, one in (held or {}).items():
-        tensors |= {f"held/{key}/{name}": value for name, value in one.tensors.items()}
     statistics = state.statistics
     if statistics is not None:
         for name in _STATISTICS:
@@ -98,25 +90,30 @@ def save_checkpoint(
     write_output(folder / _FILE, content)
 
 
-def load_checkpoint(folder: Path) -> tuple[ServerState, Progress, dict[str, Held]]:
-    """Read the last checkpoint: the server's state, what was done, and what the sites hold.
+def load_checkpoint(folder: Path) -> tuple[ServerState, Progress]:
+    """Read the last checkpoint: the server's state, and what was done.
 
     Raises:
-        ConfigError: there is none, or it can't be read.
+        ConfigError: there is none, or it can't be read: damaged, or of another version.
     """
     path = folder / _FILE
     if not path.is_file():
         raise ConfigError(f"no checkpoint at {path}: start the run without resume, or name its output-dir")
     try:
-        with safe_open(path, framework="pt") as file:
-            notes = json.loads(file.metadata()["notes"])
-            names = file.keys()
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+        return _read(path)
     except Exception as error:
         raise ConfigError(
-            f"checkpoint {path} can't be read ({type(error).__name__}): restore it or start anew"
+            f"checkpoint {path} can't be read ({type(error).__name__}): it is damaged, or of another version: restore "
+            "it, or start a new run"
         ) from error
-    parts: dict[str, dict[str, Tensor]] = {"params": {}, "memory": {}, "statistics": {}, "held": {}}
+
+
+def _read(path: Path) -> tuple[ServerState, Progress]:
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+        names = file.keys()
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+    parts: dict[str, dict[str, Tensor]] = {"params": {}, "memory": {}, "statistics": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = value
@@ -125,15 +122,6 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress, dict[str, Held
         found: dict[str, Any] = {name: parts["statistics"].get(name) for name in _STATISTICS}
         statistics = ReleasedStatistics(**found, **notes["statistics"])
     state = ServerState(notes["round"], parts["params"], parts["memory"], statistics)
-    held = {
-        key: Held(
-            tensors={
-                name.removeprefix(f"{key}/"): v for name, v in parts["held"].items() if name.startswith(f"{key}/")
-            },
-            **told,
-        )
-        for key, told in notes.get("held", {}).items()
-    }
     progress = notes["progress"]
     done = Progress(
         **{
@@ -144,7 +132,7 @@ def load_checkpoint(folder: Path) -> tuple[ServerState, Progress, dict[str, Held
             "refused": tuple(progress.get("refused", ())),
         }
     )
-    return state, done, held
+    return state, done
 
 
 def with_round(

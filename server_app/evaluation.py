@@ -68,7 +68,7 @@ def _baseline_head(grid: Grid, strategy: FederatedStrategy, context: RunContext)
         noise = calibrate_noise_multiplier(privacy.epsilon, privacy.delta, 1.0, 1)
     radius = 1.0 if context.config.training.sphere else context.config.training.embedding_radius
     spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
-    bounds = StatisticsBounds.of(context.config, spec, noise, bits=context.config.federation.wire_bits)
+    bounds = StatisticsBounds.of(context.config, spec, noise)
     words = {"noise_multiplier": noise}
     outcome = strategy.ask(grid, "baseline", {}, spec.shapes, words, check=bounds.check)
     releases = {strategy.members[node].index: reply.tensors for node, reply in outcome.replies.items()}

@@ -15,12 +15,13 @@ from flwr.serverapp import Grid
 from httpx import HTTPError
 from torch import Tensor
 
-from common.errors import StaleError, WireError
+from common.errors import WireError
 from common.wire.allow_list import Kind
-from common.wire.compression import OFF
 from server_app.charges import NO_CHARGES, Charges
 from server_app.replies import Declined, Expected, Reply, Shapes, read_reply
 
+Fields = Mapping[str, str | int | float]
+"""What a message says beside its tensors, by name."""
 Take = Callable[[int, Mapping[str, Tensor]], None]
 """Takes in what a node sent."""
 Check = Callable[[Mapping[str, Tensor]], None]
@@ -48,33 +49,24 @@ class Outcome:
         replies: answers that passed the checks, by node.
         missing: why the others have none.
         bytes_down: bytes sent to each.
-        stale: those that have none because they need the whole parameters, and may be asked again.
         broke: those whose answer broke a rule; `missing` says which.
     """
 
     replies: Mapping[int, Reply]
     missing: Mapping[int, str]
     bytes_down: Mapping[int, int]
-    stale: frozenset[int] = frozenset()
     broke: frozenset[int] = frozenset()
-
-    def then(self, again: Outcome) -> Outcome:
-        """This exchange and a second one with some of its sites."""
-        down = {node: self.bytes_down.get(node, 0) + again.bytes_down.get(node, 0) for node in self.bytes_down}
-        missing = {node: why for node, why in self.missing.items() if node not in again.replies}
-        replies, broke = {**self.replies, **again.replies}, self.broke | again.broke
-        return Outcome(replies, {**missing, **again.missing}, down, again.stale, broke)
 
 
 def build_messages(
     kind: Kind,
     nodes: Iterable[int],
-    words: Callable[[int], Mapping[str, str | int | float]],
+    fields: Callable[[int], Fields],
     tensors: Callable[[int], Mapping[str, Tensor]],
     group: str,
     ttl: float,
 ) -> list[Message]:
-    """One message for each node, with words and tensors of its own; equal tensors are packed once."""
+    """One message for each node, with fields and tensors of its own; equal tensors are packed once."""
     # with the tensors themselves: what is let go of leaves its identity to the next one
     packed: dict[int, tuple[Mapping[str, Tensor], ArrayRecord]] = {}
 
@@ -86,7 +78,7 @@ def build_messages(
 
     return [
         Message(
-            RecordDict({"words": ConfigRecord(dict(words(node))), "tensors": arrays(node)}),
+            RecordDict({"words": ConfigRecord(dict(fields(node))), "tensors": arrays(node)}),
             dst_node_id=node,
             message_type=_KINDS[kind],
             ttl=ttl,
@@ -103,8 +95,6 @@ def exchange(
     timeout: float,
     shapes: Callable[[int], Shapes],
     check: Check = lambda _: None,
-    bits: int = OFF,
-    reference: Callable[[int], Mapping[str, Tensor]] = lambda _: {},
     take: Take | None = None,
     charges: Callable[[int], Charges] = lambda _: NO_CHARGES,
 ) -> Outcome:
@@ -120,8 +110,6 @@ def exchange(
         timeout: seconds to wait.
         shapes: allowed tensors of a node's reply.
         check: raises WireError for tensors that no honest site sends, however right their form is.
-        bits: of a number in a reply.
-        reference: what a node's reply in few bits is told as a difference from.
         take: is given each node's checked tensors as they come, which are then not kept.
         charges: what a node can have been charged in this run.
 
@@ -134,7 +122,6 @@ def exchange(
     asked = [message.metadata.dst_node_id for message in messages]
     missing: dict[int, str] = dict.fromkeys(asked, "left the federation")  # Flower takes no message for such a node
     missing |= dict.fromkeys(waiting.values(), "did not answer in time")
-    stale: set[int] = set()
     broke: set[int] = set()
     for node, message in _pull(grid, waiting, timeout):
         if node in replies:
@@ -142,18 +129,15 @@ def exchange(
         try:
             if message is None:
                 raise WireError("sent something that can't be read")
-            expected = Expected(kind, shapes(node), bits, reference(node), charges(node), len(messages))
-            reply = read_reply(message, expected)
+            reply = read_reply(message, Expected(kind, shapes(node), charges(node), len(messages)))
             check(reply.tensors)
             if take is not None:
                 take(node, reply.tensors)
                 reply = replace(reply, tensors={})
             replies[node] = reply
             missing.pop(node, None)
-        except (Declined, StaleError) as error:
+        except Declined as error:
             missing[node] = str(error)
-            if isinstance(error, StaleError):
-                stale.add(node)
         except WireError as error:
             missing[node] = str(error)
             broke.add(node)
@@ -166,7 +150,7 @@ def exchange(
     sent = {
         message.metadata.dst_node_id: message.content.array_records["tensors"].count_bytes() for message in messages
     }
-    return Outcome(replies, missing, sent, frozenset(stale - set(replies)), frozenset(broke - set(replies)))
+    return Outcome(replies, missing, sent, frozenset(broke - set(replies)))
 
 
 def report(node: int, kind: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from common.secagg.disputes import Dispute, partners, to_leave_out
-from server_app.downlink import Member
+from server_app.members import Member
 
 
 @dataclass

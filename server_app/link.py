@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NoReturn
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.errors import FederationError, WireError
-from common.methods.base import Method, RunContext, Shapes, Tensors
+from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
 from common.methods.shared_sums import assumptions_of
 from common.secagg.messages import Session, asked_digest
 from common.secagg.primitives import digest
 from common.secagg.quantise import Quantisation
 from common.wire.allow_list import Kind, dump_context
-from common.wire.compression import OFF
-from common.wire.versions import upload_reference
 from server_app.charges import Charges
 from server_app.checkpoint import Progress
-from server_app.downlink import Downlink, Parcel
-from server_app.exchange import Check, Outcome, Take, build_messages, exchange
+from server_app.exchange import Check, Fields, Outcome, Take, build_messages, exchange
 from server_app.faults import Faults
+from server_app.members import Member
 from server_app.progress import read_events
 from server_app.receipts import Receipts
 from server_app.refusals import Refusals
 from server_app.secagg import SecureSum, secure_sum
-from server_app.secagg_attempt import SumLostError, sender
+from server_app.secagg_attempt import SumLostError
 from server_app.tracking import RunWatch
-
-Words = Mapping[str, str | int | float]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A site of this run: its node, its name, its stable index."""
-
-    node: int
-    name: str
-    index: int
 
 
 class Link:
@@ -51,7 +39,6 @@ class Link:
         context: public context of the run.
         members: the sites, by node.
         progress: what was done so far; it goes on here.
-        downlink: versions of the parameters.
         watch: tells people who is missing.
         receipts: what sites gave, and get back.
         refusals: is told whose reply broke a rule.
@@ -63,14 +50,12 @@ class Link:
         context: RunContext,
         members: Mapping[int, Member],
         progress: Progress,
-        downlink: Downlink,
         watch: RunWatch,
         receipts: Receipts,
         refusals: Refusals,
     ) -> None:
         self.members = dict(members)
         self.progress = progress
-        self.downlink = downlink
         self._method, self._context, self._watch, self._refusals = method, context, watch, refusals
         self._charges = Charges.of(method, context)
         self._receipts = receipts
@@ -79,30 +64,16 @@ class Link:
         dropouts = assumptions_of(context).dropouts if context.config.privacy.trust == "secagg" else 0
         self._faults = Faults(dropouts, self._tell_lie, dict(progress.left_out))
 
-    def messages(
-        self, kind: Kind, nodes: Iterable[int], parcel: Callable[[int], Parcel], group: str, extra: Words
-    ) -> list[Message]:
-        """One message for each of some sites, with its parcel."""
-        parcels = {node: parcel(node) for node in nodes}
-        return build_messages(
-            kind,
-            parcels,
-            lambda node: {**self._words(node), **extra, **parcels[node].words},
-            lambda node: parcels[node].tensors,
-            group,
-            self._federation.round_timeout,
-        )
+    def round_messages(self, state: ServerState) -> list[Message]:
+        """The training messages of the round that comes: to each site the whole parameters that it trains at."""
 
-    def round_messages(self, nodes: Iterable[int], number: int, *, whole: bool = False) -> list[Message]:
-        """The training messages of a round, which counts from 1."""
+        def params(node: int) -> Tensors:
+            return self._method.params_for(self._context, state, self.members[node].index)
 
-        def parcel(node: int) -> Parcel:
-            return self.downlink.parcel(self.members[node], whole=whole)
-
-        return self.messages("train", nodes, parcel, f"round-{number}", {"round": number - 1})
+        return self._messages("train", params, f"round-{state.round + 1}", {"round": state.round})
 
     def train(self, grid: Grid, messages: list[Message], number: int, check: Check, take: Take) -> Outcome:
-        """A round's sums, each taken in as it comes; sites that need the whole parameters get them.
+        """A round's sums, each taken in as it comes.
 
         Raises:
             FederationError: fewer than `min-sites` answered.
@@ -111,18 +82,7 @@ class Link:
         def shapes(node: int) -> Shapes:
             return self._method.shapes_from(self._context, self.members[node].index)
 
-        def reference(node: int) -> Tensors:
-            return upload_reference(self._method, self.downlink.tensors(self.members[node].index))
-
-        def send(some: list[Message]) -> Outcome:
-            return self._exchange(grid, "train", some, shapes, check, reference, take)
-
-        outcome = send(messages)
-        if outcome.stale:
-            outcome = outcome.then(send(self.round_messages(sorted(outcome.stale), number, whole=True)))
-        for node in outcome.replies:
-            self.downlink.took(self.members[node])
-        return self._checked(outcome, f"round {number}")
+        return self._checked(self._exchange(grid, "train", messages, shapes, check, take), f"round {number}")
 
     def ask(
         self,
@@ -130,7 +90,7 @@ class Link:
         kind: Kind,
         tensors: Callable[[int], Tensors],
         shapes: Shapes,
-        words: Words | None = None,
+        fields: Fields | None = None,
         check: Check = lambda _: None,
     ) -> Outcome:
         """One exchange outside the rounds; `tensors` are for the site with an index, `check` as in `exchange`.
@@ -138,18 +98,13 @@ class Link:
         Raises:
             FederationError: fewer than `min-sites` answered.
         """
-
-        def parcel(node: int) -> Parcel:
-            return Parcel({}, tensors(self.members[node].index))
-
-        messages = self.messages(kind, self.members, parcel, kind, words or {})
-        outcome = self._exchange(grid, kind, messages, lambda _: shapes, check, lambda _: {})
-        return self._checked(outcome, kind)
+        messages = self._messages(kind, lambda node: tensors(self.members[node].index), kind, fields or {})
+        return self._checked(self._exchange(grid, kind, messages, lambda _: shapes, check), kind)
 
     def secure_sum(
-        self, grid: Grid, what: str, arguments: Quantisation, extra: Words, save: Callable[[], None]
+        self, grid: Grid, what: str, arguments: Quantisation, save: Callable[[], None], state: ServerState | None = None
     ) -> SecureSum:
-        """The masked sum of all sites; the round's parameters go with it.
+        """The masked sum of all sites.
 
         Where an attempt fails because of a site that lies or is in a dispute, another is made without it.
 
@@ -157,42 +112,45 @@ class Link:
             grid: the link to the sites.
             what: `statistics`, or the name of a round.
             arguments: public arguments of the release.
-            extra: further words of every message; `round` in a round.
             save: writes the progress down, after an attempt that failed.
+            state: in a round, whose number and parameters go with the task; None for statistics.
 
         Raises:
             FederationError: more sites are missing than the run bears, or no spare round is left for another attempt.
         """
-        in_round = "round" in extra
+        number: Fields = {} if state is None else {"round": state.round}
+        params = {} if state is None else self._method.params_for(self._context, state, 0)
+        asked = asked_digest(int(number.get("round", -1)), params)
+        public, timeout = digest("context", self._context_text), self._federation.round_timeout
 
-        def note(kind: Kind, outcome: Outcome) -> None:
+        def send(kind: Kind, fields: Mapping[int, Fields], shapes: Shapes) -> Outcome:
+            carried = params if kind == "secagg_masked" else {}
+            messages = build_messages(
+                kind,
+                fields,
+                lambda node: {**self._fields(node), **number, **fields[node]},
+                lambda _: carried,
+                what,
+                timeout,
+            )
+            outcome = exchange(grid, kind, messages, timeout, lambda _: shapes, charges=lambda _: self._charges)
             self._count(outcome)
             self._tell(outcome, what, f" after {kind}")
-            if kind == "secagg_masked" and parcel is not None:
-                for node in outcome.replies:
-                    self.downlink.took(self.members[node])
+            return outcome
 
-        def session(attempt: str) -> Session:
-            public = digest("context", self._context_text)
-            return Session(self.progress.run_name, what, attempt, public, assumptions_of(self._context))
-
-        def of_round(node: int, whole: bool) -> Parcel:
-            return self.downlink.parcel(self.members[node], whole=whole)
-
-        parcel = of_round if in_round else None
-        send = sender(grid, what, self._words, self._federation.round_timeout, note, parcel, self._charges)
-        asked = asked_digest(int(extra.get("round", -1)), self.downlink.tensors(0) if in_round else {})
         while True:
             self._check_spare(what)
             before = set(self._faults.left_out(self.members))
+            attempt = secrets.token_hex(16)
+            session = Session(self.progress.run_name, what, attempt, public, assumptions_of(self._context))
             try:
-                summed = secure_sum(send, self.members, session, arguments, extra, asked, self._faults)
+                summed = secure_sum(send, self.members, session, arguments, asked, self._faults)
                 self.progress = replace(self.progress, left_out=dict(self._faults.lies))
                 return summed
             except SumLostError as error:
                 self.progress = replace(self.progress, left_out=dict(self._faults.lies))
                 if error.charged:
-                    self._note_lost(str(error), in_round=in_round)
+                    self._note_lost(str(error), in_round=state is not None)
                 if set(self._faults.left_out(self.members)) <= before:
                     raise
                 save()
@@ -223,7 +181,18 @@ class Link:
     def _tell_lie(self, name: str, what: str, why: str) -> None:
         self._refusals.add(name, what, f"{why}; it is left out of the rest of the run")
 
-    def _words(self, node: int) -> dict[str, str | int | float]:
+    def _messages(self, kind: Kind, tensors: Callable[[int], Tensors], group: str, fields: Fields) -> list[Message]:
+        """One message for each site: its own tensors, the same fields for all."""
+        return build_messages(
+            kind,
+            self.members,
+            lambda node: {**self._fields(node), **fields},
+            tensors,
+            group,
+            self._federation.round_timeout,
+        )
+
+    def _fields(self, node: int) -> dict[str, str | int | float]:
         """What every message to a site says: the run, the site's place in it, and the last receipt that it gave."""
         run, index = self.progress.run_name, self.members[node].index
         return {"context": self._context_text, "run": run, "index": index, **self._receipts.words(node)}
@@ -235,10 +204,8 @@ class Link:
         messages: list[Message],
         shapes: Callable[[int], Shapes],
         check: Check,
-        reference: Callable[[int], Tensors],
         take: Take | None = None,
     ) -> Outcome:
-        bits = self._federation.wire_bits if kind in _IN_FEW_BITS else OFF
         timeout = self._federation.round_timeout
 
         def charges(node: int) -> Charges:
@@ -248,7 +215,7 @@ class Link:
             before = read_events(self.progress.charged.get(name, "[]"))
             return self._charges.at_least(before, released.get(kind, ()))
 
-        return exchange(grid, kind, messages, timeout, shapes, check, bits, reference, take, charges)
+        return exchange(grid, kind, messages, timeout, shapes, check, take, charges)
 
     def _checked(self, outcome: Outcome, what: str) -> Outcome:
         """Count an exchange, say who is missing, and see that enough answered."""
@@ -288,6 +255,3 @@ class Link:
                         given[node] = member.name, receipt, seal
         self._receipts.note(given)
         self.progress = replace(self.progress, bytes_up=up, bytes_down=down, charged=charged, receipts=receipts)
-
-
-_IN_FEW_BITS: frozenset[Kind] = frozenset({"statistics", "train", "baseline"})

@@ -14,7 +14,7 @@ from common.wire.agreement import check_sites
 from common.wire.allow_list import SiteFacts
 from common.wire.identity import EncoderIdentity
 from server_app.exchange import build_messages, exchange
-from server_app.link import Member
+from server_app.members import Member
 from server_app.progress import RoundPrinter
 from server_app.refusals import Refusals
 from server_app.register import registered_names

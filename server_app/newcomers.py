@@ -11,8 +11,8 @@ from common.config.run import RunConfig
 from common.errors import FedHypeVAEError, MeetingError
 from common.wire.agreement import require_agreement
 from common.wire.allow_list import SiteFacts
-from server_app.link import Member
 from server_app.meeting import Meeting, say_hello
+from server_app.members import Member
 from server_app.refusals import Refusals
 
 # A round waits no longer than this for a newcomer's hello, and for no newcomer more than so many times.

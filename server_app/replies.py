@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,14 +17,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from torch import Tensor
 
 from common import errors
-from common.errors import DataError, FedHypeVAEError, StaleError, WireError
+from common.errors import DataError, FedHypeVAEError, WireError
 from common.names import SITE_NAME
 from common.privacy.events import PrivacyEvent
 from common.wire.agreement import decode
 from common.wire.allow_list import REPLY_WORDS, SCORE_PARTS, Kind, SiteFacts, check_scores
-from common.wire.compression import OFF
 from common.wire.identity import EncoderIdentity
-from common.wire.versions import from_wire, wire_shapes
 from server_app.arrays import read_tensors
 from server_app.charges import NO_CHARGES, Charges
 
@@ -182,16 +180,12 @@ class Expected:
     Attributes:
         kind: of the message.
         shapes: allowed tensors, by name.
-        bits: of a number in a reply.
-        reference: what a reply in few bits is told as a difference from.
         charges: what the site can have been charged.
         sites: how many sites the exchange is with.
     """
 
     kind: Kind
     shapes: Shapes
-    bits: int = OFF
-    reference: Mapping[str, Tensor] = field(default_factory=dict)
     charges: Charges = NO_CHARGES
     sites: int = 1
 
@@ -219,7 +213,7 @@ def read_reply(message: Message, expected: Expected) -> Reply:
     """The checked content of a reply.
 
     Raises:
-        Declined: it is an error or a refusal, by the rules. StaleError: the site needs the whole parameters.
+        Declined: it is an error or a refusal, by the rules.
         WireError: it breaks a rule, and the text says which.
     """
     if message.has_error():
@@ -241,9 +235,8 @@ def read_reply(message: Message, expected: Expected) -> Reply:
     if charged is not None and not bool(charged) == bool(words["receipt"]) == bool(words["seal"]):
         raise WireError(f"message {kind}: a charge comes with a receipt and its seal; nothing of it is used")
     arrays = content.array_records.get("tensors", ArrayRecord())
-    received = read_tensors(kind, arrays, wire_shapes(expected.shapes, expected.bits))
+    tensors = read_tensors(kind, arrays, expected.shapes)
     scores = _scores(kind, dict(content.metric_records.get("scores", {})))
-    tensors = from_wire(received, expected.shapes, expected.bits, expected.reference)
     return Reply(words, tensors, scores, arrays.count_bytes(), charged)
 
 
@@ -291,8 +284,9 @@ def _refusal(words: Mapping[str, Any]) -> WireError:
         return error
     if code not in known_codes() and not (policy == "policy" and _POLICY_RULE.fullmatch(rule)):
         return WireError("sent an error of no known code")
-    text = f"refused: {code} (reference {told.model_dump()['reference']} in its own log){_ADVICE.get(code, '')}"
-    return StaleError(text) if code == StaleError.code else Declined(text)
+    return Declined(
+        f"refused: {code} (reference {told.model_dump()['reference']} in its own log){_ADVICE.get(code, '')}"
+    )
 
 
 def _checked_words(kind: str, model: type[_Model], words: Mapping[str, Any]) -> _Model:

@@ -7,8 +7,7 @@ index and name under which it met it, and takes nothing for another's.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.errors import BlameError, ProtocolError
@@ -28,10 +27,11 @@ from common.secagg.quantise import Quantisation, Words, unpack
 from common.secagg.server import check_revealed, unmask
 from common.secagg.site import is_masked_signed
 from common.wire.allow_list import MASKED
-from server_app.downlink import Member
+from server_app.exchange import Fields
 from server_app.faults import Faults
+from server_app.members import Member
 from server_app.replies import Reply
-from server_app.secagg_attempt import Attempt, Send, SiteWords
+from server_app.secagg_attempt import Attempt, Send
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ class SecureSum:
 def secure_sum(
     send: Send,
     members: Mapping[int, Member],
-    session: Callable[[str], Session],
+    session: Session,
     arguments: Quantisation,
-    extra: SiteWords,
     asked: str,
     faults: Faults,
 ) -> SecureSum:
@@ -63,9 +62,8 @@ def secure_sum(
     Args:
         send: one exchange with some of them.
         members: all sites of the run, by node.
-        session: attempt's name -> session.
+        session: of this attempt.
         arguments: public arguments of the release.
-        extra: further words of every message.
         asked: digest of what comes with the task (`messages.asked_digest`).
         faults: who is left out; it learns here who else is to be.
 
@@ -77,7 +75,7 @@ def secure_sum(
         SumLostError: more sites are missing than assumed, or one sent what can't be right. Nothing of the round is then
             known; the sites that sent a masked vector stay charged for it.
     """
-    known = Attempt(send, members, session(secrets.token_hex(16)), extra, faults, faults.left_out(members))
+    known = Attempt(send, members, session, faults, faults.left_out(members))
     cards = _collect_cards(known)
     listed = tuple(sorted(cards.values(), key=lambda card: card.index))
     places = {card.index for card in listed}
@@ -115,7 +113,7 @@ def secure_sum(
 def _collect_cards(known: Attempt) -> dict[int, Card]:
     """Cards that other sites can use, each of the site that sent it."""
     cards: dict[int, Card] = {}
-    asked: dict[int, SiteWords] = {node: {} for node in known.members if node not in known.missing}
+    asked: dict[int, Fields] = {node: {} for node in known.members if node not in known.missing}
     known.check(len(asked), "secagg_keys")
     for node, reply in known.ask("secagg_keys", asked, {}).items():
         member = known.members[node]

@@ -2,8 +2,7 @@
 
 Before the noise, a site's counts, sums and moments are of the same records, each of norm at most R. So the sum of a
 class is no longer than R times its count, the class sums add up to the total, and no count is below zero. The noise is
-known in distribution, and so is the rounding to few bits; an honest release falls outside of these bounds less than
-once in 10^9 releases.
+known in distribution; an honest release falls outside of these bounds less than once in 10^9 releases.
 
 What they leave open: a site may invent records. It may claim as many as the run lets one site have, and place them
 anywhere within the ball of radius R.
@@ -21,9 +20,8 @@ from torch.linalg import vector_norm
 from common.config.run import RunConfig
 from common.errors import WireError
 from common.privacy.statistics import StatisticsSpec, part_weights
-from common.wire.compression import OFF, code_bits
 
-# Standard deviations that noise and rounding are given: beyond 7, a normal falls once in 10^12 draws.
+# Standard deviations that noise is given: beyond 7, a normal falls once in 10^12 draws.
 _DEVIATIONS = 7.0
 # Records at one site, where nobody said how many there are in all.
 _MOST_RECORDS = 1e7
@@ -39,17 +37,15 @@ class StatisticsBounds:
         spec: what is released.
         noise_std: standard deviation of the noise in one coordinate, by part.
         most_records: how many there can be.
-        bits: of a number in the reply.
     """
 
     spec: StatisticsSpec
     noise_std: Mapping[str, float]
     most_records: float
-    bits: int = OFF
 
     @classmethod
     def of(
-        cls, config: RunConfig, spec: StatisticsSpec, noise_multiplier: float, *, sites: int = 1, bits: int = OFF
+        cls, config: RunConfig, spec: StatisticsSpec, noise_multiplier: float, *, sites: int = 1
     ) -> StatisticsBounds:
         """The bounds of a run's statistics.
 
@@ -58,12 +54,11 @@ class StatisticsBounds:
             spec: what is released.
             noise_multiplier: σ of one site's release, over `spec.sensitivity`.
             sites: how many sites' releases are added up.
-            bits: of a number in the reply.
         """
         weights, units = part_weights(spec), config.federation.public_total
         scale = noise_multiplier * spec.sensitivity * math.sqrt(sites)
         most = sites * (_ROOM * units if units > 0 else _MOST_RECORDS) * config.privacy.records_per_unit
-        return cls(spec, {name: scale / weights[name] for name in spec.shapes}, most, bits)
+        return cls(spec, {name: scale / weights[name] for name in spec.shapes}, most)
 
     def check(self, released: Mapping[str, Tensor]) -> None:
         """Refuse statistics that no records within the ball have, with this noise.
@@ -76,7 +71,7 @@ class StatisticsBounds:
         """
         parts = {name: value.double() for name, value in released.items()}
         counts = parts["class_counts"]
-        margin = _DEVIATIONS * self.noise_std["class_counts"] + self._step(counts)
+        margin = _DEVIATIONS * self.noise_std["class_counts"]
         if float(counts.min()) < -margin:
             raise WireError("sent class_counts below zero by more than the noise allows")
         if float(counts.sum()) > self.most_records + math.sqrt(len(counts)) * margin:
@@ -94,37 +89,16 @@ class StatisticsBounds:
             self._same_total(parts["class_sums"], parts["total_sum"])
 
     def _within(self, name: str, rows: Tensor, longest: list[float], what: str) -> None:
-        """Each row of a part is no longer than it can be without noise, the noise and the rounding."""
-        size, step = rows.shape[1], self._step(rows)
-        noise = self.noise_std[name] * (math.sqrt(size) + _DEVIATIONS)
+        """Each row of a part is no longer than it can be without noise, and the noise."""
+        noise = self.noise_std[name] * (math.sqrt(rows.shape[1]) + _DEVIATIONS)
         for norm, without in zip(vector_norm(rows, dim=1).tolist(), longest, strict=True):
-            if not norm <= _rounded(without * (1.0 + _FLOAT32) + noise, step, size):
+            if not norm <= without * (1.0 + _FLOAT32) + noise:
                 raise WireError(f"sent {name} longer than {what} and the noise allow")
 
     def _same_total(self, sums: Tensor, total: Tensor) -> None:
-        """The class sums add up to the total, but for noise and rounding."""
+        """The class sums add up to the total, but for the noise and float32."""
         classes, size = sums.shape
-        squares = self.noise_std["total_sum"] ** 2 + classes * self.noise_std["class_sums"] ** 2
-        rounding = self._step(total) ** 2 + classes * self._step(sums) ** 2
-        spread = math.sqrt(squares) + math.sqrt(rounding)
+        spread = math.sqrt(self.noise_std["total_sum"] ** 2 + classes * self.noise_std["class_sums"] ** 2)
         exact = _FLOAT32 * math.sqrt(classes) * float(vector_norm(sums))
         if not float(vector_norm(sums.sum(0) - total)) <= spread * (math.sqrt(size) + _DEVIATIONS) + exact:
             raise WireError("sent class_sums that do not add up to total_sum")
-
-    def _step(self, part: Tensor) -> float:
-        """At least the largest step of a part that was rounded to few bits; 0 where it was not."""
-        if self.bits == OFF:
-            return 0.0
-        levels = 2 ** (code_bits(part.numel(), self.bits) - 1) - 1
-        return float(part.abs().max()) / (levels - 1)
-
-
-def _rounded(longest: float, step: float, size: int) -> float:
-    """What a vector of this length can have after each value was rounded at random to a neighbouring step.
-
-    A value's error has mean 0, is at most a step, and has a variance of at most the step times the value: that of all,
-    squared, has a mean of at most `step * sqrt(size) * longest`. The rest are deviations of it.
-    """
-    mean = step * math.sqrt(size) * longest
-    deviation = _DEVIATIONS * step * (longest + math.sqrt(2.0 * mean)) + (_DEVIATIONS * step) ** 2
-    return math.sqrt(longest**2 + mean + deviation)

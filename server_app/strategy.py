@@ -31,12 +31,11 @@ from common.methods.uploads import gather
 from common.privacy.robust import settled
 from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics
 from common.wire.allow_list import Kind, check_tensors
-from common.wire.versions import Held
 from server_app.bounds import check_norm, largest_norm
 from server_app.checkpoint import Progress, save_checkpoint, with_round
-from server_app.downlink import Downlink
 from server_app.exchange import Check, Outcome
-from server_app.link import Link, Member
+from server_app.link import Link
+from server_app.members import Member
 from server_app.progress import Pace, RoundRecord, epsilon_per_site
 from server_app.receipts import Receipts
 from server_app.refusals import Refusals
@@ -55,7 +54,6 @@ class FederatedStrategy(Strategy):
         members: the sites, by node.
         state: the server's state, new or from a checkpoint.
         progress: what was done so far.
-        held: what the sites hold, from a checkpoint.
         folder: where checkpoints go.
         watch: tells people how far it is.
         refusals: is told whose reply broke a rule.
@@ -73,7 +71,6 @@ class FederatedStrategy(Strategy):
         folder: Path,
         watch: RunWatch,
         refusals: Refusals,
-        held: Mapping[str, Held] | None = None,
         look: Callable[[Grid, Mapping[int, Member]], dict[int, Member]] = lambda _, members: dict(members),
         receipts: Receipts | None = None,
     ) -> None:
@@ -84,10 +81,9 @@ class FederatedStrategy(Strategy):
         self._watch = watch
         self._look = look
         self._started = time.monotonic() - progress.seconds
-        self._downlink = Downlink(method, context, held or {}, progress.versions)
         self._refusals = refusals
         given = receipts or Receipts(None)
-        self._link = Link(method, context, members, progress, self._downlink, watch, given, refusals)
+        self._link = Link(method, context, members, progress, watch, given, refusals)
         self._outcome = Outcome({}, {}, {})
         self._uploads: MutableMapping[int, Tensors] = {}
 
@@ -111,9 +107,8 @@ class FederatedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One training message a site; round numbers count from 1."""
-        del arrays, config, grid
-        self._advance()
-        return self._link.round_messages(self.members, server_round)
+        del server_round, arrays, config, grid
+        return self._link.round_messages(self.state)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -222,11 +217,10 @@ class FederatedStrategy(Strategy):
         if spec is None or noise is None:
             return
         if self._shared:
-            summed = self._link.secure_sum(grid, "statistics", statistics_arguments(self.context, spec), {}, self._save)
+            summed = self._link.secure_sum(grid, "statistics", statistics_arguments(self.context, spec), self._save)
             statistics = self._checked_sum(spec, summed)
         else:
-            bits = self.context.config.federation.wire_bits
-            bounds = StatisticsBounds.of(self.context.config, spec, noise, bits=bits)
+            bounds = StatisticsBounds.of(self.context.config, spec, noise)
             outcome = self._link.ask(grid, "statistics", lambda _: {}, spec.shapes, check=bounds.check)
             by_index = {self.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
             sites = sorted(by_index)
@@ -251,10 +245,8 @@ class FederatedStrategy(Strategy):
 
     def _secure_round(self, grid: Grid, number: int) -> Outcome:
         """One round's sum, as if each site in it had sent an equal part."""
-        self._advance()
-        # every site computes the same from what it holds, so not from the server's own parameters
-        arguments = training_arguments(self.context, self.method, self._downlink.tensors(0))
-        summed = self._link.secure_sum(grid, f"round-{number}", arguments, {"round": self.state.round}, self._save)
+        arguments = training_arguments(self.context, self.method, self.state.params)
+        summed = self._link.secure_sum(grid, f"round-{number}", arguments, self._save, self.state)
         indices = {self.members[node].index: node for node in summed.nodes}
         uploads = mean_uploads(arguments, summed.total, indices)
         replies = {node: Reply({}, {}, {}, 0) for node in indices.values()}
@@ -267,9 +259,6 @@ class FederatedStrategy(Strategy):
 
     def _take(self, node: int, tensors: Tensors) -> None:
         self._uploads[self.members[node].index] = tensors
-
-    def _advance(self) -> None:
-        self._downlink.advance(self.state, [member.index for member in self.members.values()])
 
     def _largest_norm(self) -> float:
         indices = [member.index for member in self.members.values()]
@@ -287,8 +276,7 @@ class FederatedStrategy(Strategy):
     def _save(self) -> None:
         self._link.progress = replace(
             self.progress,
-            versions=dict(self._downlink.known),
             seconds=self.seconds(),
             refused=self._refusals.found,
         )
-        save_checkpoint(self._folder, self.state, self.progress, self._downlink.held)
+        save_checkpoint(self._folder, self.state, self.progress)

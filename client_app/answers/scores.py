@@ -39,7 +39,7 @@ def answer_baseline(place: Place, work: Work) -> Answer:
     noise = float(work.words["noise_multiplier"])
     data = training_data(place.records, place.cache_dir, context)
     released = site_statistics(context, spec, noise, data, source)
-    payload = payload_of(work, "baseline", released, spec.shapes, {})
+    payload = payload_of("baseline", released, spec.shapes)
     _log_public(place, work, "baseline", payload)
     return Answer(load_tensors(payload), {})
 

@@ -32,7 +32,6 @@ from client_app.release.last_resort import from_records
 from client_app.release.log import ReleaseLog
 from client_app.site_log import write_log
 from client_app.state.private_state import PrivateState
-from client_app.state.received import held_tensors
 from client_app.state.secure_sum import Attempt, AttemptFile
 from client_app.task import Answer, Work, charged_under, check_round, request_of
 from common.errors import BlameError, PolicyRefusal, ProtocolError
@@ -61,6 +60,7 @@ from common.secagg.messages import (
 from common.secagg.primitives import digest
 from common.secagg.quantise import Words, encode, pack
 from common.wire.allow_list import MASKED, check_tensors, settings_digest
+from common.wire.received import check_received
 
 STATISTICS = "statistics"
 _Step = Callable[[SiteData], tuple[Words, Tensors | None]]
@@ -130,7 +130,7 @@ def answer_masked(place: Place, work: Work) -> Answer:
         session, cards, signer = task.session, _cards(task.session, attempt), own_signer(place)
         senders = table_from_json(attempt.shares, session.assumptions.num_sites)
         if task.round_key != STATISTICS:
-            work = replace(work, tensors=held_tensors(task.private, work))
+            check_received(work.context, get_method(work.context.config.method), work.index, work.tensors)
         # answered from here on, whatever happens: a second vector under the same masks would give away the difference
         attempt = replace(attempt, phase="masked", asked=asked_digest(work.round_index, work.tensors))
         task.file.save(attempt)

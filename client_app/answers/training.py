@@ -8,15 +8,14 @@ from client_app.local_step import check_device, client_step
 from client_app.place import Place
 from client_app.release.release import Computed, Step, release
 from client_app.state.private_state import PrivateState
-from client_app.state.received import with_held
-from client_app.task import Answer, Work, check_round
+from client_app.task import Answer, Work, check_round, fingerprint_of, request_of
 from common.errors import PolicyRefusal
 from common.methods import get_method
 from common.methods.base import RunContext, SiteState, StepInput
 from common.methods.site_release import noise_source, site_statistics
 from common.privacy.mechanism import planned_noise
 from common.records import SiteData
-from common.wire.versions import num_bytes, upload_reference
+from common.wire.received import check_received
 
 
 def answer_statistics(place: Place, work: Work) -> Answer:
@@ -40,7 +39,9 @@ def answer_train(place: Place, work: Work) -> Answer:
     context, method = work.context, get_method(work.context.config.method)
     _check_local(context)
     check_round(work)
-    work = with_held(place, work)
+    place.policy.check(request_of(context), recompute_epsilon=False)
+    fingerprint_of(place, work)  # a message about other records than this site's claims no run's name here
+    check_received(context, method, work.index, work.tensors)
 
     def begin(private: PrivateState, committed: frozenset[int]) -> Step:
         site = site_state(private, work, committed)
@@ -61,7 +62,6 @@ def answer_train(place: Place, work: Work) -> Answer:
         context.plan.round_events,
         method.shapes_from(context, work.index),
         begin,
-        upload_reference(method, work.tensors),
     )
 
 
@@ -80,7 +80,7 @@ def site_state(private: PrivateState, work: Work, committed: frozenset[int]) -> 
 
 def state_bytes(work: Work, site: SiteState) -> int:
     """At least what the private state after a round takes on the disk: an optimiser keeps two moments of each value."""
-    return 4 * (num_bytes(work.tensors) + num_bytes(site.tensors))
+    return 4 * sum(tensor.nbytes for tensor in (*work.tensors.values(), *site.tensors.values()))
 
 
 def _check_local(context: RunContext) -> None:

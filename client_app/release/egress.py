@@ -11,7 +11,7 @@ import math
 from flwr.app import RecordDict
 
 from common.errors import WireError
-from common.wire.allow_list import PACKED, Kind, check_scores, check_words, dtype_of
+from common.wire.allow_list import MASKED, Kind, check_scores, check_words, dtype_of
 
 # Kinds of message whose reply holds tensors.
 _WITH_TENSORS = frozenset({"statistics", "train", "baseline", "secagg_masked"})
@@ -47,10 +47,10 @@ def check_reply(kind: Kind, content: RecordDict) -> None:
     scores = dict(content.metric_records["scores"]) if "scores" in found else {}
     check_scores(scores)
     tensors = content.array_records["tensors"] if "tensors" in found else {}
-    if PACKED in tensors and (kind == "secagg_masked" or len(tensors) != 1):
-        raise WireError(f"message {kind}: {PACKED!r} must be the only tensor of a release; nothing is sent")
+    if kind == "secagg_masked" and set(tensors) - {MASKED}:
+        raise WireError(f"message {kind}: {MASKED!r} must be the only tensor; nothing is sent")
+    wanted = str(dtype_of(kind)).removeprefix("torch.")
     for name, array in tensors.items():
-        wanted = str(dtype_of(kind, name)).removeprefix("torch.")
         if array.dtype != wanted:
             raise WireError(f"message {kind}: tensor {name!r} must be {wanted}, found {array.dtype}; nothing is sent")
     if any(not isinstance(value, float) or not math.isfinite(value) for value in scores.values()):

@@ -25,10 +25,8 @@ from client_app.task import Answer, Work, request_of
 from common.methods.base import Shapes, Tensors
 from common.privacy.events import PrivacyEvent
 from common.records import SiteData
-from common.wire.allow_list import Kind, check_tensors, settings_digest
-from common.wire.versions import rounding, shapes_bytes, to_wire, wire_shapes
+from common.wire.allow_list import Kind, check_tensors, num_bytes, settings_digest
 
-ROUNDINGS: Mapping[Kind, int] = {"statistics": -1, "baseline": -2}
 _HEADER = 2**16  # bytes of a payload beside its values
 
 
@@ -59,7 +57,6 @@ def release(
     events: tuple[PrivacyEvent, ...],
     shapes: Mapping[str, tuple[int, ...]],
     begin: Callable[[PrivateState, frozenset[int]], Step],
-    reference: Tensors | None = None,
 ) -> Answer:
     """Check, reserve, compute, keep, commit, log: the only way anything about records leaves.
 
@@ -70,7 +67,6 @@ def release(
         events: what it is charged.
         shapes: allowed names and shapes of what is computed.
         begin: (private state, rounds whose state counts: those that were committed) -> the step; before any charge.
-        reference: what they are sent as differences from, where the server has it too.
 
     Returns:
         What leaves. A release that was committed before leaves as the same bytes again.
@@ -82,7 +78,7 @@ def release(
 
     def packed(step: Step, data: SiteData) -> tuple[bytes, Tensors | None]:
         computed = step.compute(data)
-        return payload_of(work, kind, computed.tensors, shapes, reference or {}), computed.state
+        return payload_of(kind, computed.tensors, shapes), computed.state
 
     def keep(payload: bytes, state: Tensors | None) -> str:
         if state is not None:
@@ -108,8 +104,7 @@ def release(
                 payload = private.load_payload(round_key, digest)
             else:
                 step = begin(private, committed_rounds(grant.committed))
-                size = shapes_bytes(wire_shapes(shapes, work.context.config.federation.wire_bits)) + _HEADER
-                with room_for(place, size + step.state_bytes):
+                with room_for(place, num_bytes(shapes) + _HEADER + step.state_bytes):
                     reservation = grant.reserve(round_key, events)
                     payload, state = from_records(place, work, lambda data: packed(step, data))
                 digest = keep(payload, state)
@@ -120,20 +115,13 @@ def release(
     return Answer(load_tensors(payload), words)
 
 
-def payload_of(work: Work, kind: Kind, tensors: Tensors, shapes: Shapes, reference: Tensors) -> bytes:
-    """The bytes of a release, once it has passed the allow-list: packed in the run's number of bits.
-
-    Only here does a site round what it sends, and only after the noise (`common.wire.compression` says why it is free).
+def payload_of(kind: Kind, tensors: Tensors, shapes: Shapes) -> bytes:
+    """The bytes of a release, once it has passed the allow-list.
 
     Args:
-        work: the task.
         kind: of the message.
         tensors: already noised, float32.
         shapes: allowed names and shapes of them.
-        reference: what they are sent as differences from.
     """
     check_tensors(kind, tensors, shapes)
-    bits, number = work.context.config.federation.wire_bits, ROUNDINGS.get(kind, work.round_index)
-    sent = to_wire(tensors, bits, reference, rounding(work.context.config, work.index, number))
-    check_tensors(kind, sent, wire_shapes(shapes, bits))
-    return save_tensors({name: sent[name].contiguous() for name in sorted(sent)})
+    return save_tensors({name: tensors[name].contiguous() for name in sorted(tensors)})

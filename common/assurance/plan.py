@@ -20,7 +20,7 @@ from common.privacy.composition import epsilon_pld, epsilon_prv, epsilon_rdp
 from common.privacy.events import PrivacyEvent
 from common.privacy.noise import SecureNoise
 from common.records import SiteData
-from common.wire.versions import num_bytes, shapes_bytes, wire_shapes
+from common.wire.allow_list import num_bytes
 
 _TIMED_STEPS = 3
 
@@ -89,7 +89,7 @@ class RunPlan:
         epsilons: as the run goes on; the last one has the spare rounds too.
         levels: noise against signal, by release.
         bytes_up: values of one site in the whole run; under secagg masked ones are longer (`common.secagg.quantise`).
-        bytes_down: values to one site in the whole run, at most.
+        bytes_down: values to one site in the whole run.
         step_seconds: one site's computing in one round, on this machine.
     """
 
@@ -121,18 +121,16 @@ def plan_run(config: RunConfig, cohort: Cohort) -> RunPlan:
         EpsilonPoint(label, *(accountant(events, plan.delta) for accountant in (epsilon_pld, epsilon_prv, epsilon_rdp)))
         for label, events in _milestones(plan)
     )
-    state = method.init(context)
-    rounds = plan.num_rounds
-    bits, params = context.config.federation.wire_bits, method.params_for(context, state, 0)
-    up = shapes_bytes(wire_shapes(method.shapes_from(context, 0), bits)) * rounds
-    # whole once, then what changed: at most all of it
-    change = wire_shapes({name: tuple(value.shape) for name, value in params.items()}, bits)
-    down = num_bytes(params) + shapes_bytes(change) * (rounds - 1) if rounds else 0
-    spec = method.statistics(context)
-    if spec is not None:
-        up += shapes_bytes(wire_shapes(spec.shapes, bits))
-    seconds = _time_round(method, context, state, cohort) if rounds else 0.0
+    up, down = run_bytes(method, context)
+    seconds = _time_round(method, context, method.init(context), cohort) if plan.num_rounds else 0.0
     return RunPlan(cohort, plan, epsilons, _levels(method, context, cohort), up, down, seconds)
+
+
+def run_bytes(method: Method, context: RunContext) -> tuple[int, int]:
+    """Bytes of the values that the first site sends in a whole run, and of those that it receives; without headers."""
+    rounds, spec = context.plan.num_rounds, method.statistics(context)
+    up = num_bytes(method.shapes_from(context, 0)) * rounds + (0 if spec is None else num_bytes(spec.shapes))
+    return up, num_bytes(method.received_by(context, 0)) * rounds
 
 
 def planned_context(config: RunConfig, cohort: Cohort) -> tuple[Method, RunContext]:

@@ -85,8 +85,6 @@ class FederationConfig(Concern):
     `own-encoders` there may be several, with commas between: sites take their shares of them in turn.
     `alpha` is the Dirichlet concentration of simulated sites; 0 means IID. `public_total` is a public number of units
     in all, needed where no statistics are released to tell it; it only scales the step.
-    `wire_bits` is the width of a number on the wire, both ways: 32 is float32; with fewer, noised sums are rounded at
-    random to a grid, and parameters go down as rounded differences whose error the next one makes up for.
     `device` is where the sites compute: `auto` takes a GPU where there is one; a site may choose another for itself.
     `robust_statistics` = `trimmed` puts the sites' statistics together so that a few of them can't move the result far
     (`common.privacy.robust`): for five sites or more that noise their own releases; costs accuracy where sites differ.
@@ -106,7 +104,6 @@ class FederationConfig(Concern):
     pool: Text = ""
     resume: bool = False
     run_name: str = Field("", max_length=200)
-    wire_bits: Literal[32, 16, 8, 6] = 6
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
     robust_statistics: Literal["off", "trimmed"] = "off"
     tracking: Literal["tensorboard", "mlflow", "off"] = "tensorboard"

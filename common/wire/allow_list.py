@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -54,13 +55,16 @@ REPLY_WORDS: dict[Kind, frozenset[str]] = {
 }
 # The one tensor of a masked vector: integers modulo a power of two, as bytes.
 MASKED = "masked"
-# The one tensor of a release in few bits (`common.wire.compression`): with it no other is sent.
-PACKED = "packed"
 
 
-def dtype_of(kind: Kind, name: str) -> torch.dtype:
-    """Type of a tensor in a site's reply of a kind."""
-    return torch.uint8 if kind == "secagg_masked" or name == PACKED else torch.float32
+def dtype_of(kind: Kind) -> torch.dtype:
+    """Type of the tensors in a site's reply of a kind."""
+    return torch.uint8 if kind == "secagg_masked" else torch.float32
+
+
+def num_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of float32 tensors of these shapes, without headers."""
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
 # Scores travel only where the site's policy declares its data public.
@@ -73,7 +77,6 @@ _PLACE = frozenset(
 _TASK = frozenset({"context", "run", "index"})
 _SUM = _TASK | {"what", "attempt"}
 _RECEIPT = frozenset({"receipt", "seal"})
-_VERSION = frozenset({"version", "base"})
 REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "hello": (
         frozenset(
@@ -82,13 +85,13 @@ REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
         frozenset(),
     ),
     "statistics": (_TASK, _RECEIPT),
-    "train": (_TASK | {"round"}, _RECEIPT | _VERSION),
+    "train": (_TASK | {"round"}, _RECEIPT),
     "baseline": (_TASK | {"noise_multiplier"}, _RECEIPT),
     "evaluate": (_TASK | {"mixing"}, _RECEIPT),
     "secagg_keys": (_SUM, _RECEIPT | {"round"}),
     "secagg_shares": (_SUM | {"cards"}, _RECEIPT | {"round"}),
     "secagg_check": (_SUM | {"boxes", "commitments"}, _RECEIPT | {"round"}),
-    "secagg_masked": (_SUM, _RECEIPT | _VERSION | {"round"}),
+    "secagg_masked": (_SUM, _RECEIPT | {"round"}),
     "secagg_unmask": (_SUM | {"survivors"}, _RECEIPT | {"round"}),
 }
 ERROR_WORDS = frozenset({"error", "reference"})
@@ -135,11 +138,12 @@ def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str
         raise WireError(f"message {kind}: tensor {unknown[0]!r} is not on the allow-list; nothing of it is used")
     if missing:
         raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
+    wanted = dtype_of(kind)
     for name, shape in shapes.items():
         tensor = tensors[name]
-        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype_of(kind, name):
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != wanted:
             raise WireError(
-                f"message {kind}: tensor {name!r} must be {_word(dtype_of(kind, name))} of shape {tuple(shape)}, found "
+                f"message {kind}: tensor {name!r} must be {_word(wanted)} of shape {tuple(shape)}, found "
                 f"{_word(tensor.dtype)} of shape {tuple(tensor.shape)}"
             )
         if not bool(torch.isfinite(tensor).all()):

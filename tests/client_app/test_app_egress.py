@@ -80,7 +80,7 @@ def test_error_reply_survives_a_log_that_fails(
 def spoiled_replies() -> dict[str, tuple[str, RecordDict]]:
     tensors = ArrayRecord({"gradient": torch.zeros(2)})
     whole = ArrayRecord({"gradient": torch.zeros(2, dtype=torch.int64)})
-    few = {"packed": torch.zeros(2, dtype=torch.uint8)}
+    masked = torch.zeros(2, dtype=torch.uint8)
     receipt = {"receipt": "1:" + "0" * 64, "charged": "[]"}
     return {
         "a loss among the words": ("train", RecordDict({"words": ConfigRecord({**receipt, "loss": 0.25})})),
@@ -94,13 +94,12 @@ def spoiled_replies() -> dict[str, tuple[str, RecordDict]]:
         "tensors beside scores": ("evaluate", RecordDict({"tensors": tensors})),
         "a score by another name": ("evaluate", RecordDict({"scores": MetricRecord({"loss": 0.5})})),
         "a score that is not finite": ("evaluate", RecordDict({"scores": MetricRecord({"mixed.accuracy": np.nan})})),
-        "bytes by another name": ("train", RecordDict({"tensors": ArrayRecord({"gradient": few["packed"]})})),
-        "packed, and something beside": (
-            "train",
-            RecordDict({"tensors": ArrayRecord({**few, "gradient": torch.zeros(2)})}),
+        "bytes in a tensor": ("train", RecordDict({"tensors": ArrayRecord({"gradient": masked})})),
+        "something beside a masked vector": (
+            "secagg_masked",
+            RecordDict({"tensors": ArrayRecord({"masked": masked, "gradient": masked})}),
         ),
-        "packed numbers that are none": ("train", RecordDict({"tensors": ArrayRecord({"packed": torch.zeros(2)})})),
-        "packed beside a mask": ("secagg_masked", RecordDict({"tensors": ArrayRecord(few)})),
+        "no masked vector": ("secagg_masked", RecordDict({"tensors": ArrayRecord({"gradient": masked})})),
         "whole numbers in a tensor": ("train", RecordDict({"tensors": whole})),
     }
 

@@ -117,7 +117,6 @@ MOMENTS: dict[str, Callable[[Path], Moment]] = {
         num_rounds=1,
         unit="patient",
         max_records_per_patient=2,
-        wire_bits=32,
     ),
     "masked statistics": lambda home: moment_of(
         keyed_federation(home / "run"), "query.secagg_masked", home / "site", trust="secagg", num_rounds=1

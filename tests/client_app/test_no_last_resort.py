@@ -43,7 +43,7 @@ ROWS = st.lists(
     max_size=12,
 )
 BASE: dict[str, str | int | float | bool] = {
-    "epsilon": 3.0, "delta": 1e-5, "num-rounds": 1, "spare-rounds": 0, "wire-bits": 32, "num-sites": 1, "min-sites": 1,
+    "epsilon": 3.0, "delta": 1e-5, "num-rounds": 1, "spare-rounds": 0, "num-sites": 1, "min-sites": 1,
     "encoder-width": 4, "prior-width": 2, "sleep-steps": 1, "cvae-width": 4, "gan-width": 4, "noise-dim": 2,
     "architectures": "mlp-3",
 }  # fmt: skip

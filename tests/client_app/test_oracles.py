@@ -47,7 +47,7 @@ def send(site: HarnessSite, context: str, tensors: Mapping[str, Tensor], index: 
 
 def context_of(noise: float, rounds: int, **settings: str | int | float | bool) -> RunContext:
     flat: dict[str, str | int | float | bool] = {
-        "epsilon": 1.2, "delta": DELTA, "num-rounds": rounds, "spare-rounds": 0, "elbo-weight": 0.0, "wire-bits": 32,
+        "epsilon": 1.2, "delta": DELTA, "num-rounds": rounds, "spare-rounds": 0, "elbo-weight": 0.0,
         "num-sites": 1, "min-sites": 1, "logit-adjustment": 0.0, "statistics-share": 0.0, "public-total": 60,
     }  # fmt: skip
     config = RunConfig.from_flat(flat | {name.replace("_", "-"): value for name, value in settings.items()})

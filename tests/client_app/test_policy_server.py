@@ -15,7 +15,7 @@ from tests.harness import Federation, changed, charged_in, deliver, words_of
 def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Message]:
     """Messages of an honest server, to be spoiled."""
     federation = Federation.create(tmp_path_factory.mktemp("honest"), 1)
-    federation.run(wire_bits=32)  # whole parameters in every message: a site needs no earlier one
+    federation.run()  # whole parameters in every message: a site needs no earlier one
     return {kind: federation.asked(kind, "site-1") for kind in ("query.statistics", "train")}
 
 

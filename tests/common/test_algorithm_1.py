@@ -15,7 +15,6 @@ SETTINGS = {
     "min-sites": 2,
     "num-rounds": 3,
     "noise": "test",
-    "wire-bits": 32,
     "public-total": 9,
     "statistics-share": 0.0,
     "score-noise": 0.0,

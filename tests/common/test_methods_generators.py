@@ -37,7 +37,6 @@ _SMALL = {
     "cvae_width": 5,
     "noise_dim": 3,
     "gan_width": 4,
-    "wire_bits": 32,
 }
 _DIM, _CLASSES = 6, 3
 

@@ -17,7 +17,6 @@ from common.methods.heads.linear import published_head
 from common.records import SiteData
 
 _LINE = {
-    "wire_bits": 32,
     "sphere": False,
     "centre": False,
     "feature_norm": 1.0,

@@ -16,10 +16,8 @@ from flwr.app import Message
 from client_app.answers import training as work
 from client_app.state.private_state import PrivateState
 from common.methods import get_method
-from common.methods.base import Shapes, SiteState
-from common.wire.allow_list import PACKED, load_context
-from common.wire.compression import packed_size
-from common.wire.versions import from_wire
+from common.methods.base import SiteState
+from common.wire.allow_list import load_context
 from embeddings.store.file import read_metadata, read_store
 from tests.harness import CLASSES, DIM, Exchanged, Federation, Handler, HarnessSite, charged_in, words_of
 
@@ -35,10 +33,8 @@ ROUNDS = 3
 class Recorded:
     """A run with unequal sites, and every private state that its sites ever had."""
 
-    def __init__(self, home: Path, bits: int) -> None:
+    def __init__(self, home: Path) -> None:
         from tests.harness import make_set
-
-        self.bits = bits
 
         self.federation = Federation.create(home, 3, sets={0: make_set(37), 1: make_set(61, seed=1)})
         self.states: list[np.ndarray[Any, Any]] = []
@@ -52,25 +48,19 @@ class Recorded:
                     self.states += [np.asarray(value) for value in private.load(index).tensors.values()]
             return reply
 
-        self.summary = self.federation.run(num_rounds=ROUNDS, tamper=watch, wire_bits=bits)
+        self.summary = self.federation.run(num_rounds=ROUNDS, tamper=watch)
         asked = self.federation.asked("train", "site-1").content.config_records["words"]
         self.context = load_context(str(asked["context"]))
 
 
-@pytest.fixture(scope="module", params=[32, 8], ids=["float32", "8 bits"])
-def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return Recorded(tmp_path_factory.mktemp("recorded"), request.param)
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return Recorded(tmp_path_factory.mktemp("recorded"))
 
 
 def arrays(sent: Exchanged) -> dict[str, np.ndarray[Any, Any]]:
     records = sent.message.content.array_records
     return {name: array.numpy() for record in records.values() for name, array in record.items()}
-
-
-def release_of(sent: Exchanged, shapes: Shapes, bits: int) -> dict[str, np.ndarray[Any, Any]]:
-    """The tensors that a release stands for, as the server reads them; sums, so told as they are."""
-    found = {name: torch.from_numpy(value) for name, value in arrays(sent).items()}
-    return {name: value.numpy() for name, value in from_wire(found, shapes, bits, {}).items()}
 
 
 def test_run_sends_nothing_but_the_messages_of_the_protocol(recorded: Recorded) -> None:
@@ -108,12 +98,8 @@ def test_tensors_are_the_declared_ones(recorded: Recorded) -> None:
     for sent in recorded.federation.sent():
         declared = {"query.hello": {}, "query.statistics": STATISTICS, "train": uploads}[sent.kind]
         found = arrays(sent)
-        packed = bool(declared) and recorded.bits < 32
-        expected = {PACKED: (packed_size(declared, recorded.bits),)} if packed else declared
-        assert {name: value.shape for name, value in found.items()} == expected
-        assert all(value.dtype == (np.uint8 if packed else np.float32) for value in found.values())
-        released = release_of(sent, declared, recorded.bits)
-        assert {name: value.shape for name, value in released.items()} == declared
+        assert {name: value.shape for name, value in found.items()} == declared
+        assert all(value.dtype == np.float32 for value in found.values())
 
 
 def test_no_message_holds_code_or_encoder(recorded: Recorded) -> None:
@@ -142,7 +128,7 @@ def test_no_message_holds_a_raw_count(recorded: Recorded) -> None:
         records = read_store(site.folder / "site.parquet")
         counts = np.bincount(records.labels, minlength=len(CLASSES))
         (sent,) = recorded.federation.sent(site.name, "query.statistics")
-        release = release_of(sent, STATISTICS, recorded.bits)
+        release = arrays(sent)
         # without a relative part, which would take a noised one in two hundred for a whole number
         assert not np.any(np.isclose(release["class_counts"], np.round(release["class_counts"]), rtol=0, atol=1e-6))
         assert not np.allclose(release["class_counts"], counts, atol=0.05)
@@ -235,8 +221,8 @@ def test_run_writes_a_valid_privacy_statement(recorded: Recorded) -> None:
 def test_features_for_mmd_leave_as_declared(tmp_path: Path) -> None:
     """With MMD against a release, noised features join the one-shot statistics, and nothing else is added."""
     federation = Federation.create(tmp_path, 1)
-    federation.run(num_rounds=1, mmd="released", mmd_weight=0.5, mmd_features=8, wire_bits=8)
+    federation.run(num_rounds=1, mmd="released", mmd_weight=0.5, mmd_features=8)
     (sent,) = federation.sent("site-1", "query.statistics")
     declared = {**STATISTICS, "class_features": (len(CLASSES), 8)}
-    assert {name: value.shape for name, value in release_of(sent, declared, 8).items()} == declared
+    assert {name: value.shape for name, value in arrays(sent).items()} == declared
     assert [seen.kind for seen in federation.sent()] == ["query.hello", "query.statistics", "train"]

@@ -43,7 +43,7 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 
 def test_federation_resumes_after_the_server_app_is_killed_and_takes_no_garbage(federation: Federation) -> None:
     # unpacked, so that each kind of garbage is seen for what it is; packed garbage is tested at the exchange
-    settings = {**RUN_SETTINGS, "wire-bits": 32, "output-dir": "outputs/resumed"}
+    settings = {**RUN_SETTINGS, "output-dir": "outputs/resumed"}
     with rogue(federation, "site-3"):
         run = start_run(federation.server, federation.app, settings)
         wait_for_round(federation, "outputs/resumed", 2)

@@ -14,8 +14,6 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
-from common.wire.allow_list import PACKED
-from common.wire.versions import to_wire
 from server_app.bounds import check_norm
 from server_app.exchange import Outcome, build_messages, exchange
 
@@ -60,10 +58,10 @@ class Link:
         return ready
 
 
-def ask(answers: dict[int, list[dict[str, Tensor] | Error]], largest: float = 100.0, bits: int = 32) -> Outcome:
+def ask(answers: dict[int, list[dict[str, Tensor] | Error]], largest: float = 100.0) -> Outcome:
     messages = build_messages("train", [1, 2], lambda _: {}, lambda _: {}, "round-1", 60.0)
     check = partial(check_norm, largest=largest)
-    return exchange(cast(Grid, Link(answers)), "train", messages, 0.5, lambda _: SHAPES, check, bits)
+    return exchange(cast(Grid, Link(answers)), "train", messages, 0.5, lambda _: SHAPES, check)
 
 
 GARBAGE: dict[str, tuple[dict[str, Tensor] | Error, str]] = {
@@ -71,6 +69,10 @@ GARBAGE: dict[str, tuple[dict[str, Tensor] | Error, str]] = {
     "infinite": ({**GOOD, "a": torch.tensor([1.0, float("inf")])}, "not finite"),
     "shape": ({**GOOD, "a": torch.ones(3)}, "shape"),
     "dtype": ({**GOOD, "a": torch.ones(2, dtype=torch.float64)}, "float64"),
+    "half the bits": ({**GOOD, "a": torch.ones(2, dtype=torch.float16)}, "float16"),
+    "bytes": ({**GOOD, "a": torch.ones(2, dtype=torch.uint8)}, "uint8"),
+    "one more": ({**GOOD, "packed": torch.zeros(4, dtype=torch.uint8)}, "allow-list"),
+    "nothing": ({}, "missing"),
     "unknown name": ({**GOOD, "c": torch.ones(1)}, "allow-list"),
     "missing name": ({"a": GOOD["a"]}, "missing"),
     "huge": ({**GOOD, "a": torch.full((2,), 1e30)}, "norm"),
@@ -89,46 +91,6 @@ def test_exchange_uses_nothing_of_a_garbage_reply_and_says_why(kind: str) -> Non
     assert all(torch.equal(outcome.replies[1].tensors[name], GOOD[name]) for name in GOOD)
     assert words in outcome.missing[2]
     assert "patient 17" not in outcome.missing[2]
-
-
-def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return to_wire(tensors, 8, {}, torch.Generator().manual_seed(1))
-
-
-def spoiled(at: int, value: bytes) -> dict[str, Tensor]:
-    content = bytearray(packed(GOOD)[PACKED].numpy().tobytes())
-    content[at : at + len(value)] = value
-    return {PACKED: torch.tensor(list(content), dtype=torch.uint8)}
-
-
-# two scales of four bytes, then two and three codes of two bytes each
-GARBAGE_IN_FEW_BITS: dict[str, tuple[dict[str, Tensor], str]] = {
-    "float32": (GOOD, "allow-list"),
-    "both": ({**packed(GOOD), "a": GOOD["a"]}, "allow-list"),
-    "nothing": ({}, "missing"),
-    "too short": ({PACKED: packed(GOOD)[PACKED][:-1]}, "shape"),
-    "too long": ({PACKED: torch.cat([packed(GOOD)[PACKED], torch.zeros(1, dtype=torch.uint8)])}, "shape"),
-    "another type": ({PACKED: packed(GOOD)[PACKED].to(torch.int8)}, "uint8"),
-    "scale that is no number": (spoiled(0, b"\x00\x00\xc0\x7f"), "scale"),
-    "infinite scale": (spoiled(0, b"\x00\x00\x80\x7f"), "scale"),
-    "negative scale": (spoiled(3, b"\xbf"), "scale"),
-    "code out of range": (spoiled(8, b"\xff\xff"), "code"),
-    "huge": (packed({**GOOD, "a": torch.full((2,), 1e30)}), "norm"),
-}
-
-
-@pytest.mark.parametrize("kind", GARBAGE_IN_FEW_BITS)
-def test_exchange_uses_nothing_of_a_garbage_reply_in_few_bits(kind: str) -> None:
-    answer, words = GARBAGE_IN_FEW_BITS[kind]
-    outcome = ask({1: [packed(GOOD)], 2: [answer]}, bits=8)
-    assert set(outcome.replies) == {1}
-    for name, value in GOOD.items():
-        torch.testing.assert_close(outcome.replies[1].tensors[name], value, atol=1e-6, rtol=1e-6)
-    assert words in outcome.missing[2]
-
-
-def test_exchange_refuses_few_bits_where_none_were_asked_for() -> None:
-    assert "allow-list" in ask({1: [GOOD], 2: [packed(GOOD)]}).missing[2]
 
 
 def test_tensors_that_were_let_go_of_are_not_taken_for_the_next_ones() -> None:

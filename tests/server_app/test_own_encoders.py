@@ -22,7 +22,7 @@ from tests.harness import CLASSES, SMALL, Federation, deliver, make_identity, ma
 
 WIDTHS = (12, 20, 12, 8)
 OPEN: dict[str, Any] = {"allowed_methods": method_names(), "data_is_public": True, "metrics_may_leave": True}
-SETTINGS: dict[str, Any] = {"own-encoders": True, "num-rounds": 3, "wire-bits": 32}
+SETTINGS: dict[str, Any] = {"own-encoders": True, "num-rounds": 3}
 
 
 def _federation(home: Path, **policy: Any) -> Federation:

@@ -47,7 +47,7 @@ def test_every_kind_of_reply_has_a_model_of_exactly_the_allowed_words() -> None:
 
 
 def test_codes_are_those_of_the_projects_errors() -> None:
-    assert {"failure", "config", "data", "policy", "budget", "ledger", "wire", "stale", "protocol"} <= known_codes()
+    assert {"failure", "config", "data", "policy", "budget", "ledger", "wire", "protocol"} <= known_codes()
 
 
 def test_charges_of_a_whole_run_are_read_each_mechanism_once() -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.harness import Federation, Killed
 
@@ -78,3 +81,16 @@ def test_resume_without_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
         federation.run(resume=True)
     assert stopped.value.code == 2
     assert "no checkpoint" in federation.status()["error"]
+
+
+def test_resume_from_a_checkpoint_of_another_version_is_one_clear_line(tmp_path: Path) -> None:
+    """As when parameters still travelled in few bits: the file also held what the sites had."""
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=1)
+    path = federation.output / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        notes = file.metadata()
+    save_file({**load_file(path), "held/all/centre": torch.zeros(1)}, path, notes)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1, resume=True)
+    assert "of another version" in federation.status()["error"]

@@ -1,4 +1,4 @@
-"""Statistics that no honest site can have: refused at every width of a number, their sender named, the set unharmed."""
+"""Statistics that no honest site can have: refused, their sender named, the set unharmed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from common.privacy.noise import TestNoise
 from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, release_statistics
 from common.records import SiteData, by_unit
-from common.wire.allow_list import load_context
-from common.wire.versions import from_wire, to_wire
 from server_app.bounds import LARGEST_PARAMETERS, largest_norm
 from server_app.checkpoint import load_checkpoint
 from server_app.statistics_bounds import StatisticsBounds
@@ -27,7 +25,6 @@ from tests.harness import Federation, Handler, HarnessSite, words_of
 from tests.secagg_cases import SHARED, keyed_federation
 
 Change = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
-BITS = (6, 8, 16, 32)
 DIM, CLASSES, RECORDS = 24, 3, 90
 FREQUENCIES = torch.randn(8, DIM, generator=torch.Generator().manual_seed(1))
 EVERY_PART = StatisticsSpec(DIM, CLASSES, 1.0, moment_weight=1.0, feature_weight=1.0, frequencies=FREQUENCIES)
@@ -44,23 +41,16 @@ def released(noise: float, *, records: int = RECORDS, seed: int = 0, patients: b
     return release_statistics(EVERY_PART, batch, noise, TestNoise(seed))
 
 
-def arrived(tensors: Mapping[str, Tensor], bits: int, seed: int = 0) -> dict[str, Tensor]:
-    """What the server reads of it."""
-    sent = to_wire(tensors, bits, {}, torch.Generator().manual_seed(seed))
-    return from_wire(sent, EVERY_PART.shapes, bits, {})
+def bounds_of(noise: float, **settings: int) -> StatisticsBounds:
+    return StatisticsBounds.of(RunConfig().replace(**settings), EVERY_PART, noise)
 
 
-def bounds_of(noise: float, bits: int, **settings: int) -> StatisticsBounds:
-    return StatisticsBounds.of(RunConfig().replace(**settings), EVERY_PART, noise, bits=bits)
-
-
-@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("noise", [0.0, 0.4, 5.0])
 @pytest.mark.parametrize("patients", [False, True])
-def test_honest_statistics_are_never_refused(bits: int, noise: float, patients: bool) -> None:
+def test_honest_statistics_are_never_refused(noise: float, patients: bool) -> None:
     for seed, records in enumerate((0, 1, 7, RECORDS, 3000)):
         tensors = released(noise, records=records, seed=seed, patients=patients)
-        bounds_of(noise, bits).check(arrived(tensors, bits, seed))
+        bounds_of(noise).check(tensors)
 
 
 def scaled(name: str, factor: float) -> Change:
@@ -72,7 +62,7 @@ def filled(name: str, value: float) -> Change:
 
 
 def one_coordinate(name: str, value: float) -> Change:
-    """One huge number: in few bits its block's other values round to zero."""
+    """One huge number."""
 
     def change(tensors: dict[str, Tensor]) -> Mapping[str, Tensor]:
         spoiled = tensors[name].clone()
@@ -105,18 +95,17 @@ LIES: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("lie", LIES)
-def test_statistics_of_no_records_are_refused_at_every_width(lie: str, bits: int) -> None:
+def test_statistics_of_no_records_are_refused(lie: str) -> None:
     change, words = LIES[lie]
     noise = 0.4
     with pytest.raises(WireError, match=words):
-        bounds_of(noise, bits).check(arrived(change(released(noise)), bits))
+        bounds_of(noise).check(change(released(noise)))
 
 
 @pytest.mark.parametrize("public_total", [0, 100])
 def test_number_of_records_at_one_site_is_bounded_by_what_is_public(public_total: int) -> None:
-    bounds, claimed = bounds_of(0.4, 32, public_total=public_total), everything(20.0)(released(0.0))
+    bounds, claimed = bounds_of(0.4, public_total=public_total), everything(20.0)(released(0.0))
     if public_total:
         with pytest.raises(WireError, match="records that a site can have"):
             bounds.check(claimed)
@@ -135,21 +124,14 @@ def test_uploads_without_clipping_have_a_bound_all_the_same() -> None:
 
 
 def lie_in_run(change: Change) -> Any:
-    """A network on which site-3's statistics are others, in the run's own number of bits."""
+    """A network on which site-3's statistics are others."""
 
     def tamper(site: HarnessSite, message: Message, handler: Handler) -> Message | None:
         reply = handler()
         if site.name != "site-3" or message.metadata.message_type != "query.statistics":
             return reply
-        context = load_context(str(message.content.config_records["words"]["context"]))
-        spec, bits = get_method(context.config.method).statistics(context), context.config.federation.wire_bits
-        assert spec is not None
-        received = reply.content.array_records["tensors"].to_torch_state_dict()
-        lied = change(from_wire(received, spec.shapes, bits, {}))
-        draws = torch.Generator().manual_seed(1)
-        return Message(
-            RecordDict({**reply.content, "tensors": ArrayRecord(to_wire(lied, bits, {}, draws))}), reply_to=message
-        )
+        lied = change(reply.content.array_records["tensors"].to_torch_state_dict())
+        return Message(RecordDict({**reply.content, "tensors": ArrayRecord(dict(lied))}), reply_to=message)
 
     return tamper
 
@@ -159,11 +141,10 @@ def accuracy(summary: Mapping[str, Any], sites: tuple[str, ...] = ("site-1", "si
     return sum(scores[site]["accuracy"] for site in sites) / len(sites)
 
 
-@pytest.mark.parametrize("bits", [6, 32])
 @pytest.mark.parametrize("lie", ["sums of 1e30", "counts of -1e9", "counts a tenth", "sums seven times too long"])
-def test_liar_is_named_and_the_set_is_as_good_as_without_it(tmp_path: Path, lie: str, bits: int) -> None:
+def test_liar_is_named_and_the_set_is_as_good_as_without_it(tmp_path: Path, lie: str) -> None:
     # so much room in the budget that the noise, and so the bounds, are far below what the records add up to
-    settings: dict[str, Any] = {"method": "dp_gauss", "epsilon": 20.0, "wire_bits": bits, "min_sites": 2}
+    settings: dict[str, Any] = {"method": "dp_gauss", "epsilon": 20.0, "min_sites": 2}
     policy: dict[str, Any] = {"data_is_public": True, "metrics_may_leave": True, "min_noise_multiplier": 0.01}
     policy |= {"lifetime_epsilon": 100.0, "run_epsilon": 100.0, "allowed_methods": ("dp_gauss",)}
     federation = Federation.create(tmp_path, 3, records=300, **policy)
@@ -219,7 +200,7 @@ def test_run_with_trimmed_statistics_bears_a_liar_that_nobody_can_tell(tmp_path:
             name: 50.0 * (value.roll(1, 0) if name != "second_moment" else value) for name, value in tensors.items()
         }
 
-    settings: dict[str, Any] = {"method": "dp_gauss", "epsilon": 20.0, "wire_bits": 32}
+    settings: dict[str, Any] = {"method": "dp_gauss", "epsilon": 20.0}
     policy: dict[str, Any] = {"data_is_public": True, "metrics_may_leave": True, "min_noise_multiplier": 0.01}
     policy |= {"lifetime_epsilon": 100.0, "run_epsilon": 100.0, "allowed_methods": ("dp_gauss",)}
     federation = Federation.create(tmp_path, 7, records=300, **policy)

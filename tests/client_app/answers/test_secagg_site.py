@@ -18,7 +18,6 @@ from client_app.answers.peers import own_signer, pinned_peers
 from client_app.place import find_place
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.wire.versions import version_of
 from deploy.machine.keys import make_node_key
 from tests.harness import Federation, Handler, HarnessSite, changed, deliver, words_of
 from tests.secagg_cases import PHASES, ROUNDS_ONLY, SHARED, keyed_federation, phase_of
@@ -178,7 +177,7 @@ def other_parameters(message: Message) -> Message:
     name = next(name for name in sorted(tensors) if tensors[name].dim() == 2)
     tensors[name] = tensors[name] + 1.0
     copy.content["tensors"] = ArrayRecord(tensors)
-    return changed(copy, version=version_of(tensors))  # a server that lies names the version that it sends
+    return copy
 
 
 def survivors_mixed_up(message: Message) -> Message:
@@ -233,6 +232,21 @@ def test_other_parameters_for_one_site_are_found_by_the_others(tmp_path: Path, m
     told = aborted(federation, lying_server({("site-2", "secagg_masked"): other_parameters}))
     assert told.count("protocol") >= 3
     assert all(commits(site) == 0 for site in federation.sites)
+
+
+def huge_parameters(message: Message) -> Message:
+    copy = message_from_proto(message_to_proto(message))
+    tensors = copy.content.array_records["tensors"].to_torch_state_dict()
+    copy.content["tensors"] = ArrayRecord({name: value + 1e6 for name, value in tensors.items()})
+    return copy
+
+
+def test_parameters_beyond_the_public_bounds_are_refused_under_secagg(tmp_path: Path) -> None:
+    """By every site, before it is charged for the round."""
+    federation = keyed_federation(tmp_path)
+    lies = {(name, "secagg_masked"): huge_parameters for name in EVERYONE}
+    assert aborted(federation, lying_server(lies)).count("refused: config") == 4
+    assert all(not run.charged for site in federation.sites for run in site.runs().values())
 
 
 @pytest.mark.parametrize("kind", ["train", "query.statistics", "query.baseline"])

@@ -12,21 +12,19 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from safetensors.torch import load
 from torch import Tensor
 
 from client_app.policy.asked import read_work
 from common.bounds import LARGEST_NORM
 from common.errors import ConfigError
-from common.wire.versions import apply_change, version_of
-from tests.harness import Federation, HarnessSite, changed, deliver, make_set, words_of
+from tests.harness import Federation, changed, deliver, make_set, words_of
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Message]:
     """Messages of an honest server, whole parameters in each."""
     federation = Federation.create(tmp_path_factory.mktemp("honest"), 1)
-    federation.run(wire_bits=32)
+    federation.run()
     return {kind: federation.asked(kind, "site-1") for kind in ("query.hello", "query.statistics", "train")}
 
 
@@ -141,7 +139,7 @@ WORDS: dict[str, dict[str, Any]] = {
     "a name with a line's end": {"run": "a\nb"},
     "a name that is a number": {"run": 3},
     "a list": {"run": ["a"]},
-    "a version that is none": {"version": "x", "base": ""},
+    "a word of another kind of message": {"survivors": "{}"},
     "a context that is a number": {"context": 1},
     "no context": {"context": ""},
     "a context without end": {"context": " " * 4_000_001},
@@ -223,34 +221,6 @@ def test_context_out_of_range_is_refused(tmp_path: Path, asked: dict[str, Messag
 def test_hello_with_other_words_is_refused(tmp_path: Path, asked: dict[str, Message]) -> None:
     assert_refused(tmp_path, changed(asked["query.hello"], clip_norm=0.03))
     assert_refused(tmp_path / "again", changed(asked["query.hello"], seed=-1))
-
-
-def test_parameters_in_few_bits_are_checked_once_they_are_unpacked(tmp_path: Path) -> None:
-    """A change that brings what the site holds beyond its bounds is refused, and not kept."""
-    federation = Federation.create(tmp_path, 1)
-    federation.run(num_rounds=2, wire_bits=8)
-    site, message = federation.sites[0], federation.asked("train", "site-1")
-    entries, held = site.entries(), held_file(site)
-    before = load(held)
-    change = message.content.array_records["tensors"].to_torch_state_dict()["packed"].clone()
-    scales = change[:4].numpy().view("<f4")
-    scales[0] = 3e5
-    after = apply_change(before, change, 8)
-    known = words_of_asked(message)["version"]
-    spoiled = changed(message, round=1, base=known, version=version_of(after), run=words_of_asked(message)["run"])
-    spoiled.content["tensors"] = ArrayRecord({"packed": change})
-    assert words_of(deliver(site, spoiled))["error"] == "config"
-    assert site.entries() == entries
-    assert held_file(site) == held
-
-
-def held_file(site: HarnessSite) -> bytes:
-    (path,) = (site.folder / "state").glob("*/held.safetensors")
-    return path.read_bytes()
-
-
-def words_of_asked(message: Message) -> dict[str, Any]:
-    return dict(message.content.config_records["words"])
 
 
 def test_empty_message_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ STEP = 1.2
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     federation = Federation.create(tmp_path_factory.mktemp("ran"), 1)
-    federation.run(num_rounds=1, wire_bits=32)
+    federation.run(num_rounds=1)
     return federation
 
 

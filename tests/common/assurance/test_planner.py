@@ -71,7 +71,7 @@ def test_plan_run_noise_and_signal_by_hand() -> None:
 
 def test_plan_run_bytes_are_those_of_the_messages() -> None:
     """Four bytes a number: the sums of four rounds and the statistics (counts, class sums, sum) up."""
-    found = plan_run(make_config(wire_bits=32), COHORT)
+    found = plan_run(make_config(), COHORT)
     statistics = 3 + 3 * 8 + 8
     assert found.bytes_up == 4 * (4 * found.levels[1].coordinates + statistics)
     assert found.levels[0].coordinates == statistics

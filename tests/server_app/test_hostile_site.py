@@ -56,6 +56,12 @@ def with_fewer_charges(message: Message, reply: Message) -> Message:
     return with_words(charged=json.dumps(charged))(message, reply)
 
 
+def with_more_charges(message: Message, reply: Message) -> Message:
+    """The reply of a site that adds to its charges a release that no step of this run is."""
+    charged = [*json.loads(words_of(reply)["charged"]), [FOREIGN, 1]]
+    return with_words(charged=json.dumps(charged))(message, reply)
+
+
 def with_identity(**fields: Any) -> Change:
     """A hello whose identity has other fields."""
 
@@ -101,6 +107,7 @@ def event(**fields: Any) -> str:
 
 DEEP = "[" * 100_000
 ABSURD = event(noise_multiplier=1e-3, sampling_rate=0.5, count=10_000_000)
+FOREIGN = event(kind="gaussian", noise_multiplier=50.0)
 ESCAPES = "\x1b[2J\x1b]0;all is well\x07"
 # 4 GB of zeros by a header of a hundred bytes
 HUGE_HEADER = numpy_bytes("{'descr': '|u1', 'fortran_order': False, 'shape': (4294967296,), }", b"")
@@ -116,6 +123,7 @@ WORDS: dict[str, Change] = {
     "charged counts by a bool": with_words(charged=json.dumps([[ABSURD, True]])),
     "charged has a number of 5,000 digits": with_words(charged=f"[[{json.dumps(ABSURD)},{'9' * 5000}]]"),
     "charged is empty": with_words(charged="[]"),
+    "charged adds an event of another run": with_more_charges,
     "charged leaves out what was sent before": with_fewer_charges,
     "receipt clears the screen": with_words(receipt=ESCAPES),
     "receipt is none": with_words(receipt=""),

@@ -17,6 +17,9 @@ from common.publishing import parquet as bundle_parquet
 from common.publishing.parquet import check_layout, read_notes, sha256_of, stream_rows, write_rows
 
 NAMES = ("liver", "lung")
+# As the writer sets them: a file written so differs from its files by nothing else.
+PACKED = {"compression": "zstd", "use_dictionary": False, "write_statistics": ["label"]}
+WRITTEN = {**PACKED, "use_byte_stream_split": ["embedding.list.element"]}
 
 
 def blocks(count: int = 3, rows: int = 5) -> list[tuple[Tensor, Tensor]]:
@@ -88,29 +91,43 @@ def test_other_files_are_refused(tmp_path: Path, kind: str) -> None:
         list(stream_rows(path, 4, 2))
 
 
-@pytest.mark.parametrize("hidden", ["nothing", "column", "second key", "type", "metadata", "of a field", "bytes"])
-def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hidden: str) -> None:
-    """A third column, another key of the metadata, bytes between columns and footer: each could hold records."""
+@pytest.mark.parametrize(
+    ("hidden", "words"),
+    [
+        ("nothing", ""),
+        ("column", "the columns embedding and label"),
+        ("second key", "more in its footer"),
+        ("type", "the columns embedding and label"),
+        ("metadata", "the columns embedding and label"),
+        ("of a field", "the columns embedding and label"),
+        ("bytes", "bytes that belong to no column"),
+    ],
+)
+def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hidden: str, words: str) -> None:
+    """A third column, another key of the metadata, bytes between columns and footer: each could hold records.
+
+    The rest of each file is as the writer makes it, so that nothing but what is hidden can be the reason.
+    """
     path = tmp_path / "rows.parquet"
     write_rows(path, [(torch.rand(9, 4), torch.arange(9) % 2)], dim=4, class_names=("a", "b"), notes={})
     table = pq.read_table(path)
     if hidden == "column":
-        pq.write_table(table.append_column("more", pa.array(range(9))), path)
+        pq.write_table(table.append_column("more", pa.array(range(9))), path, **WRITTEN)
     elif hidden == "second key":  # pyarrow shows one of the two
         schema = bundle_parquet._schema(4, ("a", "b"), b"{}")
-        with pq.ParquetWriter(path, schema) as writer:
+        with pq.ParquetWriter(path, schema, **WRITTEN) as writer:
             writer.write_table(table.cast(schema))
             honest = table.schema.metadata[b"huggingface"].decode()
             writer.add_key_value_metadata({"huggingfacf": honest, "huggingfacg": "record" * 400})
         content = path.read_bytes().replace(b"huggingfacf", b"huggingface").replace(b"huggingfacg", b"huggingface")
         path.write_bytes(content)
     elif hidden == "type":
-        pq.write_table(table.set_column(1, "label", table["label"].cast(pa.int32())), path)
+        pq.write_table(table.set_column(1, "label", table["label"].cast(pa.int32())), path, **WRITTEN)
     elif hidden == "metadata":
-        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"more": b"x"}), path)
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"more": b"x"}), path, **WRITTEN)
     elif hidden == "of a field":
         noted = pa.schema([table.schema.field(0), table.schema.field(1).with_metadata({"record": "1"})])
-        pq.write_table(table.cast(noted.with_metadata(table.schema.metadata)), path)
+        pq.write_table(table.cast(noted.with_metadata(table.schema.metadata)), path, **WRITTEN)
     elif hidden == "bytes":
         content = path.read_bytes()
         end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
@@ -119,7 +136,7 @@ def test_check_layout_refuses_what_no_reader_of_the_set_sees(tmp_path: Path, hid
     if hidden == "nothing":
         check_layout(path, 4, ("a", "b"))
     else:
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match=words):
             check_layout(path, 4, ("a", "b"))
 
 
@@ -142,9 +159,7 @@ def test_check_layout_accepts_what_the_writer_writes(tmp_path: Path, sizes: tupl
 
 def rewritten(path: Path, **settings: object) -> pa.Table:
     """The rows written again by pyarrow, each group as before; `settings` in place of the writer's own."""
-    own = {"compression": "zstd", "use_dictionary": False, "write_statistics": ["label"]}
-    if "column_encoding" not in settings:
-        own["use_byte_stream_split"] = ["embedding.list.element"]
+    own = PACKED if "column_encoding" in settings else WRITTEN
     with pq.ParquetFile(path) as file:
         dim, size = file.schema_arrow.field("embedding").type.list_size, file.metadata.row_group(0).num_rows
         table = file.read().cast(bundle_parquet._schema(dim, NAMES, b"{}"))

@@ -117,7 +117,8 @@ def _noised_sum(
 
     Where the noise of what is sent comes later, code and encoder get all of theirs here: they lie at the site, and what
     it sends in later rounds depends on them. The rounding before the shared noise widens the whole vector's sensitivity
-    by its margin.
+    by its margin. What is sent goes on in float64: what is added to it, without records but as large as the server's
+    parameters make it, would round float32 sums to coarse steps, and so widen a difference between them.
     """
     # Eq. (9): clip, add up, add noise
     config, shape = context.config, generator_shape(context)
@@ -137,8 +138,9 @@ def _noised_sum(
         return noised_sum(summed, context.plan.training_noise, source)
     sent = set(trained_names(context, params))
     kept = {name: value for name, value in summed.tensors.items() if name not in sent}
+    bare = {name: summed.tensors[name].double() for name in sent}
     widened = replace(summed, tensors=kept, sensitivity=summed.sensitivity * (1.0 + ROUNDING_MARGIN))
-    return {**summed.tensors, **noised_sum(widened, context.plan.training_noise, source)}
+    return {**bare, **noised_sum(widened, context.plan.training_noise, source)}
 
 
 def _without_code(factors: GradientFactors) -> GradientFactors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from common.privacy.noise import TestNoise
 from common.privacy.statistics import statistics_sum
 from common.records import SiteData
 from common.secagg.quantise import ROUNDING_MARGIN, add_up, decode, encode
+from common.wire.received import check_received
 
 TINY: dict[str, Any] = {
     "num_sites": 10,
@@ -148,6 +150,41 @@ def test_what_stays_at_the_site_keeps_its_whole_noise(mode: str) -> None:
             assert found[later]["encoder"] == pytest.approx(wanted * config.training.encoder_rate, rel=0.25)
     assert found[False]["sent"] > 0.0
     assert found[True]["sent"] == 0.0  # without records there is nothing to send but the noise that comes later
+
+
+def test_what_is_added_without_records_leaves_the_sums_as_fine_as_they_were() -> None:
+    """Parameters at which the Lipschitz penalty adds far more to a sum than records do: it gets its noise only after.
+
+    Each step of a float32 of this size is as long as the whole contribution of a record.
+    """
+    config = RunConfig().replace(
+        **{**TINY, "elbo_weight": 0.0, "lipschitz_penalty": 1.0, "code_dim": 8, "trunk_width": 64}
+    )
+    context, method = context_of(config), get_method("fedhypevae")
+    state, site = method.init(context), method.init_site(context, 0)
+    shift = state.params["class_shift.weight"]
+    params = {
+        **state.params,
+        "constant.total": torch.tensor(1e7),
+        "constant.class_offsets": torch.zeros(3),
+        # features of plus and minus one, so that a record moves all numbers of a row by the same
+        "trunk.weight": 1e3 * state.params["trunk.weight"] / state.params["trunk.weight"].norm(),
+        "class_shift.weight": torch.full_like(shift, 4.0 / math.sqrt(shift.numel())),
+    }
+    check_received(context, method, 0, {name: params[name] for name in method.received_by(context, 0)})
+    data, arguments = sites(1)[0], training_arguments(context, method, params)
+
+    def sent(count: int) -> dict[str, torch.Tensor]:
+        held = SiteData(data.embeddings[:count], torch.zeros(count, dtype=torch.long))
+        work = StepInput(params, site, held, 0, 0, TestNoise(1), noised_later=True)
+        return dict(method.client_step(context, work)[1])
+
+    whole = [sent(count) for count in range(30)]
+    largest = float(whole[0]["class_shift.weight"].abs().max())
+    assert 1e6 * config.privacy.clip_norm < largest < arguments.limit * arguments.grid  # it is not cut off
+    for less, more in pairwise(whole):
+        gap = torch.cat([(more[name].double() - less[name]).flatten() for name in less])
+        assert float(gap.norm()) <= config.privacy.clip_norm * (1 + 1e-5)
 
 
 class _OneDeviation:

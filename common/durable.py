@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from common.errors import FedHypeVAEError
 
 OWNER_FOLDER, OWNER_FILE = 0o700, 0o600
 PUBLISHED_FOLDER, PUBLISHED = 0o755, 0o644
+NOTHING_SENT = "free the disk; nothing is sent"
+NAME_ANOTHER = "name a place that can be written"
 
 
 def sync_path(path: Path) -> None:
@@ -69,22 +72,22 @@ def create_private(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OWNER_FILE), "wb")
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = OWNER_FILE) -> None:
-    """Replace a file's content as one step: temporary file, fsync, rename, fsync of the directory.
+@contextmanager
+def whole_file(path: Path, *, mode: int = OWNER_FILE) -> Iterator[BinaryIO]:
+    """A stream whose content takes a file's place, on the disk, once the block is done; else nothing changes.
 
     Args:
         path: the file; its directory is made if missing, for its owner alone.
-        content: all of it, in bytes.
         mode: its permissions, whatever the umask: its owner's alone, or `PUBLISHED` for what others are to read.
 
     Raises:
         OSError: the disk refused; the old content is still there.
     """
     make_private(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(partial_name(path))
     try:
         with create_private(partial) as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
@@ -95,16 +98,66 @@ def write_atomically(path: Path, content: bytes, *, mode: int = OWNER_FILE) -> N
     sync_path(path.parent)
 
 
-def write_output(path: Path, content: bytes) -> None:
-    """Write a result whole or not at all; see `write_atomically`.
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder whose files take a place, for all to read, once the block is done; else nothing is there.
+
+    Args:
+        path: a folder that does not exist, or is empty.
 
     Raises:
-        FedHypeVAEError: the disk refuses; what was there before is untouched.
+        OSError: the disk refused.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(partial_name(path))
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.iterdir():
+            file.chmod(PUBLISHED)
+        partial.chmod(PUBLISHED_FOLDER)
+        if path.is_dir():
+            path.rmdir()
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_path(path.parent)
+
+
+def partial_name(path: Path) -> str:
+    """The name, beside a file's own, under which this process writes it; a killed process leaves such a file."""
+    return f".{path.name}.{os.getpid()}.partial"
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = OWNER_FILE) -> None:
+    """Replace a file's content as one step; see `whole_file`. Raises OSError if the disk refuses."""
+    with whole_file(path, mode=mode) as stream:
+        stream.write(content)
+
+
+def write_output(
+    path: Path,
+    content: bytes,
+    *,
+    kind: type[FedHypeVAEError] = FedHypeVAEError,
+    cure: str = "free the disk, then resume the run",
+) -> None:
+    """As `write_atomically`, with an error for a person to act on.
+
+    Args:
+        path: the file.
+        content: all of it, in bytes.
+        kind: of the error.
+        cure: what to do if the disk refuses.
+
+    Raises:
+        FedHypeVAEError: of that kind: the disk refuses; what was there before is untouched.
     """
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise FedHypeVAEError(f"can't write {path} ({error.strerror}): free the disk, then resume the run") from error
+        raise kind(f"can't write {path} ({error.strerror or error}): {cure}") from error
 
 
 def erase(path: Path) -> None:

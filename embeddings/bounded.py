@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from common.durable import create_private, make_private
+from common.durable import whole_file
 from common.errors import DataError
 from common.parquet_pages import check_pages
 from embeddings.limits import (
@@ -42,17 +42,14 @@ def unpack(path: Path, name: str, work: Path) -> NDArray[Any]:
     target = work / f"{path.stem}-{name}.npy"
     try:
         if not target.is_file():
-            make_private(work)
-            partial_file = target.with_suffix(".tmp")
             with zipfile.ZipFile(path) as archive:
                 entry = archive.getinfo(f"{name}.npy")
                 if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                     raise DataError(
                         f"{path}: the array {name} is packed in a way that numpy does not use: pack it again"
                     )
-                with archive.open(entry) as source, create_private(partial_file) as file:
+                with archive.open(entry) as source, whole_file(target) as file:
                     _copy(source, file, entry.compress_size, f"{path}: the array {name}")
-            partial_file.replace(target)
         return np.asarray(np.load(target, mmap_mode="r", allow_pickle=False))
     except DataError:
         raise

@@ -11,7 +11,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from common.durable import OWNER_FILE, create_private, make_private
+from common.durable import OWNER_FILE, make_private, write_atomically
 from common.errors import DataError
 from common.wire.agreement import encode
 from common.wire.identity import EncoderIdentity
@@ -242,7 +241,7 @@ def _alone(out: Path) -> Iterator[None]:
         make_private(out.parent)
         lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0, mode=OWNER_FILE)
         with lock:
-            for left_over in out.parent.glob(f".{out.name}.*.tmp"):
+            for left_over in out.parent.glob(f".{out.name}.*.partial"):
                 left_over.unlink(missing_ok=True)
             yield
     except Timeout:
@@ -259,12 +258,4 @@ def _write_rejects(path: Path, rejected: tuple[tuple[str, str], ...]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "reason"])
     writer.writerows(rejected)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with create_private(temporary) as file:
-            file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))

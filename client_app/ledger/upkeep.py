@@ -11,7 +11,7 @@ from typing import Any
 from client_app.ledger.chain import Head
 from client_app.ledger.runs import Run
 from client_app.ledger.store import EntryStore, open_store
-from common.durable import write_atomically
+from common.durable import NAME_ANOTHER, write_output
 from common.errors import LedgerError
 from common.privacy.composition import epsilon_from_rdp, epsilon_pld, rdp_curve
 
@@ -107,10 +107,7 @@ def export(store: EntryStore) -> dict[str, Any]:
 
 def export_to(store: EntryStore, destination: Path) -> None:
     """Write `export` to a file, whole or not at all. Raises LedgerError if the disk refuses."""
-    try:
-        write_atomically(destination, json.dumps(export(store), indent=1).encode(), mode=0o600)
-    except OSError as error:
-        raise LedgerError(f"can't write {destination} ({error}): name a place that can be written") from error
+    write_output(destination, json.dumps(export(store), indent=1).encode(), kind=LedgerError, cure=NAME_ANOTHER)
 
 
 def backup(store: EntryStore, destination: Path) -> Head:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from common.durable import lock_file, write_atomically
+from common.durable import NOTHING_SENT, lock_file, write_output
 from common.errors import DataError, FedHypeVAEError, PolicyRefusal
 
 LOCK_TIMEOUT_S = 30.0
@@ -87,7 +87,7 @@ class PrivateState:
         except (OSError, ValueError) as error:
             raise FedHypeVAEError(f"can't read {path} ({error}): nothing is sent") from error
         if not known:
-            self._write(path, f"{settings}\n".encode())
+            write_output(path, f"{settings}\n".encode(), cure=NOTHING_SENT)
         elif known != settings:
             raise PolicyRefusal(
                 "run_name",
@@ -112,7 +112,7 @@ class PrivateState:
         if notes and {"format", "run_id", "round"} & notes.keys():
             raise DataError("notes beside a private state may not be named format, run_id or round")
         arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-        self._write(self._state_path(round_index), save(arrays, metadata=metadata))
+        write_output(self._state_path(round_index), save(arrays, metadata=metadata), cure=NOTHING_SENT)
         kept = [index for index in self.rounds() if index <= round_index][-KEPT_ROUNDS:]
         for index in self.rounds():
             if index < kept[0]:
@@ -183,7 +183,7 @@ class PrivateState:
             FedHypeVAEError: the disk refuses.
         """
         digest = hashlib.sha256(payload).hexdigest()
-        self._write(self._payload_path(round_key, digest), payload)
+        write_output(self._payload_path(round_key, digest), payload, cure=NOTHING_SENT)
         return digest
 
     def load_payload(self, round_key: str, digest: str) -> bytes:
@@ -220,12 +220,6 @@ class PrivateState:
     def _payload_path(self, round_key: str, digest: str) -> Path:
         # The digest in the name keeps an orphan's payload from replacing the committed one.
         return self.folder / _PAYLOAD.format(_file_name(round_key), digest)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        try:
-            write_atomically(path, content)
-        except OSError as error:
-            raise FedHypeVAEError(f"can't write {path} ({error}): free the disk; nothing is sent") from error
 
 
 def _file_name(text: str) -> str:

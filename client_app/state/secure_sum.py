@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from client_app.state.private_state import PrivateState
-from common.durable import erase, write_atomically
+from common.durable import NOTHING_SENT, erase, write_output
 from common.errors import FedHypeVAEError, ProtocolError
 
 Phase = Literal["keys", "shares", "checked", "masked"]
@@ -77,10 +77,7 @@ class AttemptFile:
 
     def save(self, attempt: Attempt) -> None:
         """Replace what is there, on the disk when this returns."""
-        try:
-            write_atomically(self._path, json.dumps(asdict(attempt)).encode(), mode=0o600)
-        except OSError as error:
-            raise FedHypeVAEError(f"can't write {self._path} ({error}): nothing is sent") from error
+        write_output(self._path, json.dumps(asdict(attempt)).encode(), cure=NOTHING_SENT)
 
     def erase(self) -> None:
         """Remove the secrets."""

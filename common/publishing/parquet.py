@@ -9,10 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from common.durable import create_private, make_private, sync_path
+from common.durable import whole_file
 from common.errors import DataError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.methods.base import RunContext
@@ -72,30 +70,31 @@ def write_rows(
     schema = _schema(dim, class_names, json.dumps(notes, sort_keys=True).encode())
     counts, rows = torch.zeros(len(class_names), dtype=torch.int64), 0
     try:
-        with _whole_file(path) as partial:
-            # the bytes of floats apart: signs and exponents compress, the rest is noise, and a dictionary is a loss
-            with pq.ParquetWriter(
-                partial,
+        # the bytes of floats apart: signs and exponents compress, the rest is noise, and a dictionary is a loss
+        with (
+            whole_file(path) as stream,
+            pq.ParquetWriter(
+                stream,
                 schema,
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=False,
                 use_byte_stream_split=["embedding.list.element"],
                 write_statistics=["label"],
-            ) as writer:
-                for embeddings, labels in blocks:
-                    values = pa.array(np.ascontiguousarray(embeddings.numpy(), dtype=np.float32).ravel())
-                    column = pa.FixedSizeListArray.from_arrays(values, dim)
-                    table = pa.Table.from_arrays([column, pa.array(labels.numpy())], schema=schema)
-                    writer.write_table(table, row_group_size=max(len(table), 1))
-                    counts += torch.bincount(labels, minlength=len(class_names))
-                    rows += len(table)
-            size, digest = partial.stat().st_size, sha256_of(partial)
+            ) as writer,
+        ):
+            for embeddings, labels in blocks:
+                values = pa.array(np.ascontiguousarray(embeddings.numpy(), dtype=np.float32).ravel())
+                column = pa.FixedSizeListArray.from_arrays(values, dim)
+                table = pa.Table.from_arrays([column, pa.array(labels.numpy())], schema=schema)
+                writer.write_table(table, row_group_size=max(len(table), 1))
+                counts += torch.bincount(labels, minlength=len(class_names))
+                rows += len(table)
     except OSError as error:
         raise FedHypeVAEError(
             f"can't write {path} ({error.strerror or error}): free the disk, then try again"
         ) from None
-    return Written(rows, tuple(counts.tolist()), size, digest)
+    return Written(rows, tuple(counts.tolist()), path.stat().st_size, sha256_of(path))
 
 
 def stream_rows(path: Path, dim: int, num_classes: int) -> Iterator[Split]:
@@ -237,22 +236,6 @@ def _check_block(path: Path, embeddings: torch.Tensor, labels: torch.Tensor, dim
         raise DataError(f"{path}: expected labels from 0 to {num_classes - 1}, found others")
     if not bool(torch.isfinite(embeddings).all()):
         raise DataError(f"{path} holds values that are not finite: fetch the bundle again")
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place, on the disk, once the block is done; else it is removed."""
-    make_private(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        create_private(partial).close()
-        yield partial
-        sync_path(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_path(path.parent)
 
 
 def _schema(dim: int, class_names: Sequence[str], notes: bytes) -> pa.Schema:

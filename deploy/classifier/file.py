@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.durable import write_atomically
+from common.durable import NAME_ANOTHER, write_output
 from common.errors import ConfigError, DataError
 from common.evaluation.heads import LinearHead
 from common.evaluation.nonlinear_heads import MLPHead
@@ -117,10 +117,7 @@ def save_head(path: Path, trained: TrainedHead) -> None:
         "own_rows": json.dumps(trained.own_rows),
         "not_private": json.dumps(trained.not_private),
     }
-    try:
-        write_atomically(path, save(tensors, metadata))
-    except OSError as error:
-        raise DataError(f"{path}: can't write there ({error.strerror})") from None
+    write_output(path, save(tensors, metadata), kind=DataError, cure=NAME_ANOTHER)
 
 
 def load_head(path: Path) -> TrainedHead:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.durable import write_atomically
+from common.durable import NAME_ANOTHER, write_output
 from common.errors import ConfigError, DataError
 from deploy.console import console, say, working
 
@@ -46,7 +46,7 @@ def check(
         quality = inspect(data, np.random.default_rng(seed))
         page = store.with_name(store.name + ".html") if html is None else html
         text = render_page(store.name, data, quality, np.random.default_rng(seed))
-        _write(page, text.encode())
+        write_output(page, text.encode(), kind=DataError, cure=NAME_ANOTHER)
     table = Table(show_header=False, box=None)
     for key, value in facts(quality):
         table.add_row(key, value)
@@ -116,7 +116,7 @@ def partition(
         table.append(site.metadata.class_counts)
         say(f"{name}: {len(site)} rows, {sum(count > 0 for count in site.metadata.class_counts)} classes")
     picture = who_has_what(np.asarray(table), list(parts), data.metadata.class_names)
-    _write(out / "partition.png", picture)
+    write_output(out / "partition.png", picture, kind=DataError, cure=NAME_ANOTHER)
     say(f"picture: {out / 'partition.png'}")
 
 
@@ -188,10 +188,3 @@ def _file_name(value: str) -> str:
     """Make a column's value safe as a file name: it comes from a label file."""
     kept = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in value)
     return kept or "empty"
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise DataError(f"{path}: can't write there ({error.strerror})") from None

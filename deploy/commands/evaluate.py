@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,9 +39,10 @@ def evaluate(
 
     Example: fedhypevae evaluate bundle --data site.parquet --json scores.json
     """
+    import dataclasses
     import json
 
-    from common.durable import write_atomically
+    from common.durable import NAME_ANOTHER, write_output
     from common.errors import ConfigError, DataError
     from common.publishing.bundle import load_bundle
     from common.publishing.worth import HEADS
@@ -76,10 +77,8 @@ def evaluate(
     for reason in published.not_private:
         printed.print(f"The published set is not private: {reason}", style="red")
     if json_out is not None:
-        try:
-            write_atomically(json_out, (json.dumps(_as_json(found), indent=2) + "\n").encode())
-        except OSError as error:
-            raise DataError(f"{json_out}: can't write there ({error.strerror})") from None
+        content = json.dumps(dataclasses.asdict(found), indent=2) + "\n"
+        write_output(json_out, content.encode(), kind=DataError, cure=NAME_ANOTHER)
 
 
 def _table(found: Evaluation) -> Table:
@@ -95,9 +94,3 @@ def _table(found: Evaluation) -> Table:
         table.add_row(label, *(f"{100 * part.accuracy:.1f}/{100 * part.balanced_accuracy:.1f}" for part in parts))
     table.add_row("weight of own in the mix", *(f"{scores.mixing:.1f}" for scores in found.scores.values()))
     return table
-
-
-def _as_json(found: Evaluation) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(found)

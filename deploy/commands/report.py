@@ -25,7 +25,7 @@ def report(
     Example: fedhypevae report outputs/demo
     """
 
-    from common.durable import write_atomically
+    from common.durable import NAME_ANOTHER, write_output
     from common.errors import ConfigError, DataError
     from deploy.report.run import is_bundle, read_run, render_run
 
@@ -36,8 +36,5 @@ def report(
         raise ConfigError(f"{page} lies in the bundle, whose files are signed: name another place with --out")
     with working("Reading the run and drawing ..."):
         text = render_run(read_run(run))
-    try:
-        write_atomically(page, text.encode())
-    except OSError as error:
-        raise DataError(f"{page}: can't write there ({error.strerror})") from None
+    write_output(page, text.encode(), kind=DataError, cure=NAME_ANOTHER)
     console().print(f"page: {page}", soft_wrap=True)

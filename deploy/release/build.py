@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.assurance.statement import check_statement
-from common.durable import PUBLISHED, PUBLISHED_FOLDER, sync_path, write_atomically
+from common.durable import whole_folder, write_atomically
 from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.privacy.events import PrivacyEvent
@@ -80,7 +78,7 @@ def write_bundle(
     """
     bundle, statement = found.bundle, _statement(found, reasons)
     try:
-        with _whole_folder(out) as folder:
+        with whole_folder(out) as folder:
             data = _write_data(folder / DATA_FILE, bundle, reasons, watch)
             watch("describing and signing", 0, 1)
             write_generator(folder / GENERATOR, bundle.context, bundle.artifact, bundle.encoder, reasons)
@@ -165,23 +163,3 @@ def _today() -> str:
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
     return moment.date().isoformat()
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place once the block is done; else it is removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        for file in partial.iterdir():
-            file.chmod(PUBLISHED)
-        partial.chmod(PUBLISHED_FOLDER)
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_path(out.parent)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from client_app.ledger.upkeep import Spent
 from client_app.place import Place
-from common.durable import write_atomically
+from common.durable import NAME_ANOTHER, write_output
 from common.errors import ConfigError, DataError
 from common.evaluation.neighbours import nearest_neighbour_warning
 from common.evaluation.scores import Split
@@ -130,10 +130,7 @@ def write_site_page(folder: Path, page: Path, text: str) -> None:
         ConfigError: the page would lie outside the site's folder. DataError: the disk refuses.
     """
     check_page(folder, page)
-    try:
-        write_atomically(page, text.encode())
-    except OSError as error:
-        raise DataError(f"{page}: can't write there ({error.strerror})") from None
+    write_output(page, text.encode(), kind=DataError, cure=NAME_ANOTHER)
 
 
 def _tiles(own: OwnRows, bundle: Bundle, measured: Measured) -> list[tuple[str, str, str]]:

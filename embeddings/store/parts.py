@@ -8,7 +8,6 @@ encoder; another encoder's parts are never mixed in.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.durable import create_private, make_private
+from common.durable import make_private, whole_file, write_atomically
 from common.errors import DataError
 
 _PLAN = "plan.json"
@@ -44,8 +43,8 @@ class Parts:
                 shutil.rmtree(folder)
             make_private(folder)
             if not plan.is_file():
-                _write(plan, wanted.encode())
-            for left_over in folder.glob("*.tmp"):
+                write_atomically(plan, wanted.encode())
+            for left_over in folder.glob("*.partial"):
                 left_over.unlink()
         except OSError as error:
             raise DataError(f"{folder}: can't use the working folder ({error.strerror})") from None
@@ -63,15 +62,10 @@ class Parts:
         files = self._files()
         number = int(files[-1].stem.removeprefix("part-")) + 1 if files else 0
         target = self._folder / f"part-{number:06d}.npz"
-        temporary = target.with_suffix(".tmp")
         try:
-            with create_private(temporary) as file:
+            with whole_file(target) as file:
                 np.savez(file, embeddings=embeddings, keys=keys)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise DataError(
                 f"{self._folder}: can't write ({error.strerror}); {len(files)} finished parts are kept: make "
                 f"room and "
@@ -95,12 +89,3 @@ class Parts:
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("part-*.npz"))
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with create_private(temporary) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

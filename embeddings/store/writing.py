@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.durable import create_private, make_private, sync_path
+from common.durable import whole_file
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
 from embeddings.store.sets import FORMAT, EmbeddingSet, SetMetadata, regroup, survey
@@ -69,23 +69,15 @@ def write_chunks(
         metadata, class_counts=counts, created=metadata.created or _now(), fingerprint=fingerprint
     )
     schema = _schema(full, precision, columns, rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        make_private(path.parent)
-        with create_private(temporary) as file:
+        with whole_file(path) as file:
             texts = [field.name for field in schema if field.type == pa.string()]
             with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=texts) as writer:
                 for chunk in regroup(chunks(), ROW_GROUP):
                     writer.write_table(_table(chunk, schema), row_group_size=ROW_GROUP)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_path(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{path}: can't write the store ({reason}); nothing was replaced") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return fingerprint
 
 

@@ -80,16 +80,15 @@ def test_site_with_a_rolled_back_ledger_releases_nothing(tmp_path: Path) -> None
     assert len(federation.sites[0].releases()) == sent
 
 
-@pytest.mark.parametrize(
-    "target", ["client_app.state.private_state.write_atomically", "client_app.release.log.os.pwrite"]
-)
+@pytest.mark.parametrize("target", ["common.durable.write_atomically", "client_app.release.log.os.pwrite"])
 def test_full_disk_releases_nothing_and_loses_nothing(
     tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The round is charged, nothing leaves; once the disk is freed, the same round is answered."""
 
     def full(path: object, *rest: Any) -> None:
-        if isinstance(path, Path) and path.name == "settings.sha256":  # there was room for so little
+        # what is not the site's own is on another disk; and there was room for so little
+        if isinstance(path, Path) and ("state" not in path.parts or path.name == "settings.sha256"):
             write_atomically(path, *rest)
             return
         raise OSError(28, "No space left on device")
@@ -108,11 +107,13 @@ def test_full_disk_releases_nothing_and_loses_nothing(
 
 
 def test_disk_too_full_to_note_the_settings_charges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(path: Path, *rest: Any) -> None:
+        if "state" in path.parts:
+            raise OSError(28, "No space left on device")
+        write_atomically(path, *rest)
 
     federation = Federation.create(tmp_path, 1)
-    monkeypatch.setattr("client_app.state.private_state.write_atomically", full)
+    monkeypatch.setattr("common.durable.write_atomically", full)
     with pytest.raises(SystemExit):
         federation.run(num_rounds=1)
     assert "free the disk" in federation.sites[0].log()

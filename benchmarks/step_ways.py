@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.config.run import RunConfig
-from common.generator.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood, init_encoder_params
+from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood, init_encoder_params
 from common.generator.hypernetwork import (
     GeneratorShape,
     class_prior,
     class_scores,
-    code_features,
     decode,
     init_code,
     init_hypernet_params,
 )
+from common.generator.layers import PlainLayers
 from common.generator.objective import record_factors
 from common.privacy.clipping import clipped_gradient_sum
 from common.privacy.noise import SecureNoise, add_gaussian
@@ -125,13 +125,13 @@ def build_ways(batch: int, dim: int, decoder: str) -> StepWays:
 
     def plain() -> tuple[Tensor, ...]:
         leaves = {name: value.clone().requires_grad_() for name, value in {**params, "code": code}.items()}
-        features = code_features(leaves, leaves["code"])
+        layers = PlainLayers.at(leaves, leaves["code"])
         mean, log_scale = encode(shape, PlainLayers(encoder), x, hot)
         latent = mean + torch.exp(log_scale) * normals()
-        divergence = gaussian_kl(mean, log_scale, *class_prior(leaves, leaves["code"], hot))
-        decoded = decode(shape, leaves, features, latent, hot)
+        divergence = gaussian_kl(mean, log_scale, *class_prior(layers, hot))
+        decoded = decode(shape, layers, latent, hot)
         elbo = gaussian_log_likelihood(x, decoded, shape.observation_variance) - divergence
-        entropy = functional.cross_entropy(class_scores(shape, leaves, features, x), labels, reduction="none")
+        entropy = functional.cross_entropy(class_scores(shape, layers, x), labels, reduction="none")
         loss = (entropy - training.elbo_weight / dim * elbo).mean()
         return torch.autograd.grad(loss, list(leaves.values()))
 

@@ -26,8 +26,9 @@ from benchmarks.records import RESULTS, conditions, write_result
 from benchmarks.server import CLASSES, DIM, made_records
 from benchmarks.step_ways import DECODERS
 from common.config.run import RunConfig
-from common.generator.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood
-from common.generator.hypernetwork import GeneratorShape, class_prior, class_scores, code_features, decode
+from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood
+from common.generator.hypernetwork import GeneratorShape, class_prior, class_scores, decode
+from common.generator.layers import PlainLayers
 from common.loop import run_loop
 from common.methods.base import ServerState, Tensors
 from common.methods.fedhypevae import site as hypevae_site
@@ -80,15 +81,13 @@ def without_privacy(config: RunConfig) -> Any:
         own = {} if code is None else {"code": code}
         trained = {name: value for name, value in params.items() if not name.startswith("constant.")}
         leaves = {name: value.clone().requires_grad_() for name, value in {**trained, **own}.items()}
-        features = code_features(leaves, leaves.get("code"))
+        layers = PlainLayers.at(leaves, leaves.get("code"))
         mean, log_scale = encode(shape, PlainLayers(encoder), x, hot)
         normals = torch.from_numpy(source.gaussian(tuple(mean.shape), 1.0)).float()
         latent = mean + torch.exp(log_scale) * normals
-        divergence = gaussian_kl(mean, log_scale, *class_prior(leaves, leaves.get("code"), hot))
-        likelihood = gaussian_log_likelihood(
-            x, decode(shape, leaves, features, latent, hot), shape.observation_variance
-        )
-        scores = class_scores(shape, leaves, features, x)
+        divergence = gaussian_kl(mean, log_scale, *class_prior(layers, hot))
+        likelihood = gaussian_log_likelihood(x, decode(shape, layers, latent, hot), shape.observation_variance)
+        scores = class_scores(shape, layers, x)
         entropy = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
         loss = (entropy - training.elbo_weight / DIM * (likelihood - divergence)).sum()
         grads = torch.autograd.grad(loss, list(leaves.values()))

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from common.evaluation.scores import Split
 from common.generator.hypernetwork import GeneratorShape
+from common.generator.layers import Tensors
 from common.generator.meta_code import MetaCodes
 from common.generator.row_law import RowDrawer, RowLaw
 from common.generator.row_numbers import row_key
 from common.generator.rows import RowSettings, generator_law
-from common.generator.tape import Tensors
 
 
 def rows_of(law: RowLaw, labels: Tensor, seed: int = 0, tries: int = 1) -> Split:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.config.run import RunConfig
 from common.errors import ConfigError
+from common.generator.layers import PlainLayers, generated_rows
 from common.methods import get_method
 from common.methods.base import Problem, RunContext, StepInput, private_plan
 from common.methods.fedhypevae.rates import generator_shape
@@ -88,9 +89,10 @@ def invert_batch_of_one(
     layer = generator_shape(context).output_layer
     left, _, right = torch.linalg.svd(upload[f"{layer}.class_weight"], full_matrices=False)
     direction, weights = left[:, 0], right[0]
-    code = site.tensors.get("code")
-    if code is not None:
-        direction = direction / (1.0 + state.params[f"{layer}.row_scale"] @ code)
+    layers = PlainLayers.at(state.params, site.tensors.get("code"))
+    row_scale, _ = generated_rows(layers.params, layer, layers.features)
+    if row_scale is not None:
+        direction = direction / row_scale
     # p - y is negative at the record's own class alone, which settles the sign and gives the label away
     sign = -1.0 if int((weights < 0).sum()) > num_classes // 2 else 1.0
     direction = on_sphere(sign * direction)

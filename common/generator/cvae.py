@@ -7,7 +7,6 @@ from it. It never sees a record, so it is post-processing of what was released a
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,26 +14,7 @@ from torch.nn import functional
 
 from common.adam import adam_step
 from common.generator.hypernetwork import LOG_SCALE_BOUND, Generated, GeneratorShape, decode, generate
-from common.generator.tape import Tensors, linear
-
-
-class LinearLayers(Protocol):
-    """Whatever can run a named linear layer: a `Tape`, or plain parameters."""
-
-    def linear(self, name: str, inputs: Tensor) -> Tensor:
-        """`inputs` (..., c) -> (..., r)."""
-        ...
-
-
-class PlainLayers:
-    """Linear layers straight from parameters, with autograd's own gradients."""
-
-    def __init__(self, params: Tensors) -> None:
-        self._params = params
-
-    def linear(self, name: str, inputs: Tensor) -> Tensor:
-        """`inputs` (..., c) through `name.weight` (r, c) and `name.bias` (r,)."""
-        return linear(inputs, self._params[f"{name}.weight"], self._params[f"{name}.bias"])
+from common.generator.layers import Layers, PlainLayers, Tensors
 
 
 def init_encoder_params(shape: GeneratorShape, generator: torch.Generator) -> dict[str, Tensor]:
@@ -51,7 +31,7 @@ def init_encoder_params(shape: GeneratorShape, generator: torch.Generator) -> di
     }
 
 
-def encode(shape: GeneratorShape, layers: LinearLayers, embeddings: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+def encode(shape: GeneratorShape, layers: Layers, embeddings: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log standard deviation of q(z | x, y).
 
     Args:
@@ -122,7 +102,7 @@ def sleep(
         with torch.no_grad():
             labels = torch.randint(shape.num_classes, (batch_size,), generator=generator)
             one_hot = functional.one_hot(labels, shape.num_classes).float()
-            latent, embeddings = sample_given_labels(shape, params, generated, one_hot, generator)
+            latent, embeddings = sample_given_labels(shape, generated, one_hot, generator)
         mean, log_scale = encode(shape, PlainLayers(trained), embeddings, one_hot)
         loss = (log_scale + 0.5 * ((latent - mean) * torch.exp(-log_scale)).square()).sum(-1).mean()
         gradients = torch.autograd.grad(loss, list(trained.values()))
@@ -133,20 +113,18 @@ def sleep(
 
 def sample_given_labels(
     shape: GeneratorShape,
-    params: Tensors,
     generated: Generated,
     one_hot: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Ancestral samples of (z, x) given labels: (n, K) -> (n, d_z), (n, d_x) around the centre."""
-    latent, mean = decoded_given_labels(shape, params, generated, one_hot, generator)
+    latent, mean = decoded_given_labels(shape, generated, one_hot, generator)
     noise = torch.randn(mean.shape, generator=generator)
     return latent, mean + math.sqrt(shape.observation_variance) * noise
 
 
 def decoded_given_labels(
     shape: GeneratorShape,
-    params: Tensors,
     generated: Generated,
     one_hot: Tensor,
     generator: torch.Generator,
@@ -161,4 +139,4 @@ def decoded_given_labels(
     latent = torch.randn(one_hot.shape[0], shape.model.latent_dim, generator=generator)
     if shape.model.latent_dim and not standard_latent:
         latent = one_hot @ generated.prior_mean + torch.exp(one_hot @ generated.prior_log_scale) * latent
-    return latent, decode(shape, params, generated.features, latent, one_hot)
+    return latent, decode(shape, generated.layers, latent, one_hot)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.config.generator import ModelConfig, TrainingConfig
-from common.generator.tape import Tape, Tensors, class_score_layer, row_scaled_layer
+from common.generator.layers import Layers, PlainLayers, Tensors
 
 LOG_SCALE_BOUND = 2.0
 
@@ -128,39 +128,29 @@ def project_code(code: Tensor, radius: float) -> Tensor:
     return code * (radius / norm) if bool(norm > radius) else code
 
 
-def code_features(params: Tensors, code: Tensor | None) -> Tensor | None:
-    """What the heads read: the code, or the trunk's output on it, (d_t,); None without a code."""
-    if code is None or code.numel() == 0:
-        return None
-    if "trunk.weight" in params:
-        return torch.tanh(functional.linear(code, params["trunk.weight"], params["trunk.bias"]))
-    return code
-
-
 @dataclass(frozen=True)
 class Generated:
     """What the hypernetwork makes from a code (Eq. 2): the decoder's rows by their features, and the class priors.
 
     Attributes:
-        features: (d_t,), from which d(v) and shift(v) follow linearly; None without a code.
+        layers: Φ at the code's features (d_t,), from which d(v) and shift(v) follow linearly.
         prior_mean: (K, d_z).
         prior_log_scale: (K, d_z).
     """
 
-    features: Tensor | None
+    layers: PlainLayers
     prior_mean: Tensor
     prior_log_scale: Tensor
 
 
 def generate(shape: GeneratorShape, params: Tensors, code: Tensor | None) -> Generated:
     """H(v) = (θ, ω): code (d_v,) or None -> decoder rows and class priors (Eqs. 2-4)."""
-    features = code_features(params, code)
+    layers = PlainLayers.at(params, code)
     if shape.model.latent_dim == 0:
         empty = params["class_bias.weight"].new_zeros(shape.num_classes, 0)
-        return Generated(features, empty, empty)
+        return Generated(layers, empty, empty)
     one_hot = torch.eye(shape.num_classes, dtype=params["class_bias.weight"].dtype)
-    mean, log_scale = class_prior(params, code, one_hot)
-    return Generated(features, mean, log_scale)  # Eq. (2)
+    return Generated(layers, *class_prior(layers, one_hot))  # Eq. (2)
 
 
 def mix_generated(parts: Sequence[Generated], weights: Tensor) -> Generated:
@@ -173,21 +163,20 @@ def mix_generated(parts: Sequence[Generated], weights: Tensor) -> Generated:
         return torch.einsum("k,k...->...", weights, torch.stack(values))
 
     # Eq. (13)
-    features = [part.features for part in parts if part.features is not None]
+    features = [part.layers.features for part in parts if part.layers.features is not None]
     return Generated(
-        average(features) if features else None,
+        PlainLayers(parts[0].layers.params, features=average(features) if features else None),
         average([part.prior_mean for part in parts]),
         average([part.prior_log_scale for part in parts]),
     )
 
 
-def decode(shape: GeneratorShape, params: Tensors, features: Tensor | None, latent: Tensor, one_hot: Tensor) -> Tensor:
+def decode(shape: GeneratorShape, layers: Layers, latent: Tensor, one_hot: Tensor) -> Tensor:
     """Mean of the decoder's Gaussian, p(x | z, y) (Eqs. 2-3).
 
     Args:
         shape: public sizes.
-        params: Φ.
-        features: (d_t,) of the code, or None; see `Generated`.
+        layers: Φ at a code.
         latent: z, (..., d_z).
         one_hot: y, (..., K).
 
@@ -196,59 +185,40 @@ def decode(shape: GeneratorShape, params: Tensors, features: Tensor | None, late
     """
     hidden = latent
     for layer in range(shape.num_layers - 1):
-        _, _, out = row_scaled_layer(params, f"decoder.{layer}", features, hidden)
-        hidden = functional.silu(out)
-    _, _, out = row_scaled_layer(params, shape.output_layer, features, hidden, one_hot, shape.observation_variance)
-    return out
+        hidden = functional.silu(layers.row_scaled(f"decoder.{layer}", hidden))
+    return layers.row_scaled(shape.output_layer, hidden, one_hot, shape.observation_variance)
 
 
-def decode_on_tape(shape: GeneratorShape, tape: Tape, latent: Tensor, one_hot: Tensor) -> Tensor:
-    """`decode`, recorded: latent (U, R, d_z), one_hot (U, R, K) -> (U, R, d_x)."""
-    hidden = latent
-    for layer in range(shape.num_layers - 1):
-        hidden = functional.silu(tape.row_scaled(f"decoder.{layer}", hidden))
-    return tape.row_scaled(shape.output_layer, hidden, one_hot, shape.observation_variance)
-
-
-def class_prior(params: Tensors, code: Tensor | None, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+def class_prior(layers: Layers, one_hot: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log standard deviation of the class prior p(z | y) (Eq. 4).
 
     Args:
-        params: Φ.
-        code: (d_v,) or None.
+        layers: Φ at a code.
         one_hot: y, (..., K).
 
     Returns:
         Two (..., d_z) tensors; the log standard deviation lies within +-LOG_SCALE_BOUND.
     """
-    embedding = functional.linear(one_hot, params["prior.embedding.weight"])
-    if code is not None and code.numel() > 0:
-        trunk = torch.tanh(functional.linear(code, params["prior.trunk.weight"], params["prior.trunk.bias"]))
+    embedding = layers.linear("prior.embedding", one_hot)
+    if layers.code is not None:
+        trunk = torch.tanh(layers.linear("prior.trunk", layers.code))
         embedding = torch.cat([trunk.expand(*embedding.shape[:-1], -1), embedding], -1)
     # Eq. (4)
-    return _split_scale(functional.linear(embedding, params["prior.head.weight"], params["prior.head.bias"]))
+    mean, raw = layers.linear("prior.head", embedding).chunk(2, -1)
+    return mean, LOG_SCALE_BOUND * torch.tanh(raw / LOG_SCALE_BOUND)
 
 
-def class_prior_on_tape(tape: Tape, one_hot: Tensor) -> tuple[Tensor, Tensor]:
-    """`class_prior`, recorded: one_hot (U, R, K) -> two (U, R, d_z)."""
-    embedding = tape.linear("prior.embedding", one_hot)
-    if tape.code_rows is not None:
-        trunk = torch.tanh(tape.linear("prior.trunk", tape.code_rows[:, None, :]))
-        embedding = torch.cat([trunk.expand(-1, one_hot.shape[1], -1), embedding], -1)
-    return _split_scale(tape.linear("prior.head", embedding))
-
-
-def class_scores(shape: GeneratorShape, params: Tensors, features: Tensor | None, embeddings: Tensor) -> Tensor:
+def class_scores(shape: GeneratorShape, layers: Layers, embeddings: Tensor) -> Tensor:
     """Log posterior of the classes, up to a constant, at embeddings around the centre: (..., d_x) -> (..., K)."""
-    return class_score_layer(params, shape.output_layer, features, embeddings, shape.class_bias_scale)[2]
+    return layers.class_logits(shape.output_layer, embeddings, shape.class_bias_scale)
 
 
-def score_head(shape: GeneratorShape, params: Tensors, features: Tensor | None) -> tuple[Tensor, Tensor]:
+def score_head(shape: GeneratorShape, layers: PlainLayers) -> tuple[Tensor, Tensor]:
     """`class_scores` as a linear head around the centre: weight (K, d_x), bias (K,)."""
-    at_centre = params["class_bias.weight"].new_zeros(1, shape.dim)
-    offset = class_scores(shape, params, features, at_centre)[0]
+    at_centre = layers.params["class_bias.weight"].new_zeros(1, shape.dim)
+    offset = class_scores(shape, layers, at_centre)[0]
     axes = torch.eye(shape.dim, dtype=offset.dtype)
-    return (class_scores(shape, params, features, axes) - offset).T, offset
+    return (class_scores(shape, layers, axes) - offset).T, offset
 
 
 def project_spectral_norms(params: Tensors, bound: float) -> dict[str, Tensor]:
@@ -265,8 +235,3 @@ def hypernetwork_heads(params: Tensors) -> list[str]:
     """Names of the matrices that read a code: what Lipschitz control acts on."""
     ends = (".row_scale", ".bias_shift", "class_shift.weight", "trunk.weight", "prior.head.weight")
     return [name for name in params if name.endswith(ends)]
-
-
-def _split_scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    mean, raw = values.chunk(2, -1)
-    return mean, LOG_SCALE_BOUND * torch.tanh(raw / LOG_SCALE_BOUND)

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.adam import adam_step
 from common.generator import row_numbers
 from common.generator.hypernetwork import Generated, GeneratorShape, decode, generate, project_code
-from common.generator.tape import Tensors
+from common.generator.layers import Tensors, generated_rows
 from common.privacy.statistics import ReleasedStatistics
 
 _MOMENT_DRAWS = 64
@@ -35,14 +35,11 @@ class MetaCodes:
     weights: Tensor
 
 
-def generated_moments(
-    shape: GeneratorShape, params: Tensors, generated: Generated, normals: Tensor
-) -> tuple[Tensor, Tensor]:
+def generated_moments(shape: GeneratorShape, generated: Generated, normals: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and a factor of the covariance of x, around the centre, for each class.
 
     Args:
         shape: public sizes.
-        params: Φ.
         generated: H(v).
         normals: (s, d_z) standard normal draws, used where the decoder has hidden layers.
 
@@ -50,16 +47,17 @@ def generated_moments(
         means (K, d_x), and factors A (K, d_x, s) with Cov = A A^T + τ I. Closed form for a linear decoder.
     """
     one_hot = torch.eye(shape.num_classes, dtype=normals.dtype)
-    scale = torch.exp(generated.prior_log_scale)
+    layers, scale = generated.layers, torch.exp(generated.prior_log_scale)
     if shape.num_layers == 1:
-        means = decode(shape, params, generated.features, generated.prior_mean, one_hot)
-        weight = params[f"{shape.output_layer}.base_weight"]
-        if generated.features is not None:
-            weight = weight * (1.0 + params[f"{shape.output_layer}.row_scale"] @ generated.features)[:, None]
+        means = decode(shape, layers, generated.prior_mean, one_hot)
+        weight = layers.params[f"{shape.output_layer}.base_weight"]
+        row_scale, _ = generated_rows(layers.params, shape.output_layer, layers.features)
+        if row_scale is not None:
+            weight = weight * row_scale[:, None]
         return means, weight * scale[:, None, :]
     draws = normals.shape[0]
     latent = generated.prior_mean[:, None] + scale[:, None] * normals
-    values = decode(shape, params, generated.features, latent, one_hot[:, None].expand(-1, draws, -1))
+    values = decode(shape, layers, latent, one_hot[:, None].expand(-1, draws, -1))
     means = values.mean(1)
     return means, (values - means[:, None]).mT / math.sqrt(draws)
 
@@ -149,7 +147,7 @@ def _mixture_moments(
     shape: GeneratorShape, params: Tensors, codes: Tensor, weights: Tensor, normals: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Moments of the mixture over codes: within-code covariances plus the spread of the codes' means."""
-    parts = [generated_moments(shape, params, generate(shape, params, code), normals) for code in codes]
+    parts = [generated_moments(shape, generate(shape, params, code), normals) for code in codes]
     means = torch.stack([mean for mean, _ in parts])
     mixed = torch.einsum("k,kcd->cd", weights, means)
     columns = [torch.sqrt(weight) * factor for weight, (_, factor) in zip(weights, parts, strict=True)]

@@ -21,8 +21,6 @@ from torch.nn import functional
 
 from common.config.generator import TrainingConfig
 from common.generator.cvae import (
-    LinearLayers,
-    PlainLayers,
     encode,
     gaussian_kl,
     gaussian_log_likelihood,
@@ -30,12 +28,14 @@ from common.generator.cvae import (
 )
 from common.generator.hypernetwork import (
     GeneratorShape,
-    class_prior_on_tape,
-    decode_on_tape,
+    class_prior,
+    class_scores,
+    decode,
     generate,
     hypernetwork_heads,
 )
-from common.generator.tape import Tape, Tensors
+from common.generator.layers import Layers, PlainLayers, Tensors
+from common.generator.tape import Tape
 from common.kernels import fourier_features, gaussian_kernel
 from common.privacy.factors import GradientFactors
 from common.privacy.noise import NoiseSource
@@ -111,7 +111,7 @@ def record_losses(
     shape: GeneratorShape,
     training: TrainingConfig,
     tape: Tape,
-    encoder: LinearLayers,
+    encoder: Layers,
     embeddings: Tensor,
     labels: Tensor,
     mask: Tensor,
@@ -144,7 +144,7 @@ def record_losses(
         elbo = _elbo(shape, training, tape, encoder, embeddings, one_hot, source)
         losses = losses - training.elbo_weight / shape.dim * (elbo * mask).sum(1)
     if training.discriminative_weight > 0:
-        scores = tape.class_logits(shape.output_layer, embeddings, shape.class_bias_scale)
+        scores = class_scores(shape, tape, embeddings)
         scores = scores if class_offsets is None else scores + class_offsets
         entropy = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
         losses = losses + training.discriminative_weight * (entropy.view_as(mask) * mask).sum(1)
@@ -158,7 +158,7 @@ def _elbo(
     shape: GeneratorShape,
     training: TrainingConfig,
     tape: Tape,
-    encoder: LinearLayers,
+    encoder: Layers,
     embeddings: Tensor,
     one_hot: Tensor,
     source: NoiseSource,
@@ -170,9 +170,9 @@ def _elbo(
     else:
         mean, log_scale = encode(shape, encoder, embeddings, one_hot)
         latent = mean + torch.exp(log_scale) * _normals(mean, source)
-        prior_mean, prior_log_scale = class_prior_on_tape(tape, one_hot)
+        prior_mean, prior_log_scale = class_prior(tape, one_hot)
         divergence = gaussian_kl(mean, log_scale, prior_mean, prior_log_scale)
-    reconstruction = decode_on_tape(shape, tape, latent, one_hot)
+    reconstruction = decode(shape, tape, latent, one_hot)
     likelihood = gaussian_log_likelihood(embeddings, reconstruction, shape.observation_variance)
     return likelihood - training.kl_weight * divergence  # Eq. (1)
 
@@ -192,9 +192,9 @@ def _mmd_cross_term(
     synthetic_labels = functional.one_hot(drawn, shape.num_classes).to(one_hot)
     latent = embeddings.new_zeros(units, rows, 0)
     if shape.model.latent_dim:
-        mean, log_scale = class_prior_on_tape(tape, synthetic_labels)
+        mean, log_scale = class_prior(tape, synthetic_labels)
         latent = mean + torch.exp(log_scale) * _normals(mean, source)
-    synthetic = decode_on_tape(shape, tape, latent, synthetic_labels)
+    synthetic = decode(shape, tape, latent, synthetic_labels)
     synthetic = synthetic + shape.observation_variance**0.5 * _normals(embeddings, source)
     kernel = gaussian_kernel(embeddings[:, :, None, :], synthetic[:, :, None, :], training.bandwidths)
     return -2.0 * kernel[:, :, 0, 0]  # Eq. (6), the third sum
@@ -232,7 +232,7 @@ def data_free_loss(
     if training.mmd_weight > 0:  # Eq. (6)
         labels = torch.arange(shape.num_classes).repeat_interleave(samples_per_class)
         one_hot = functional.one_hot(labels, shape.num_classes).float()
-        _, synthetic = sample_given_labels(shape, params, generate(shape, params, code), one_hot, generator)
+        _, synthetic = sample_given_labels(shape, generate(shape, params, code), one_hot, generator)
         if training.mmd == "released" and target is not None:
             features = fourier_features(synthetic + target.centre, target.frequencies)
             means = features.view(shape.num_classes, samples_per_class, -1).mean(1)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from common.generator.hypernetwork import GeneratorShape
+from common.generator.layers import Tensors
 from common.generator.meta_code import MetaCodes, mixture_means
-from common.generator.tape import Tensors
 from common.privacy.statistics import ReleasedStatistics
 
 PLACEMENT = "meta.placement"

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.generator.hypernetwork import GeneratorShape, code_features, score_head
+from common.generator.hypernetwork import GeneratorShape, score_head
+from common.generator.layers import PlainLayers, Tensors
 from common.generator.meta_code import MetaCodes, mixture_means
-from common.generator.tape import Tensors
 from common.privacy.statistics import ReleasedStatistics
 
 PROTOTYPES = "meta.prototypes"
@@ -67,7 +67,7 @@ def posterior_head(shape: GeneratorShape, params: Tensors, meta: MetaCodes) -> t
     """The generator's class scores as a linear head around the centre, mean over codes: (K, d_x), (K,)."""
     weight, bias = torch.zeros(shape.num_classes, shape.dim), torch.zeros(shape.num_classes)
     for code, share in zip(meta.codes, meta.weights, strict=True):
-        of_code, offset = score_head(shape, params, code_features(params, code))
+        of_code, offset = score_head(shape, PlainLayers.at(params, code))
         weight += share * of_code
         bias += share * offset
     return weight, bias

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from common.evaluation.heads import LinearHead
 from common.generator.hypernetwork import Generated, GeneratorShape, decode, generate, mix_generated, score_head
+from common.generator.layers import Tensors
 from common.generator.meta_code import MetaCodes, mixture_means
 from common.generator.row_law import Middle, RowLaw, relabelled
-from common.generator.tape import Tensors
 
 _CODE, _WAY, _BARE, _WIDE = range(4)
 _NUM_UNIFORMS = 4  # of a try, by the names above
@@ -84,7 +84,6 @@ def generator_law(
     spreads = shown is not None and settings.prototype_spread > 0 and shape.model.latent_dim > 0
     law = _GeneratorRows(
         shape,
-        exact,
         settings,
         parts,
         torch.cumsum(codes.weights, 0),
@@ -93,7 +92,7 @@ def generator_law(
         None if shown is None else shown.double(),
         mixture_means(shape, exact, codes) if spreads else None,
     )
-    heads = [score_head(shape, exact, part.features) for part in parts]
+    heads = [score_head(shape, part.layers) for part in parts]
     around = [LinearHead(weight, bias - weight @ origin) for weight, bias in heads]
     return RowLaw(
         shape.dim,
@@ -109,7 +108,6 @@ def generator_law(
 @dataclass(frozen=True)
 class _GeneratorRows:
     shape: GeneratorShape
-    params: Tensors
     settings: RowSettings
     parts: Sequence[Generated]
     shares: Tensor
@@ -149,7 +147,7 @@ class _GeneratorRows:
             if self.settings.latent_law == "prior" and self.shape.model.latent_dim > 0:
                 scale = torch.exp(generated.prior_log_scale)
                 latent = generated.prior_mean[labels[rows]] + scale[labels[rows]] * latent
-            decoded[rows] = decode(self.shape, self.params, generated.features, latent, one_hot[rows])
+            decoded[rows] = decode(self.shape, generated.layers, latent, one_hot[rows])
         return decoded
 
     def _noise_scale(self, values: Tensor) -> Tensor:

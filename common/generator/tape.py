@@ -10,20 +10,21 @@ Shapes: U units, R rows a unit (records of a patient; 1 for record-level privacy
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from common.generator.layers import (
+    Tensors,
+    class_score_layer,
+    code_features,
+    linear,
+    pull_back,
+    row_scaled_layer,
+)
 from common.privacy.factors import GradientFactors
-
-Tensors = Mapping[str, Tensor]
-
-# rows from which BLAS multiplies them all in one way
-_ENOUGH_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,17 @@ class Tape:
         self._logits: list[_ClassLogits] = []
         self._code = code.detach() if code is not None and code.numel() > 0 else None
         # computed once from the code alone: no unit has a part in what all units share
-        self.features: Tensor | None = self._code
+        self.features: Tensor | None = None
         self.code_rows: Tensor | None = None
         if self._code is not None:
-            if "trunk.weight" in params:
-                self.features = torch.tanh(functional.linear(self._code, params["trunk.weight"], params["trunk.bias"]))
+            self.features = code_features(params, self._code)
             # one row a unit, so that autograd hands back one gradient a unit
             self.code_rows = self._code.expand(units, -1).clone().requires_grad_()
+
+    @property
+    def code(self) -> Tensor | None:
+        """The code of every unit, (U, 1, d_v); None without one."""
+        return None if self.code_rows is None else self.code_rows[:, None]
 
     def linear(self, name: str, inputs: Tensor) -> Tensor:
         """`inputs` (U, R, c) through the parameters `name.weight` (r, c) and, if there is one, `name.bias` (r,)."""
@@ -92,17 +97,7 @@ class Tape:
         return out
 
     def row_scaled(self, name: str, inputs: Tensor, one_hot: Tensor | None = None, class_scale: float = 1.0) -> Tensor:
-        """The row-scaled layer (Eq. 3), d(v) * (W a + s C y) + b + shift(v).
-
-        Args:
-            name: prefix of the layer's parameters.
-            inputs: a, (U, R, c).
-            one_hot: y, (U, R, K), where the layer has a column C for each class; else None.
-            class_scale: s, a public factor of the class columns.
-
-        Returns:
-            (U, R, r).
-        """
+        """See `Layers`; (U, R, c) -> (U, R, r)."""
         scaled, row_scale, out = row_scaled_layer(self._params, name, self.features, inputs, one_hot, class_scale)
         out = out if out.requires_grad else out.requires_grad_()
         self._row_scaled.append(
@@ -111,16 +106,7 @@ class Tape:
         return out
 
     def class_logits(self, name: str, inputs: Tensor, bias_scale: float) -> Tensor:
-        """Scores of classes from the label columns of the last layer, (d(v) * x) C + bias.
-
-        Args:
-            name: the last layer's prefix.
-            inputs: x, (U, R, r).
-            bias_scale: public factor of the class biases.
-
-        Returns:
-            (U, R, K).
-        """
+        """See `Layers`; (U, R, r) -> (U, R, K)."""
         row_scale, scaled, out = class_score_layer(self._params, name, self.features, inputs, bias_scale)
         out = out.requires_grad_()
         self._logits.append(_ClassLogits(name, inputs, scaled, row_scale, bias_scale, out))
@@ -151,7 +137,7 @@ class Tape:
                 self._add_class_logits(result, node, grad)
         if self.code_rows is not None:
             code_grad = torch.zeros_like(self.code_rows) if grads[-1] is None else grads[-1]
-            pulled = [_pull_back(left, self._params[name]) for name, (left, _) in result.shared.items()]
+            pulled = [pull_back(left, self._params[name]) for name, (left, _) in result.shared.items()]
             if pulled:
                 code_grad = code_grad + self._through_trunk(torch.stack(pulled).sum(0), result)
             result.add_vector("code", code_grad)
@@ -189,69 +175,12 @@ class Tape:
         inner = features_grad * (1.0 - self.features.square())  # tanh' = 1 - tanh^2
         result.add_shared("trunk.weight", inner, self._code)
         result.add_vector("trunk.bias", inner)
-        return _pull_back(inner, self._params["trunk.weight"])
-
-
-def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`inputs` (..., c) through `weight` (r, c) and `bias` (r,), with rows of zeros where there are few.
-
-    BLAS multiplies few rows in another way, which rounds otherwise: one unit more would change the scores of all others
-    by a rounding, and large parameters, which a server chooses, make much of it. With enough rows none of the others
-    changes on processors with AVX-512, and mostly the last few with AVX2, as where nonlinear functions take the end of
-    an array another way; no library promises it.
-    """
-    rows = math.prod(inputs.shape[:-1])
-    if rows == 0 or rows >= _ENOUGH_ROWS:
-        return functional.linear(inputs, weight, bias)
-    padded = functional.pad(inputs.reshape(rows, inputs.shape[-1]), (0, 0, 0, _ENOUGH_ROWS - rows))
-    return functional.linear(padded, weight, bias)[:rows].view(*inputs.shape[:-1], weight.shape[0])
-
-
-def generated_rows(params: Tensors, name: str, features: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """The row scale d(v) (r,) and bias b + shift(v) (r,) of a row-scaled layer (Eq. 3); no scale without a code."""
-    bias = params[f"{name}.base_bias"]
-    if features is None:
-        return None, bias
-    return 1.0 + params[f"{name}.row_scale"] @ features, bias + params[f"{name}.bias_shift"] @ features
-
-
-def row_scaled_layer(
-    params: Tensors,
-    name: str,
-    features: Tensor | None,
-    inputs: Tensor,
-    one_hot: Tensor | None = None,
-    class_scale: float = 1.0,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """One row-scaled layer; see `Tape.row_scaled`. Returns (before scaling, row scale or None, output)."""
-    scaled = linear(inputs, params[f"{name}.base_weight"])
-    if one_hot is not None:
-        scaled = scaled + class_scale * linear(one_hot, params[f"{name}.class_weight"])
-    row_scale, bias = generated_rows(params, name, features)  # Eq. (3)
-    out = scaled + bias if row_scale is None else torch.addcmul(bias, scaled, row_scale)
-    return scaled, row_scale, out
-
-
-def class_score_layer(
-    params: Tensors, name: str, features: Tensor | None, inputs: Tensor, bias_scale: float
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Class scores from the label columns; see `Tape.class_logits`. Returns (row scale, scaled inputs, scores)."""
-    row_scale, _ = generated_rows(params, name, features)
-    scaled = inputs if row_scale is None else inputs * row_scale
-    bias = params["class_bias.weight"]
-    if features is not None:
-        bias = bias + params["class_shift.weight"] @ features
-    return row_scale, scaled, _pull_back(scaled, params[f"{name}.class_weight"]) + bias_scale * bias
+        return pull_back(inner, self._params["trunk.weight"])
 
 
 def _over_rows(values: Tensor) -> Tensor:
     """Sum over a unit's records: (U, R, r) -> (U, r)."""
     return values[:, 0] if values.shape[1] == 1 else values.sum(1)
-
-
-def _pull_back(rows: Tensor, weight: Tensor) -> Tensor:
-    """`rows @ weight`, (..., r), (r, c) -> (..., c): a narrow matrix laid out by columns costs BLAS a fifth."""
-    return linear(rows, weight.T.contiguous())
 
 
 def _add_linear(result: GradientFactors, node: _Linear, grad: Tensor) -> None:

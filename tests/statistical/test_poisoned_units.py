@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.generator.tape import _ENOUGH_ROWS
+from common.generator.layers import _ENOUGH_ROWS
 from common.kernels import fourier_frequencies
 from common.privacy import clipping, statistics
 from common.privacy.noise import SecureNoise

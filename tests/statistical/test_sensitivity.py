@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.generator.cvae import PlainLayers, sample_given_labels
+from common.generator.cvae import sample_given_labels
 from common.generator.hypernetwork import generate
+from common.generator.layers import PlainLayers
 from common.generator.objective import record_losses
 from common.generator.tape import Tape
 from common.kernels import fourier_frequencies, mmd2
@@ -182,7 +183,7 @@ def _mmd_left_unclipped(case: Case, units: list[int], clip_norm: float) -> Clipp
     leaves = {name: value.clone().requires_grad_() for name, value in case.params.items()}
     hot = torch.eye(3).repeat(20, 1)
     generator = torch.Generator().manual_seed(0)
-    _, drawn = sample_given_labels(case.shape, leaves, generate(case.shape, leaves, case.code), hot, generator)
+    _, drawn = sample_given_labels(case.shape, generate(case.shape, leaves, case.code), hot, generator)
     mmd2(case.embeddings[units, 0], drawn, [0.5, 1.0, 2.0]).backward()
     extra = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     return ClippedSum({n: v + extra[n] if n in extra else v for n, v in clipped.items()}, clip_norm)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from common.adam import adam_step
 from common.errors import ConfigError, DataError
-from common.generator.hypernetwork import class_scores, code_features, generate, project_code
+from common.generator.hypernetwork import class_scores, generate, project_code
 from common.generator.meta_code import generated_moments
 from common.generator.row_numbers import row_key
 from common.generator.row_sets import RowSet
@@ -71,9 +71,10 @@ def fit_code(
     fitted, moments = {"code": params["meta.codes"].mean(0)}, dict[str, Tensor]()
     for _ in range(steps):
         code = fitted["code"].detach().clone().requires_grad_()
-        scores = class_scores(shape, params, code_features(params, code), rows)
+        generated = generate(shape, params, code)
+        scores = class_scores(shape, generated.layers, rows)
         loss = functional.cross_entropy(scores, data.labels)
-        made, _ = generated_moments(shape, params, generate(shape, params, code), draws)
+        made, _ = generated_moments(shape, generated, draws)
         loss = loss + moment_weight * (shares * (made - means).square().sum(1)).sum()
         (gradient,) = torch.autograd.grad(loss, code)
         fitted, moments = adam_step(fitted, {"code": gradient}, moments, rate)

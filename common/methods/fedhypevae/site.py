@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from common.bounds import LARGEST_NORM, held_within
 from common.errors import ConfigError
-from common.generator.cvae import PlainLayers, encode, gaussian_kl, gaussian_log_likelihood, sleep
-from common.generator.hypernetwork import class_prior, code_features, decode, project_code
+from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood, sleep
+from common.generator.hypernetwork import class_prior, decode, project_code
+from common.generator.layers import PlainLayers
 from common.generator.objective import FeatureTarget, data_free_loss, record_factors
 from common.methods.base import CENTRE, TARGET, RunContext, SiteState, StepInput, Tensors, seeded
 from common.methods.features import normalised
@@ -169,14 +170,15 @@ def _raw_gradients(
     if code is not None:
         leaves["code"] = code.clone().requires_grad_()
     code_leaf = leaves.get("code")
+    layers = PlainLayers.at(params, code_leaf)
     latent = torch.zeros(embeddings.shape[0], 0)
     divergence = torch.zeros(embeddings.shape[0])
     if shape.model.latent_dim:
         mean, log_scale = encode(shape, PlainLayers(leaves), embeddings, one_hot)
         latent = mean + torch.exp(log_scale) * torch.randn(mean.shape, generator=draws)
-        prior_mean, prior_log_scale = class_prior(params, code_leaf, one_hot)
+        prior_mean, prior_log_scale = class_prior(layers, one_hot)
         divergence = gaussian_kl(mean, log_scale, prior_mean, prior_log_scale)
-    reconstruction = decode(shape, params, code_features(params, code_leaf), latent, one_hot)
+    reconstruction = decode(shape, layers, latent, one_hot)
     elbo = gaussian_log_likelihood(embeddings, reconstruction, shape.observation_variance) - divergence
     loss = -elbo.mean() / shape.dim
     if code_leaf is not None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from common.adam import adam_step
 from common.bounds import held_within
-from common.generator.cvae import LinearLayers, PlainLayers
+from common.generator.layers import Layers, PlainLayers
 from common.generator.row_law import RowLaw
 from common.generator.tape import Tape
 from common.methods.base import CENTRE, Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
@@ -93,7 +93,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     return SiteState(judge | kept), generator
 
 
-def judge_losses(layers: LinearLayers, generator: Tensors, batch: UnitBatch, num_classes: int, noise: Tensor) -> Tensor:
+def judge_losses(layers: Layers, generator: Tensors, batch: UnitBatch, num_classes: int, noise: Tensor) -> Tensor:
     """Cross-entropy of telling each record from a fake with its label, both rows in one loss a unit.
 
     Args:
@@ -125,14 +125,14 @@ def generator_gradients(
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
-def judge_scores(layers: LinearLayers, rows: Tensor) -> Tensor:
+def judge_scores(layers: Layers, rows: Tensor) -> Tensor:
     """Logits of being real, of features beside one-hot classes: (..., d_x + K) -> (...)."""
     hidden = functional.leaky_relu(layers.linear("discriminator.0", rows), _SLOPE)
     hidden = functional.leaky_relu(layers.linear("discriminator.1", hidden), _SLOPE)
     return layers.linear("discriminator.2", hidden)[..., 0]
 
 
-def generate(layers: LinearLayers, noise: Tensor, one_hot: Tensor) -> Tensor:
+def generate(layers: Layers, noise: Tensor, one_hot: Tensor) -> Tensor:
     """Fake features from noise (..., d_z) and classes (..., K): (..., d_x)."""
     hidden = functional.leaky_relu(layers.linear("generator.0", torch.cat([noise, one_hot], -1)), _SLOPE)
     return layers.linear("generator.2", functional.leaky_relu(layers.linear("generator.1", hidden), _SLOPE))

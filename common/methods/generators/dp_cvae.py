@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.adam import adam_step
-from common.generator.cvae import LinearLayers, PlainLayers, gaussian_kl
+from common.generator.cvae import gaussian_kl
+from common.generator.layers import Layers, PlainLayers
 from common.generator.row_law import Middle, RowLaw
 from common.generator.tape import Tape
 from common.methods.base import (
@@ -89,7 +90,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     return SiteState(with_prefix(params, "encoder.") | moments), with_prefix(params, "decoder.")
 
 
-def record_losses(layers: LinearLayers, batch: UnitBatch, num_classes: int, noise: Tensor) -> Tensor:
+def record_losses(layers: Layers, batch: UnitBatch, num_classes: int, noise: Tensor) -> Tensor:
     """Negative ELBO of every unit under a standard normal prior and unit variance, divided by d_x.
 
     Args:
@@ -113,7 +114,7 @@ def record_losses(layers: LinearLayers, batch: UnitBatch, num_classes: int, nois
     return ((error + divergence) * batch.mask).sum(1) / batch.embeddings.shape[-1]
 
 
-def decode(layers: LinearLayers, latent: Tensor, one_hot: Tensor) -> Tensor:
+def decode(layers: Layers, latent: Tensor, one_hot: Tensor) -> Tensor:
     """Features from latents (..., d_z) and classes (..., K): (..., d_x)."""
     hidden = torch.cat([latent, one_hot], -1)
     for layer in range(_HIDDEN):
@@ -143,9 +144,7 @@ def law(context: RunContext, artifact: Artifact) -> RowLaw:
     return decoded_law(context, artifact, decode)
 
 
-def decoded_law(
-    context: RunContext, artifact: Artifact, decoder: Callable[[LinearLayers, Tensor, Tensor], Tensor]
-) -> RowLaw:
+def decoded_law(context: RunContext, artifact: Artifact, decoder: Callable[[Layers, Tensor, Tensor], Tensor]) -> RowLaw:
     """Rows that a decoder of (layers, latents (n, d_z), classes (n, K)) makes, without noise of their own."""
     layers = PlainLayers({name: value.double() for name, value in artifact.tensors.items()})
     scale, centre = feature_scale(context, context.problem.dim), artifact.tensors[CENTRE].double()

@@ -14,7 +14,14 @@ RECORD = torch.randn(768, generator=torch.Generator().manual_seed(4))
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"latent_dim": 0, "code_dim": 0, "elbo_weight": 0.0}, {"hidden_widths": "16"}, {"unit": "patient"}]
+    "settings",
+    [
+        {},
+        {"latent_dim": 0, "code_dim": 0, "elbo_weight": 0.0},
+        {"hidden_widths": "16"},
+        {"unit": "patient"},
+        {"trunk_width": 4},
+    ],
 )
 def test_inversion_without_noise_is_the_record_and_its_label(settings: dict[str, float]) -> None:
     config = RunConfig().replace(**settings)

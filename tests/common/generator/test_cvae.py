@@ -72,11 +72,12 @@ def test_sleep_learns_to_invert_the_generator_without_a_record() -> None:
         )
 
     def loss(encoder: dict[str, torch.Tensor]) -> float:
-        from common.generator.cvae import PlainLayers, encode
+        from common.generator.cvae import encode
+        from common.generator.layers import PlainLayers
 
         hot = torch.eye(3).repeat(200, 1)
         generated = generate(case.shape, case.params, case.code)
-        latent, x = sample_given_labels(case.shape, case.params, generated, hot, torch.Generator().manual_seed(9))
+        latent, x = sample_given_labels(case.shape, generated, hot, torch.Generator().manual_seed(9))
         mean, log_scale = encode(case.shape, PlainLayers(encoder), x, hot)
         return -float(G(mean, log_scale.exp()).log_prob(latent).sum(-1).mean())
 

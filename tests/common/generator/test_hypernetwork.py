@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from common.generator.hypernetwork import (
-    code_features,
     decode,
     generate,
     hypernetwork_heads,
@@ -15,6 +14,7 @@ from common.generator.hypernetwork import (
     project_code,
     project_spectral_norms,
 )
+from common.generator.layers import PlainLayers
 from common.generator.objective import lipschitz_penalty
 from tests.common.privacy.clipping_cases import make_case
 
@@ -28,8 +28,8 @@ def test_untrained_hypernetwork_leaves_the_base_decoder_unchanged() -> None:
             torch.eye(3)[[0, 1, 2, 0, 1, 2, 0]],
         )
         code = init_code(shape, 1.0, torch.Generator().manual_seed(2))
-        base = decode(shape, params, None, latent, hot)
-        assert torch.equal(decode(shape, params, code_features(params, code), latent, hot), base)
+        base = decode(shape, PlainLayers(params), latent, hot)
+        assert torch.equal(decode(shape, PlainLayers.at(params, code), latent, hot), base)
         assert float(base.abs().sum()) > 0
 
 
@@ -51,7 +51,7 @@ def test_mix_generated_averages_rows_and_priors_as_eq_13_prints() -> None:
     mixed = mix_generated(parts, weights)
     scale = case.params["decoder.0.row_scale"]
     rows = 0.25 * (1 + scale @ codes[0]) + 0.75 * (1 + scale @ codes[1])
-    assert torch.allclose(1 + scale @ mixed.features, rows, atol=1e-6)
+    assert torch.allclose(1 + scale @ mixed.layers.features, rows, atol=1e-6)
     assert torch.allclose(mixed.prior_mean, 0.25 * parts[0].prior_mean + 0.75 * parts[1].prior_mean)
 
 

@@ -27,7 +27,7 @@ def synthetic_rows(case: Case, samples: int = 5) -> Tensor:
     """The rows that `data_free_loss` draws from the same seed, class after class."""
     hot = torch.eye(case.shape.num_classes).repeat_interleave(samples, 0)
     generated = generate(case.shape, case.params, case.code)
-    return sample_given_labels(case.shape, case.params, generated, hot, torch.Generator().manual_seed(1))[1]
+    return sample_given_labels(case.shape, generated, hot, torch.Generator().manual_seed(1))[1]
 
 
 def test_code_norm_and_lipschitz_penalty_by_hand() -> None:

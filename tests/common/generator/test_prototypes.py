@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from common.config.run import RunConfig
-from common.generator.hypernetwork import GeneratorShape, class_scores, code_features, init_hypernet_params
+from common.generator.hypernetwork import GeneratorShape, class_scores, init_hypernet_params
+from common.generator.layers import PlainLayers
 from common.generator.meta_code import MetaCodes, mixture_means
 from common.generator.prototypes import class_prototypes
 from common.privacy.statistics import ReleasedStatistics
@@ -75,7 +76,7 @@ def test_the_nearest_prototype_is_that_of_the_likeliest_class() -> None:
     prototypes = class_prototypes(shape, params, meta, released)
     assert prototypes is not None
     rows = torch.randn(3000, 6, generator=generator)
-    likeliest = class_scores(shape, params, code_features(params, meta.codes[0]), rows).argmax(1)
+    likeliest = class_scores(shape, PlainLayers.at(params, meta.codes[0]), rows).argmax(1)
     assert set(likeliest.tolist()) == {0, 1, 2, 3}
     assert float((torch.cdist(rows, prototypes).argmin(1) == likeliest).float().mean()) > 0.999
 

@@ -32,7 +32,7 @@ def test_generated_moments_are_the_samples_moments() -> None:
         case = make_case(dim=4, **settings)
         generated = generate(case.shape, case.params, case.code)
         normals = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
-        means, factors = generated_moments(case.shape, case.params, generated, normals)
+        means, factors = generated_moments(case.shape, generated, normals)
         meta = MetaCodes(case.code[None], torch.ones(1))
         labels = torch.ones(40_000, dtype=torch.long)
         draws, _ = generator_rows(case.shape, case.params, meta, labels, 1)

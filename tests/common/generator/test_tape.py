@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from common.generator.cvae import PlainLayers
+from common.generator.layers import PlainLayers, row_scaled_layer
 from common.generator.objective import record_losses
-from common.generator.tape import Tape, row_scaled_layer
+from common.generator.tape import Tape
 from tests.common.privacy.clipping_cases import (
     CASES,
     UnitDraws,

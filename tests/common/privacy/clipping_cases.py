@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from common.config.generator import TrainingConfig
 from common.config.run import RunConfig
-from common.generator.cvae import PlainLayers, init_encoder_params
+from common.generator.cvae import init_encoder_params
 from common.generator.hypernetwork import GeneratorShape, init_hypernet_params
+from common.generator.layers import PlainLayers
 from common.generator.objective import record_losses
 from common.generator.tape import Tape
 from common.privacy.clipping import ClippedSum, clipped_gradient_sum

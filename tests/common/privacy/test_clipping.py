@@ -194,7 +194,8 @@ def opacus_sum(case: Case, clip_norm: float, mode: str) -> dict[str, Tensor]:
     from opacus import GradSampleModule
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
-    from common.generator.cvae import PlainLayers, encode
+    from common.generator.cvae import encode
+    from common.generator.layers import PlainLayers
 
     x, labels, units = case.embeddings[:, 0], case.labels[:, 0], case.labels.shape[0]
     hot = torch.nn.functional.one_hot(labels, case.shape.num_classes).float()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from common.errors import DataError
 from embeddings.limits import MAX_TILES
@@ -17,11 +18,21 @@ _JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _JPEG_HIERARCHY, _JPEG_SCAN, _JPEG_END = 0xDE, 0xDA, 0xD9
 
 
-def frame_size(frame: bytes, name: str) -> tuple[int, int, int]:
-    """Columns, rows and samples that a JPEG, JPEG-LS or JPEG 2000 frame declares.
+class Frame(NamedTuple):
+    """What a frame declares: its size, the bits of a sample, and whether samples are signed (None: it can't say)."""
+
+    columns: int
+    rows: int
+    samples: int
+    bits: int
+    signed: bool | None
+
+
+def frame_size(frame: bytes, name: str) -> Frame:
+    """What a JPEG, JPEG-LS or JPEG 2000 frame declares.
 
     Raises:
-        DataError: the frame declares none, or several, or is cut into too many tiles.
+        DataError: the frame declares no size, or several, or is cut into too many tiles.
     """
     try:
         found = _jpeg_2000(frame, name) if not frame.startswith(b"\xff\xd8") else _jpeg(frame)
@@ -47,15 +58,15 @@ def rle_size(frame: bytes) -> int:
     return total
 
 
-def _jpeg(frame: bytes) -> tuple[int, int, int] | None:
+def _jpeg(frame: bytes) -> Frame | None:
     """The one frame header before the first scan; none where there are several, or a hierarchy of them."""
-    found: set[tuple[int, int, int]] = set()
+    found: set[Frame] = set()
     for kind, place in _segments(frame):
         if kind == _JPEG_HIERARCHY:
             return None
         if kind in _JPEG_FRAMES:
-            rows, columns, samples = struct.unpack_from(">HHB", frame, place + 3)
-            found.add((columns, rows, samples))
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, place + 2)
+            found.add(Frame(columns, rows, samples, bits, None))
     return found.pop() if len(found) == 1 else None
 
 
@@ -77,7 +88,7 @@ def _segments(frame: bytes) -> Iterator[tuple[int, int]]:
         place += struct.unpack_from(">H", frame, place)[0]
 
 
-def _jpeg_2000(frame: bytes, name: str) -> tuple[int, int, int] | None:
+def _jpeg_2000(frame: bytes, name: str) -> Frame | None:
     """The size of a codestream, raw or in the boxes of a JP2 file."""
     place = 0
     while frame[place : place + 2] != b"\xff\x4f":
@@ -96,4 +107,8 @@ def _jpeg_2000(frame: bytes, name: str) -> tuple[int, int, int] | None:
     tiles = -(-(x - tile_left) // tile_x) * -(-(y - tile_top) // tile_y)
     if tiles > MAX_TILES:
         raise DataError(f"{name}: a JPEG 2000 frame of {tiles:,} tiles; expected at most {MAX_TILES:,}: leave it out")
-    return x - left, y - top, samples
+    forms = set(frame[place + 42 : place + 42 + 3 * samples : 3])
+    if len(forms) != 1:
+        return None
+    form = forms.pop()
+    return Frame(x - left, y - top, samples, (form & 0x7F) + 1, bool(form & 0x80))

@@ -32,7 +32,8 @@ from embeddings.limits import (
 )
 from embeddings.readers.codestream import frame_size, rle_size
 from embeddings.readers.dicom_parts import InParts, check_values
-from embeddings.readers.dicom_picture import Window, render
+from embeddings.readers.dicom_picture import Source, Window, render
+from embeddings.readers.dicom_samples import Samples, as_stored, sample_form
 
 # Tags of the pixels: float, double and whole numbers, little and big endian.
 _PIXELS = {struct.pack(f"{order}HH", 0x7FE0, element) for order in "<>" for element in (0x0008, 0x0009, 0x0010)}
@@ -128,12 +129,16 @@ def read_frame(path: Path, name: str, frame: int = 0, window: Window | None = No
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
             check_values(dataset, name)
             syntax = dataset.file_meta.TransferSyntaxUID
-            _check_frame(dataset, syntax, file, name, frame)
+            samples = _check_frame(dataset, syntax, file, name, frame)
             # The RLE plugin written in Rust panics on damaged input; pydicom's own decoder raises.
             plugin = "pydicom" if syntax == pydicom.uid.RLELossless else ""
+            raw = as_stored(str(dataset.get("PhotometricInterpretation")), samples.bits, int(dataset.BitsAllocated))
             with decoding(int(dataset.Columns) * int(dataset.Rows)):
-                pixels = pydicom.pixels.pixel_array(file, index=frame, decoding_plugin=plugin)
-                return render(dataset, pixels, frame, window)
+                # pydicom clears unused bits as if the sample were always the lowest ones: `Samples` looks where it lies
+                pixels = pydicom.pixels.pixel_array(
+                    file, index=frame, decoding_plugin=plugin, raw=raw, correct_unused_bits=False
+                )
+                return render(Source(dataset, frame, samples, name), pixels, window)
     except (DataError, KeyboardInterrupt, SystemExit):
         raise
     except MemoryError:
@@ -173,8 +178,8 @@ def _plain(path: Path, name: str) -> Iterator[Any]:
     yield InParts(plain, name)
 
 
-def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: int) -> None:
-    """Refuse a frame by the sizes that the file and the frame declare, before anything is decoded.
+def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: int) -> Samples:
+    """Refuse a frame by what the file and the frame declare, before anything is decoded.
 
     Args:
         dataset: the header.
@@ -183,8 +188,12 @@ def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: in
         name: how messages name it.
         frame: 0..frames-1.
 
+    Returns:
+        The form of its samples.
+
     Raises:
-        DataError: no pixels, too many, sizes that differ, or an encoding whose sizes are not known here.
+        DataError: no pixels, too many, sizes that differ, samples that can't be placed, or an encoding whose sizes are
+            not known here.
     """
     from pydicom import uid
     from pydicom.encaps import get_frame
@@ -202,7 +211,12 @@ def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: in
     size = columns * rows * samples * -(-int(dataset.BitsAllocated) // 8)
     if syntax in {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}:
         check_frame(name, size, size)
-        return
+        if element != 0x0010:
+            if samples != 1:
+                raise DataError(f"{name}: floats of {samples} samples a pixel; expected 1: leave it out")
+            return Samples(8 * (4 if element == 0x0008 else 8), floating=True)
+        return sample_form(dataset, None, name)
+    lossy = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
     jpegs = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes}
     if syntax not in {uid.RLELossless, *jpegs}:
         raise DataError(f"{name}: the transfer syntax {syntax} is not read here; store it as another")
@@ -217,13 +231,14 @@ def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: in
     if syntax == uid.RLELossless:
         if rle_size(encoded) > size + 2 * 15:  # a segment may be padded
             raise DataError(f"{name}: a frame that unpacks to more than its {size:,} bytes; leave it out")
-        return
+        return sample_form(dataset, None, name)
     found = frame_size(encoded, name)
-    if found != (columns, rows, samples):
+    if found[:3] != (columns, rows, samples):
         raise DataError(
             f"{name}: a frame of {found[0]}x{found[1]} pixels in {found[2]} samples; expected {columns}x{rows} in "
             f"{samples}, as its header says: leave it out"
         )
+    return sample_form(dataset, found, name, jpeg_2000=syntax in uid.JPEG2000TransferSyntaxes, lossy=syntax in lossy)
 
 
 def _pydicom() -> Any:

@@ -1,22 +1,27 @@
 """DICOM pixels as a viewer shows them, in 8 bits.
 
 Stored values go through the modality transformation (rescale or table), then the window or table of values of
-interest, to 0..255; MONOCHROME1 is inverted; colour comes out as RGB whatever its stored space; 16-bit colour
-keeps its upper byte. A file without a window is shown from its smallest to its largest value, padding left
-out.
+interest, to 0..255; MONOCHROME1 is inverted; colour comes out as RGB whatever its stored space; colour of more than 8
+bits keeps its upper byte. A file without a window is shown from its smallest to its largest value, padding left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
+from embeddings.readers.dicom_samples import Samples, as_stored, to_bytes, to_rgb
+from embeddings.readers.dicom_tables import Table, read_palette, read_table
 
-_BLOCK_PIXELS = 4_000_000  # shown at once: the arithmetic takes some 30 bytes a pixel
+_BLOCK_SAMPLES = 4_000_000  # shown at once: the arithmetic takes some 30 bytes a sample
+_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+_FLOAT_PADDING = ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit")
+_DOUBLE_PADDING = ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,34 +37,107 @@ class Window:
             raise ConfigError(f"window: expected CENTER,WIDTH with a width above 0; found {found}")
 
 
-def render(dataset: Any, pixels: NDArray[Any], frame: int, window: Window | None) -> NDArray[np.uint8]:
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where pixels come from: the data set, the number of the frame, the samples' form, and the file's name."""
+
+    dataset: Any
+    frame: int
+    samples: Samples
+    name: str
+
+    @property
+    def little(self) -> bool:
+        """Byte order of the file."""
+        return bool(self.dataset.file_meta.TransferSyntaxUID.is_little_endian)
+
+    def groups(self) -> Iterator[Any]:
+        """The functional groups of the frame, then those that all frames share."""
+        per_frame = self.dataset.get("PerFrameFunctionalGroupsSequence")
+        shared = self.dataset.get("SharedFunctionalGroupsSequence")
+        for groups, index in ((per_frame, self.frame), (shared, 0)):
+            if groups and index < len(groups):
+                yield groups[index]
+
+    def places(self, group: str) -> Iterator[Any]:
+        """Where an attribute may stand: in this group of the frame, in that of all frames, at the top."""
+        yield from (groups.get(group)[0] for groups in self.groups() if groups.get(group))
+        yield self.dataset
+
+    def number(self, group: str, keyword: str, default: float) -> float:
+        """A number, from the first place that has one. Raises DataError where it is none, or not finite."""
+        for place in self.places(group):
+            value = place.get(keyword)
+            if value is not None and value != "":
+                found = _number(value)
+                if found is None:
+                    raise DataError(f"{self.name}: expected a finite number as {keyword}; correct the header")
+                return found
+        return default
+
+
+def render(source: Source, pixels: NDArray[Any], window: Window | None) -> NDArray[np.uint8]:
     """Turn stored values into a picture, some rows at a time.
 
     Args:
-        dataset: the pydicom data set they come from.
-        pixels: (h, w) or (h, w, 3) stored values of one frame; colour already RGB.
-        frame: number of the frame, for per-frame attributes.
+        source: where they come from.
+        pixels: (h, w) or (h, w, 3) cells of one frame; colour in RGB, or `as_stored`.
         window: replaces the file's own.
 
     Returns:
         (h, w) or (h, w, 3) uint8.
 
+    Raises:
+        DataError: a table, rescale or window of the file can't be used.
+
     Source: DICOM PS3.3 C.7.6.3.1.2, C.11.1.1.2, C.11.2.1.2.
     """
-    height = max(1, _BLOCK_PIXELS // pixels.shape[1])
+    samples, colour = source.samples, str(source.dataset.get("PhotometricInterpretation") or "")
+    height = max(1, _BLOCK_SAMPLES // pixels[0].size)
     blocks = [pixels[top : top + height] for top in range(0, len(pixels), height)]
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
-
-        shown = [_upper_byte(apply_color_lut(block, dataset), 16) for block in blocks]
+    if colour == "PALETTE COLOR":
+        palette = read_palette(source.dataset, little=source.little, signed=samples.signed, name=source.name)
+        shown = [
+            np.stack([to_bytes(table.look_up(samples.of_cells(block)), table.bits) for table in palette], axis=-1)
+            for block in blocks
+        ]
     elif pixels.ndim == 3:
-        shown = [_upper_byte(block, int(dataset.BitsAllocated)) for block in blocks]
+        shown = [_colour(samples, block, colour) for block in blocks]
     else:
-        function = None if window is None else _Function("LINEAR", window.center, window.width)
-        if function is None and not dataset.get("VOILUTSequence"):
-            function = _own_function(dataset, blocks, frame)
-        shown = [_grey(dataset, block, frame, function) for block in blocks]
+        modality = _modality(source)
+        shown_as = _Function("LINEAR", window.center, window.width) if window else _own(source, modality, blocks)
+        shown = [_grey(samples, modality, shown_as, block, colour == "MONOCHROME1") for block in blocks]
     return shown[0] if len(shown) == 1 else np.concatenate(shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rescale:
+    """Stored values to modality units (CT: Hounsfield) by a line."""
+
+    slope: float
+    intercept: float
+
+    def apply(self, values: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(values * self.slope + self.intercept)
+
+    def signed(self, samples: Samples) -> bool:
+        """Whether a result can be below zero."""
+        return min(samples.low * self.slope, samples.high * self.slope) + self.intercept < 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByTable:
+    """Values to others by a table; `whole` scales its entries to 0..1."""
+
+    table: Table
+    whole: bool = False
+
+    def apply(self, values: NDArray[Any]) -> NDArray[Any]:
+        found = self.table.look_up(values).astype(np.float64)
+        return found / (2.0**self.table.bits - 1.0) if self.whole else found
+
+    def signed(self, samples: Samples) -> bool:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,47 +161,103 @@ class _Function:
         return _linear(values, center, width)
 
 
-def _grey(dataset: Any, pixels: NDArray[Any], frame: int, function: _Function | None) -> NDArray[np.uint8]:
-    """Stored values in grey, by a function or, where there is none, by the file's own table."""
-    values = _values(dataset, pixels, frame)
-    if function is not None:
-        shown = function.apply(values)
-    else:
-        from pydicom.pixels import apply_voi
-
-        table = dataset.VOILUTSequence[0]
-        shown = apply_voi(values.astype(np.int64), dataset, index=0) / (2.0 ** int(table.LUTDescriptor[2]) - 1.0)
-    picture = np.rint(np.clip(shown, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return 255 - picture if dataset.PhotometricInterpretation == "MONOCHROME1" else picture
+def _colour(samples: Samples, cells: NDArray[Any], colour: str) -> NDArray[np.uint8]:
+    values = samples.of_cells(cells)
+    if as_stored(colour, samples.bits, 8 * cells.dtype.itemsize):
+        values = to_rgb(values, samples.bits)
+    return to_bytes(values, samples.bits, samples.low)
 
 
-def _values(dataset: Any, pixels: NDArray[Any], frame: int) -> NDArray[Any]:
-    """Stored values in modality units (CT: Hounsfield)."""
-    if "ModalityLUTSequence" in dataset:
-        from pydicom.pixels import apply_modality_lut
-
-        return np.asarray(apply_modality_lut(pixels, dataset), dtype=np.float64)
-    slope = _attribute(dataset, frame, "PixelValueTransformationSequence", "RescaleSlope")
-    intercept = _attribute(dataset, frame, "PixelValueTransformationSequence", "RescaleIntercept")
-    slope = 1.0 if slope is None else float(slope)
-    values: NDArray[Any] = pixels * slope + (0.0 if intercept is None else float(intercept))
-    return values
+def _grey(
+    samples: Samples, modality: _Rescale | _ByTable, shown_as: _Function | _ByTable, cells: NDArray[Any], inverted: bool
+) -> NDArray[np.uint8]:
+    shown = shown_as.apply(modality.apply(samples.of_cells(cells)))
+    picture = np.rint(np.nan_to_num(np.clip(shown, 0.0, 1.0), copy=False) * 255.0).astype(np.uint8)
+    return 255 - picture if inverted else picture
 
 
-def _own_function(dataset: Any, blocks: list[NDArray[Any]], frame: int) -> _Function:
-    """The file's window, or its whole range where it has none."""
-    center = _first(_attribute(dataset, frame, "FrameVOILUTSequence", "WindowCenter"))
-    width = _first(_attribute(dataset, frame, "FrameVOILUTSequence", "WindowWidth"))
-    if center is not None and width is not None and width > 0:
-        name = _attribute(dataset, frame, "FrameVOILUTSequence", "VOILUTFunction") or "LINEAR"
-        return _Function(str(name), center, width)
-    padding = dataset.get("PixelPaddingValue")
+def _modality(source: Source) -> _Rescale | _ByTable:
+    """How stored values become modality units."""
+    tables = source.dataset.get("ModalityLUTSequence")
+    if tables:
+        signed = source.samples.signed
+        return _ByTable(read_table(tables[0], little=source.little, signed=signed, name=source.name))
+    slope = source.number("PixelValueTransformationSequence", "RescaleSlope", 1.0)
+    intercept = source.number("PixelValueTransformationSequence", "RescaleIntercept", 0.0)
+    if slope == 0:
+        raise DataError(f"{source.name}: a rescale slope of 0, by which all values are the same; correct the header")
+    return _Rescale(slope, intercept)
+
+
+def _own(source: Source, modality: _Rescale | _ByTable, blocks: list[NDArray[Any]]) -> _Function | _ByTable:
+    """The file's table or window, or its whole range where it has none."""
+    for place in source.places("FrameVOILUTSequence"):
+        tables = place.get("VOILUTSequence")
+        if tables and tables[0].get("LUTData") is not None:
+            signed = modality.signed(source.samples)
+            return _ByTable(read_table(tables[0], little=source.little, signed=signed, name=source.name), whole=True)
+        # several windows are alternatives: the first that can be used
+        for center, width in zip(_several(place.get("WindowCenter")), _several(place.get("WindowWidth")), strict=False):
+            if center is not None and width is not None and width > 0:
+                told = place.get("VOILUTFunction") or source.dataset.get("VOILUTFunction")
+                function = str(told or "LINEAR").strip().upper()
+                if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
+                    raise DataError(f"{source.name}: a window by an unknown function; give a window (--window)")
+                return _Function(function, center, width)
+    return _range(source, modality, blocks)
+
+
+def _range(source: Source, modality: _Rescale | _ByTable, blocks: list[NDArray[Any]]) -> _Function:
+    """From the smallest to the largest value of what is no padding."""
+    padding = _padding(source)
     ends: list[float] = []
     for block in blocks:
-        values = _values(dataset, block, frame)
-        inside = values[np.isfinite(values) & (True if padding is None else block != padding)]
-        ends += [float(inside.min()), float(inside.max())] if inside.size else []
+        stored = source.samples.of_cells(block)
+        values = modality.apply(stored)
+        inside = np.isfinite(values)
+        if padding is not None:
+            inside &= (stored < padding[0]) | (stored > padding[1])
+        kept = values[inside]
+        ends += [float(kept.min()), float(kept.max())] if kept.size else []
     return _Function("RANGE", min(ends, default=0.0), max(ends, default=0.0))
+
+
+def _padding(source: Source) -> tuple[float, float] | None:
+    """The smallest and the largest stored value that is padding.
+
+    Both have the sign of the pixels, whatever their type says, and may stand in any functional group.
+
+    Source: DICOM PS3.3 C.7.5.1.1.2.
+    """
+    samples = source.samples
+    for value, limit in (_FLOAT_PADDING, _DOUBLE_PADDING) if samples.floating else (_PADDING,):
+        ends = [_number(_anywhere(source, keyword)) for keyword in (value, limit)]
+        if ends[0] is None:
+            continue
+        found = [end if samples.floating else _in_samples(int(end), samples) for end in ends if end is not None]
+        return min(found), max(found)
+    return None
+
+
+def _in_samples(value: int, samples: Samples) -> int:
+    """A padding value as the samples hold it: it has 16 bits, or those of a sample, and the sign of a sample."""
+    for bits in (16, samples.bits):
+        value &= (1 << bits) - 1
+        value -= 1 << bits if samples.signed and value >> (bits - 1) else 0
+        if samples.low <= value <= samples.high:
+            break
+    return value
+
+
+def _anywhere(source: Source, keyword: str) -> Any:
+    """An attribute in any functional group of the frame, in any of all frames, or at the top."""
+    for groups in source.groups():
+        for element in groups:
+            items = [element.value[0]] if element.VR == "SQ" and element.value else []
+            found = next((item.get(keyword) for item in [groups, *items] if item.get(keyword) is not None), None)
+            if found is not None:
+                return found
+    return source.dataset.get(keyword)
 
 
 def _linear(values: NDArray[Any], center: float, width: float) -> NDArray[Any]:
@@ -133,28 +267,14 @@ def _linear(values: NDArray[Any], center: float, width: float) -> NDArray[Any]:
     return (values - (center - 0.5)) / (width - 1.0) + 0.5
 
 
-def _attribute(dataset: Any, frame: int, group: str, keyword: str) -> Any:
-    """Look an attribute up at the frame, then in the groups all frames share, then at the top."""
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
-    shared = dataset.get("SharedFunctionalGroupsSequence")
-    for groups, index in ((per_frame, frame), (shared, 0)):
-        if groups and index < len(groups) and groups[index].get(group):
-            value = groups[index].get(group)[0].get(keyword)
-            if value is not None:
-                return value
-    return dataset.get(keyword)
+def _several(value: Any) -> list[float | None]:
+    """The numbers of an attribute of one or many values."""
+    many = hasattr(value, "__len__") and not isinstance(value, str | bytes)
+    return [_number(one) for one in (value if many else [value])]
 
 
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
+def _number(value: Any) -> float | None:
+    """A finite number; None for nothing, several, or what is no number."""
+    if value is None or isinstance(value, str | bytes) or hasattr(value, "__len__"):
         return None
-    several = hasattr(value, "__len__") and not isinstance(value, str)
-    if several and len(value) == 0:
-        return None
-    return float(value[0] if several else value)
-
-
-def _upper_byte(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    if pixels.dtype == np.uint8:
-        return pixels
-    return (pixels >> (bits - 8)).astype(np.uint8)
+    return float(value) if np.isfinite(float(value)) else None

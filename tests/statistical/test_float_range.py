@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from common.privacy.factors import GradientFactors
 from common.privacy.noise import SecureNoise, TestNoise, add_gaussian
 from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, statistics_sum
-from common.records import SiteData, clip_to_ball, on_sphere
+from common.records import SiteData, UnitBatch, clip_to_ball, on_sphere
 from common.secagg.assumptions import Assumptions
 from common.secagg.quantise import encode, make_quantisation
 from tests.statistical.step_cases import (
@@ -206,6 +207,18 @@ def test_statistics_move_by_at_most_their_sensitivity(
         whole = summed(data)
         assert moved_by(whole, summed(without(data, removed))) <= spec.sensitivity * (1 + 1e-12)
     check_releasable(whole, spec.sensitivity)
+
+
+def test_a_clipped_unit_of_statistics_pays_for_its_rounding_to_the_last_digit() -> None:
+    """In exact numbers: a patient that is clipped adds no more than the sensitivity, not even by one rounding."""
+    spec = StatisticsSpec(DIM, CLASSES, 0.7, 0.6, 1.0, 1.0, 0.0, 0.3, fourier_frequencies(DIM, 8, [1.0], 0))
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(100):
+        row = torch.randn(1, 1, DIM, generator=generator).expand(1, RECORDS, DIM)
+        batch = UnitBatch(row, torch.zeros(1, RECORDS, dtype=torch.long), torch.ones(1, RECORDS))
+        sums = statistics_sum(spec, batch).tensors.values()
+        squared = sum(Fraction(number) ** 2 for value in sums for number in value.flatten().tolist())
+        assert Fraction(spec.sensitivity) ** 2 * (1 - Fraction(1, 10**11)) < squared <= Fraction(spec.sensitivity) ** 2
 
 
 @pytest.mark.parametrize("flushes", [False, True], ids=["", "flushed"])

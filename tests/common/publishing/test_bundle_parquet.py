@@ -236,3 +236,21 @@ def test_check_layout_refuses_a_footer_that_hides_bytes(tmp_path: Path, kind: st
     assert pq.read_table(path).num_rows == 18
     with pytest.raises(DataError, match="pages"):
         checked(path)
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_pages_that_count_fewer_values_than_rows_are_refused(tmp_path: Path, column: int) -> None:
+    """What a page holds beyond the values that it counts is read by nobody: it could be a record."""
+    path = tmp_path / "a.parquet"
+    write_rows(path, blocks(1, 9), dim=4, class_names=NAMES, notes={})
+    with pq.ParquetFile(path) as file:
+        place = file.metadata.row_group(0).column(column).data_page_offset
+    content, values = path.read_bytes(), 36 if column == 0 else 9
+    # the fifth field of a page's header is a struct, whose first number is twice the count
+    old, new = bytes([0x2C, 0x15, 2 * values]), bytes([0x2C, 0x15, 2 * values - 2])
+    at = content.index(old, place, place + 40)
+    path.write_bytes(content[:at] + new + content[at + len(old) :])
+    with pytest.raises(DataError, match="the pages of"):
+        checked(path)
+    with pytest.raises(DataError, match="rows of width 4"):
+        list(stream_rows(path, 4, 2))

@@ -144,8 +144,9 @@ def import_(
     """
     from common.wire.identity import EncoderIdentity
     from embeddings.readers.arrays import ReadyNames, import_ready
-    from embeddings.readers.labels import given_classes
+    from embeddings.readers.classes import class_lines, given_classes
     from embeddings.readers.patients import default_salt_path, load_salt
+    from embeddings.store.file import read_metadata
 
     names = ReadyNames(embeddings_array, labels_array, patients=patients_array, columns=tuple(column or ()))
     given = given_classes(classes)
@@ -153,6 +154,9 @@ def import_(
     declared = EncoderIdentity(encoder, revision, 0, preprocessing, "declared, not measured", "float32", ())
     rows, rejected = import_ready(archive, out, names, given, declared, secret, store_precision)
     say(f"{out}: {rows} rows")
+    metadata = read_metadata(out)
+    for line in class_lines(metadata.class_names, metadata.class_counts):
+        say(line)
     for source, reason in rejected[:5]:
         say(f"rejected: {source}: {reason}")
     if rejected:

@@ -66,8 +66,9 @@ def embed(
     import warnings
 
     from embeddings.encoders.base import EncoderOptions
+    from embeddings.readers.classes import given_classes
     from embeddings.readers.folders import FolderOptions
-    from embeddings.readers.labels import LabelColumns, given_classes
+    from embeddings.readers.labels import LabelColumns
     from embeddings.readers.patients import default_salt_path, load_salt
 
     # A damaged file's warning would hide the one line that says what became of it; and it may quote a header.
@@ -148,6 +149,8 @@ def _extract(
 
 def _report(outcome: Outcome, out: Path, printed: Any) -> None:
     from embeddings.extract import reject_file
+    from embeddings.readers.classes import class_lines
+    from embeddings.store.file import read_metadata
 
     rate = outcome.embedded / max(outcome.seconds, 1e-9)
     printed.print(
@@ -158,6 +161,9 @@ def _report(outcome: Outcome, out: Path, printed: Any) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    metadata = read_metadata(out)
+    for line in class_lines(metadata.class_names, metadata.class_counts):
+        printed.print(line, soft_wrap=True)
     for source, reason in outcome.rejected[:_SHOWN]:
         line = reason if reason.startswith(source) else f"{source}: {reason}"
         printed.print(f"rejected: {line}", soft_wrap=True)

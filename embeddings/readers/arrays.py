@@ -23,8 +23,9 @@ from common.wire.identity import EncoderIdentity
 from embeddings.bounded import unpack
 from embeddings.limits import check_size
 from embeddings.pipeline import Item
+from embeddings.readers.classes import ArrayTexts, array_classes, array_texts
 from embeddings.readers.folders import Listing
-from embeddings.readers.labels import class_list, number_names
+from embeddings.readers.labels import check_columns
 from embeddings.readers.patients import patient_number
 from embeddings.store.sets import EmbeddingSet, SetMetadata
 from embeddings.store.writing import write_chunks
@@ -50,18 +51,18 @@ def list_medmnist(path: Path, work: Path, classes: Sequence[str] | None) -> List
     status = _status(path)
     items: list[Item] = []
     rejected: list[tuple[str, str]] = []
-    labels: list[tuple[str, NDArray[Any], NDArray[np.int64]]] = []
+    pictures: list[NDArray[Any]] = []
+    labels: list[ArrayTexts] = []
     for prefix in _SPLITS:
         images = unpack(path, f"{prefix}_images", work)
-        values = unpack(path, f"{prefix}_labels", work)
-        labels.append((prefix, images, _labels(path, prefix, images, values)))
-    largest = max((int(values.max(initial=0)) for _, _, values in labels), default=0)
-    names = class_list(classes, number_names(largest) if classes is None else ())
-    for prefix, images, values in labels:
+        pictures.append(images)
+        labels.append(_labels(path, prefix, images, unpack(path, f"{prefix}_labels", work)))
+    names, numbers, expected = array_classes(labels, classes)
+    for prefix, images, texts, values in zip(_SPLITS, pictures, labels, numbers, strict=True):
         for row, label in enumerate(values):
             source = f"{path.name}[{prefix}_images][{row}]"
-            if not 0 <= label < len(names):
-                rejected.append((source, f"unknown label {label}; expected 0..{len(names) - 1}"))
+            if label < 0:
+                rejected.append((source, f"unknown label {texts[row]}; expected {expected}"))
                 continue
             stamp = (path.name, prefix, row, status.st_size, status.st_mtime_ns)
             load = partial(_row, images, row)
@@ -97,7 +98,7 @@ class Ready:
     embeddings: NDArray[Any]
     labels: NDArray[np.int64]
     kept: NDArray[np.int64]
-    patients: NDArray[np.str_] | None
+    patients: ArrayTexts | None
     columns: dict[str, NDArray[np.str_]]
     class_names: tuple[str, ...]
     rejected: tuple[tuple[str, str], ...]
@@ -137,54 +138,49 @@ def read_ready(path: Path, work: Path, names: ReadyNames, classes: Sequence[str]
         raise DataError(
             f"{path}: expected {names.embeddings} as (n, d) floats, found {embeddings.shape} {embeddings.dtype}"
         )
+    check_columns(names.columns)
     labels = _column(path, names.labels, work, len(embeddings))
-    own = _optional(path, names.class_names, work)
-    class_names, numbers = _numbered(labels, classes, own)
-    rejected: list[tuple[str, str]] = []
-    fine = (numbers >= 0) & (numbers < len(class_names))
-    rejected += [(_where(path, row), f"unknown label {labels[row]}") for row in np.flatnonzero(~fine)]
+    class_names, (numbers,), _ = array_classes([labels], classes, _own_list(path, names.class_names, work))
+    fine = numbers >= 0
+    rejected = [
+        (_where(path, row), f"unknown label {labels[row]}" if labels[row] else "no label")
+        for row in np.flatnonzero(~fine)
+    ]
+    patients = None if names.patients is None else _column(path, names.patients, work, len(embeddings))
+    if patients is not None:
+        nameless = np.flatnonzero(fine & (patients.per_row(patients.texts) == ""))
+        rejected += [(_where(path, row), "the patient is not known") for row in nameless]
+        fine[nameless] = False
     for start in range(0, len(embeddings), 4096):
         block = np.isfinite(np.asarray(embeddings[start : start + 4096], dtype=np.float32)).all(axis=1)
         bad = np.flatnonzero(~block & fine[start : start + 4096]) + start
         rejected += [(_where(path, row), "values that are not finite") for row in bad]
         fine[bad] = False
-    texts = {name: _column(path, name, work, len(embeddings)).astype(np.str_) for name in names.columns}
-    patients = None
-    if names.patients is not None:
-        patients = _column(path, names.patients, work, len(embeddings)).astype(np.str_)
+    further = {name: _column(path, name, work, len(embeddings)) for name in names.columns}
+    texts = {name: column.per_row(column.texts) for name, column in further.items()}
     return Ready(embeddings, numbers, np.flatnonzero(fine), patients, texts, class_names, tuple(sorted(rejected)))
 
 
-def _numbered(
-    labels: NDArray[Any], classes: Sequence[str] | None, own: NDArray[Any] | None
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the class names and each row's class number (-1 for a name that is not in the list)."""
-    given = classes if classes is not None or own is None else own.astype(str).tolist()
-    if labels.dtype.kind in "iu":
-        numbers = labels.astype(np.int64)
-        return class_list(given, number_names(int(numbers.max(initial=0))) if given is None else ()), numbers
-    texts = labels.astype(np.str_).tolist()
-    names = class_list(given, texts)
-    index = {name: number for number, name in enumerate(names)}
-    return names, np.asarray([index.get(text, -1) for text in texts], dtype=np.int64)
-
-
-def _column(path: Path, name: str, work: Path, rows: int) -> NDArray[Any]:
+def _column(path: Path, name: str, work: Path, rows: int | None) -> ArrayTexts:
     values = unpack(path, name, work).reshape(-1)
+    rows = values.size if rows is None else rows
     if values.shape != (rows,) or values.dtype.kind not in "iuUS":
         raise DataError(
             f"{path}: expected {name} as {rows} whole numbers or texts, found {values.shape} {values.dtype}"
         )
-    return values
+    return array_texts(f"{path}: the array {name}", values)
 
 
-def _optional(path: Path, name: str, work: Path) -> NDArray[Any] | None:
+def _own_list(path: Path, name: str, work: Path) -> list[str] | None:
     with zipfile.ZipFile(path) as archive:
         present = f"{name}.npy" in archive.namelist()
-    return unpack(path, name, work) if present else None
+    if not present:
+        return None
+    listed = _column(path, name, work, None)
+    return [listed[row] for row in range(len(listed.places))]
 
 
-def _labels(path: Path, prefix: str, images: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
+def _labels(path: Path, prefix: str, images: NDArray[Any], values: NDArray[Any]) -> ArrayTexts:
     grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     if not grey_or_colour or images.dtype != np.uint8:
         raise DataError(
@@ -198,7 +194,7 @@ def _labels(path: Path, prefix: str, images: NDArray[Any], values: NDArray[Any])
             f"{values.dtype} for "
             f"{len(images)} images"
         )
-    return flat[:, 0].astype(np.int64)
+    return array_texts(f"{path}: {prefix}_labels", flat[:, 0])
 
 
 def _row(images: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
@@ -252,8 +248,10 @@ def import_ready(
         )
         numbers = None
         if ready.patients is not None:
-            hashed = {text: patient_number(salt, text) for text in set(ready.patients.tolist())}
-            numbers = np.asarray([hashed[text] for text in ready.patients.tolist()], dtype=np.int64)
+            numbers = ready.patients.per_row([patient_number(salt, text) for text in ready.patients.texts])
+        if not ready.kept.size:
+            source, reason = ready.rejected[0]
+            raise DataError(f"{path}: none of {len(ready.rejected)} rows can be used; the first: {source}: {reason}")
         write_chunks(out, lambda: ready.chunks(identity, numbers), SetMetadata(identity), precision=precision)
         return int(ready.kept.size), ready.rejected
     finally:

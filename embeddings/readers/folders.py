@@ -15,10 +15,11 @@ from typing import Literal
 from common.errors import DataError
 from common.texts import is_text, neat
 from embeddings.pipeline import Item
+from embeddings.readers.classes import class_list, short
 from embeddings.readers.dicom import is_dicom, read_frame, read_header
 from embeddings.readers.dicom_picture import Window
 from embeddings.readers.images import SUFFIXES, read_image
-from embeddings.readers.labels import LabelColumns, LabelRow, class_list, read_labels
+from embeddings.readers.labels import LabelColumns, LabelRow, read_labels
 from embeddings.readers.walk import by_composed_name, composed, exists, inside, walk
 
 Slices = Literal["all", "middle"]
@@ -124,7 +125,7 @@ def list_folder(
     items = []
     for one in found:
         if one.row.label not in index:
-            rejected[_source(one)] = f"unknown label {one.row.label!r}; expected {_short(class_names)}"
+            rejected[_source(one)] = f"unknown label {one.row.label!r}; expected {short(class_names)}"
         else:
             items.append(_item(one, index[one.row.label], patients, window))
     return Listing(
@@ -264,7 +265,3 @@ def _source(one: _Found) -> str:
 
 def _content(row: LabelRow) -> tuple[str, str | None, tuple[str, ...]]:
     return row.label, row.patient, row.extra
-
-
-def _short(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

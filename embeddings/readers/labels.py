@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
-from common.texts import is_text, neat, open_text, read_text, trimmed
+from common.texts import neat, open_text, trimmed
 from embeddings.limits import LABEL_FILE_BYTES, LABEL_ROWS, MAX_TEXT
-from embeddings.readers.walk import exists
 from embeddings.store.sets import RESERVED
 
-_MAX_CLASSES = 10_000
 _LONGEST_LINE = 1_000_000
 
 
@@ -88,66 +86,12 @@ def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
     return dataclasses.replace(table, repeated=repeated)
 
 
-def given_classes(text: str | None) -> tuple[str, ...] | None:
-    """The class list of a command: `a,b,c`, or a text file with one name a line; None for none."""
-    if text is None:
-        return None
-    if exists(Path(text)) and Path(text).is_file():
-        return tuple(line for line in map(neat, read_text(Path(text)).split("\n")) if line)
-    return tuple(map(neat, text.split(",")))
-
-
 def check_columns(names: Sequence[str]) -> None:
     """Refuse further columns (ConfigError) that are named twice, or like a column that every store may have."""
     if len(set(names)) < len(names) or set(names) & set(RESERVED):
         raise ConfigError(
             f"further columns: expected different names, none of {', '.join(RESERVED)}; found {', '.join(names)}"
         )
-
-
-def number_names(largest: int) -> list[str]:
-    """Names of classes that are known by numbers alone, 0 to the largest.
-
-    Raises:
-        DataError: there would be far too many classes.
-    """
-    if largest >= _MAX_CLASSES:
-        raise DataError(f"labels: found the number {largest:,}; expected classes from 0, below {_MAX_CLASSES:,}")
-    return [str(number) for number in range(largest + 1)]
-
-
-def class_list(given: Sequence[str] | None, found: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names in label order.
-
-    Args:
-        given: the list agreed in the federation, or None.
-        found: the labels at this site.
-
-    Returns:
-        `given`, or the labels found: numbers by value, texts alphabetically.
-
-    Raises:
-        ConfigError: the given list is empty or names a class twice. DataError: far too many classes were
-            found.
-    """
-    if given is not None:
-        given = [neat(name) for name in given]
-        if not all(is_text(name) and "\0" not in name for name in given):
-            raise ConfigError("class list: expected names in UTF-8, found another encoding: save it as UTF-8")
-        if not given or len(set(given)) != len(given) or not all(given):
-            raise ConfigError(f"class list: expected different, non-empty names; found {', '.join(given) or 'none'}")
-        if len(given) > _MAX_CLASSES:
-            raise ConfigError(f"class list: expected at most {_MAX_CLASSES:,} names, found {len(given):,}")
-        return tuple(given)
-    names = set(found)
-    if len(names) > _MAX_CLASSES:
-        raise DataError(
-            f"labels: found {len(names):,} different ones, expected at most {_MAX_CLASSES:,}; name the "
-            "label column with --label-column"
-        )
-    if all(name.isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
 
 
 def _chosen(path: Path, names: list[str], columns: LabelColumns) -> LabelColumns:

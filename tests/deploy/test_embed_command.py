@@ -61,7 +61,9 @@ def test_embed_command_then_every_data_command(
 ) -> None:
     store = home / "site.parquet"
     assert _embed(monkeypatch, home) == 0
-    assert "24 rows (24 embedded now" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "24 rows (24 embedded now" in told
+    assert "2 classes: a 12, b 12\n" in told
     data = read_store(store)
     assert data.embeddings.shape == (24, 1280)
     assert len(set(data.groups.tolist())) == 12
@@ -132,6 +134,7 @@ def test_embed_command_medmnist_and_import(
     np.savez(home / "r.npz", embeddings=data.embeddings, labels=data.labels)
     declared = ["--encoder", "e", "--revision", "1", "--preprocessing", "none"]
     assert _run(monkeypatch, "data", "import", home / "r.npz", "--out", home / "r.parquet", *declared) == 0
+    assert "2 classes: 0 5, 1 5\n" in capsys.readouterr().out
     np.testing.assert_array_equal(read_store(home / "r.parquet").embeddings, data.embeddings)
     assert _run(monkeypatch, "data", "compare", home / "m.parquet", home / "r.parquet") == 1
     assert "r.parquet: encoder is e" in capsys.readouterr().out
@@ -152,3 +155,54 @@ def test_data_check_problem_is_exit_code_1(
     assert _run(monkeypatch, "data", "check", home / "site.parquet") == 1
     assert "1 pairs of equal or nearly equal rows have different labels" in capsys.readouterr().out
     assert _run(monkeypatch, "data", "check", home / "none.parquet") == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts", "remarks"),
+    [
+        (["1", "1.0", "0"], "3 classes: 0 1, 1 1, 1.0 1", ["'1' and '1.0' differ only in case, blanks or '.0'"]),
+        (["nan", "NA", "a"], "3 classes: NA 1, a 1, nan 1", ["'NA' is a usual word", "'nan' is a usual word"]),
+        (["Benign", "benign", "x"], "3 classes: Benign 1, benign 1, x 1", ["'Benign' and 'benign' differ only"]),
+        (["a", "b", "b"], "2 classes: a 1, b 2", []),
+    ],
+)
+def test_embed_prints_the_classes_and_remarks_on_odd_ones(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    labels: list[str],
+    counts: str,
+    remarks: list[str],
+) -> None:
+    rows = [f"{number}.jpg,{label},p,x" for number, label in enumerate(labels)]
+    (home / "labels.csv").write_text("\n".join(["path,label,patient,place", *rows]))
+    _embed(monkeypatch, home)
+    told = capsys.readouterr().err
+    assert counts in told
+    assert told.count("remark:") == len(remarks)
+    assert all(remark in told for remark in remarks)
+
+
+def test_embed_makes_no_salt_before_its_words_are_checked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "classes.txt").write_bytes("bösartig".encode("cp1252"))
+    for wrong in (["--classes", home / "classes.txt"], ["--slices", "some"], ["--window", "4"]):
+        assert _embed(monkeypatch, home, *wrong) == 2
+        assert not (home / "home").exists()
+
+
+def test_embed_takes_every_file_name_of_a_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import os
+
+    folder = home / "folder" / "a"
+    folder.mkdir(parents=True)
+    for number, name in enumerate([b"0.jpg", b"gr\xf6\xdfe.jpg", b"bad\xff.jpg"]):
+        (home / "images" / f"{number}.jpg").rename(folder / os.fsdecode(name))
+    (folder / os.fsdecode(b"bad\xff.jpg")).write_bytes(b"broken")
+    code = _run(monkeypatch, "embed", home / "folder", "--out", home / "o.parquet", "--device", "cpu")
+    told = capsys.readouterr().err
+    assert code == 1
+    assert "2 rows" in told
+    assert "bad\\udcff.jpg" in told
+    assert len(read_store(home / "o.parquet")) == 2

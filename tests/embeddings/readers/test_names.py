@@ -13,8 +13,9 @@ from PIL import Image
 from common.errors import ConfigError, DataError
 from embeddings.extract import extract
 from embeddings.pipeline import Item
+from embeddings.readers.classes import class_list, given_classes
 from embeddings.readers.folders import FolderOptions, Listing, list_folder
-from embeddings.readers.labels import LabelColumns, class_list, given_classes, read_labels
+from embeddings.readers.labels import LabelColumns, read_labels
 from embeddings.readers.patients import image_key, patient_number
 
 SALT = bytes(range(32))

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from common.errors import ConfigError, DataError
+from embeddings.readers.classes import class_list
 from embeddings.readers.dicom_picture import Window
 from embeddings.readers.folders import FolderOptions, list_folder
-from embeddings.readers.labels import LabelColumns, class_list, read_labels
+from embeddings.readers.labels import LabelColumns, read_labels
 
 
 def _image(path: Path, value: int = 100) -> Path:

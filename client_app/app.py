@@ -16,7 +16,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.answers.scores import answer_baseline, answer_evaluate
+from client_app.answers.scores import answer_evaluate
 from client_app.answers.secure_sum import answer_check, answer_keys, answer_masked, answer_shares, answer_unmask
 from client_app.answers.training import answer_statistics, answer_train
 from client_app.place import Place, find_place
@@ -64,12 +64,6 @@ def statistics(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Release one round's noised sums."""
     return _answered("train", message, context, answer_train)
-
-
-@app.query("baseline")
-def baseline(message: Message, context: Context) -> Message:
-    """Release noised class means for the comparison; public data only."""
-    return _answered("baseline", message, context, answer_baseline)
 
 
 @app.evaluate()

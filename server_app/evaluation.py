@@ -11,10 +11,8 @@ from torch import Tensor
 
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.methods.base import Artifact, RunContext, seeded
-from common.privacy.calibration import calibrate_noise_multiplier
-from common.privacy.statistics import ReleasedStatistics, class_means_spec, combine_statistics
+from common.privacy.statistics import ReleasedStatistics
 from common.wire.allow_list import SCORE_NAMES
-from server_app.statistics_bounds import StatisticsBounds
 from server_app.strategy import FederatedStrategy
 
 _PARTS = ("accuracy", "balanced_accuracy")
@@ -29,8 +27,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the published set at every site.
 
-    `statistics_only` is a head on Gaussians from noised class statistics that have the whole budget to themselves: what
-    no training at all would give. Its release is made for the comparison alone, on public data, and is not charged.
+    `statistics_only` is a head on Gaussians at the class means of the run's own statistics: what their share of the
+    budget gives without any training.
 
     Returns:
         For each of SCORE_NAMES that applies: accuracy and balanced_accuracy, means over sites, and `per_site`.
@@ -39,10 +37,9 @@ def evaluate(
     published = published_head(context, artifact, synthetic)
     if published is not None:
         heads["synthetic"] = published.scaled(context.config.synthesis.head_scale)
-    # of sites with encoders of their own there are no common class means
-    baseline = None if context.problem.site_dims else _baseline_head(grid, strategy, context)
-    if baseline is not None:
-        heads["statistics"] = baseline
+    means = _means_head(context, strategy.state.statistics)
+    if means is not None:
+        heads["statistics"] = means
     tensors = {f"{name}.{part}": getattr(head, part) for name, head in heads.items() for part in ("weight", "bias")}
     words = {"mixing": context.config.synthesis.mixing}
     outcome = strategy.ask(grid, "evaluate", tensors, {}, words, personal=strategy.method.personal_scores is not None)
@@ -61,28 +58,15 @@ def published_head(
     return fit_linear_head(*synthetic, num_classes=context.problem.num_classes)
 
 
-def _baseline_head(grid: Grid, strategy: FederatedStrategy, context: RunContext) -> LinearHead | None:
-    privacy = context.config.privacy
-    noise = 0.0
-    if privacy.epsilon < float("inf"):
-        noise = calibrate_noise_multiplier(privacy.epsilon, privacy.delta, 1.0, 1)
-    radius = 1.0 if context.config.training.sphere else context.config.training.embedding_radius
-    spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
-    bounds = StatisticsBounds.of(context.config, spec, noise)
-    words = {"noise_multiplier": noise}
-    outcome = strategy.ask(grid, "baseline", {}, spec.shapes, words, check=bounds.check)
-    releases = {strategy.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
-    statistics = combine_statistics(spec, [releases[index] for index in sorted(releases)], noise)
-    return _gaussian_head(context, statistics)
-
-
-def _gaussian_head(context: RunContext, statistics: ReleasedStatistics) -> LinearHead | None:
-    if statistics.class_means is None:
+def _means_head(context: RunContext, statistics: ReleasedStatistics | None) -> LinearHead | None:
+    """A head on Gaussians at the released class means; None where the run released none that all sites share."""
+    # of sites with encoders of their own there are no common class means
+    if statistics is None or statistics.class_means is None or context.problem.site_dims:
         return None
     classes, rows = context.problem.num_classes, context.config.synthesis.synthetic_rows
     labels = torch.arange(rows) % classes
     spread = (context.config.model.residual_energy / context.problem.dim) ** 0.5
-    noise = torch.randn(rows, context.problem.dim, generator=seeded("baseline", context.config.federation.seed))
+    noise = torch.randn(rows, context.problem.dim, generator=seeded("class means", context.config.federation.seed))
     return fit_linear_head(statistics.class_means[labels] + spread * noise, labels, num_classes=classes)
 
 

@@ -31,7 +31,6 @@ _KINDS: dict[Kind, str] = {
     "hello": "query.hello",
     "statistics": "query.statistics",
     "train": "train",
-    "baseline": "query.baseline",
     "evaluate": "evaluate",
     "secagg_keys": "query.secagg_keys",
     "secagg_shares": "query.secagg_shares",

@@ -156,7 +156,6 @@ WORDS: dict[Kind, type[_Model]] = {
     "hello": HelloWords,
     "statistics": ReleaseWords,
     "train": ReleaseWords,
-    "baseline": NoWords,
     "evaluate": NoWords,
     "secagg_keys": CardWords,
     "secagg_shares": SharesWords,

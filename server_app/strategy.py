@@ -174,7 +174,7 @@ class FederatedStrategy(Strategy):
         personal: bool = False,
         check: Check = lambda _: None,
     ) -> Outcome:
-        """One exchange outside the rounds: a baseline or an evaluation; with `personal` each site's own model too."""
+        """One exchange outside the rounds, such as an evaluation; with `personal` each site's own model too."""
 
         def own(index: int) -> Tensors:
             return {**tensors, **self.method.params_for(self.context, self.state, index)}

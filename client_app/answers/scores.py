@@ -6,42 +6,23 @@ import hashlib
 import json
 
 import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from client_app.place import Place
-from client_app.records import check_matches, load_records, split_data, training_data
+from client_app.records import check_matches, load_records, split_data
 from client_app.release.log import ReleaseLog
-from client_app.release.release import payload_of
-from client_app.task import Answer, Work, request_of
+from client_app.task import Work, request_of
 from common.errors import PolicyRefusal
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import score, score_site
 from common.methods import get_method
 from common.methods.base import RunContext
-from common.methods.site_release import noise_source, site_statistics
-from common.privacy.statistics import class_means_spec
 from common.records import on_sphere
 from common.wire.allow_list import SCORE_NAMES
 from common.wire.received import check_shapes
 from embeddings.store.sets import SPLIT_NAMES, EmbeddingSet
 
 _HEADS = ("synthetic", "statistics")
-
-
-def answer_baseline(place: Place, work: Work) -> Answer:
-    """Noised class means at the whole budget, for comparison: only where the policy declares the data public."""
-    _check_public(place, work)
-    context, training = work.context, work.context.config.training
-    radius = 1.0 if training.sphere else training.embedding_radius
-    spec = class_means_spec(context.problem.dim, context.problem.num_classes, radius)
-    source = noise_source(context.config, work.index, -2)
-    noise = float(work.words["noise_multiplier"])
-    data = training_data(place.records, place.cache_dir, context)
-    released = site_statistics(context, spec, noise, data, source)
-    payload = payload_of("baseline", released, spec.shapes)
-    _log_public(place, work, "baseline", payload)
-    return Answer(load_tensors(payload), {})
 
 
 def answer_evaluate(place: Place, work: Work) -> dict[str, float]:

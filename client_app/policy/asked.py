@@ -49,7 +49,6 @@ _ALLOWED: Mapping[str, Callable[[object], bool]] = {
     "run": lambda value: isinstance(value, str) and 1 <= len(value) <= 200 and value.isprintable(),
     "index": _whole,
     "round": _whole,
-    "noise_multiplier": _number(0.0, 1e9),
     "mixing": _number(0.0, 1.0),
     "what": _text(40),
     "attempt": _text(64),

@@ -14,7 +14,7 @@ from common.errors import WireError
 from common.wire.allow_list import MASKED, Kind, check_scores, check_words, dtype_of
 
 # Kinds of message whose reply holds tensors.
-_WITH_TENSORS = frozenset({"statistics", "train", "baseline", "secagg_masked"})
+_WITH_TENSORS = frozenset({"statistics", "train", "secagg_masked"})
 _LONGEST_WORD = 10_000_000  # characters: a ledger's list of events grows with the rounds
 
 

@@ -264,8 +264,6 @@ def _released(context: RunContext, public: bool) -> list[dict[str, Any]]:
     errors = "a code and a reference; no text"
     released.append(_release("errors", "where a site refuses or fails", ["error", "reference"], errors))
     if public:
-        what = "class means at the whole budget, for comparison"
-        released.append(_release(what, "once", ["class_counts", "class_sums"], "data declared public; not charged"))
         released.append(_release("scores", "once", list(SCORE_NAMES), "data declared public; not charged"))
     return released
 

@@ -15,7 +15,7 @@ from common.records import SiteData, UnitBatch, by_unit, on_sphere
 
 
 def noise_source(config: RunConfig, site_index: int, round_index: int) -> NoiseSource:
-    """The source of a site's secret randomness in a round; statistics are round -1, a baseline -2.
+    """The source of a site's secret randomness in a round; statistics are round -1.
 
     Under `noise = "test"` it is seeded, so that two ways of running the same configuration can be compared; such a run
     is not private, and says so.

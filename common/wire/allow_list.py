@@ -26,7 +26,6 @@ Kind = Literal[
     "hello",
     "statistics",
     "train",
-    "baseline",
     "evaluate",
     "secagg_keys",
     "secagg_shares",
@@ -42,7 +41,6 @@ REPLY_WORDS: dict[Kind, frozenset[str]] = {
     "hello": frozenset({"site", "position", "identity", "canary", "public"}),
     "statistics": frozenset({"receipt", "seal", "charged"}),
     "train": frozenset({"receipt", "seal", "charged"}),
-    "baseline": frozenset(),
     "evaluate": frozenset(),
     # One secure sum: fresh public keys, sealed shares, a signature beside the masked vector, and shares of secrets that
     # take the masks off the sum. Random or encrypted, all of it; no more records show in it than in the sum. `refused`
@@ -78,15 +76,9 @@ _TASK = frozenset({"context", "run", "index"})
 _SUM = _TASK | {"what", "attempt"}
 _RECEIPT = frozenset({"receipt", "seal"})
 REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
-    "hello": (
-        frozenset(
-            {"seed", "alpha", "sites_dir", "cache_dir", "output_dir", "pool", "data_is_public", "epsilon", "unit"}
-        ),
-        frozenset(),
-    ),
+    "hello": (_PLACE, frozenset()),
     "statistics": (_TASK, _RECEIPT),
     "train": (_TASK | {"round"}, _RECEIPT),
-    "baseline": (_TASK | {"noise_multiplier"}, _RECEIPT),
     "evaluate": (_TASK | {"mixing"}, _RECEIPT),
     "secagg_keys": (_SUM, _RECEIPT | {"round"}),
     "secagg_shares": (_SUM | {"cards"}, _RECEIPT | {"round"}),

@@ -24,7 +24,7 @@ from embeddings.quality.page import Grid, Picture, render
 
 WAYS = {
     "local_only": "own data only",
-    "statistics_only": "noised class means only",
+    "statistics_only": "released class means only",
     "synthetic_only": "synthetic set only",
     "mixed": "own and synthetic, half each",
     "own_lambda": "own and synthetic, tuned",

@@ -131,11 +131,10 @@ def test_public_site_sends_no_score_where_its_policy_says_no(tmp_path: Path) -> 
     allowed = Federation.create(tmp_path / "allowed", 1, data_is_public=True, metrics_may_leave=True)
     allowed.run(num_rounds=1)
     site = Federation.create(tmp_path / "not", 1, data_is_public=True, metrics_may_leave=False).sites[0]
-    for kind in ("query.baseline", "evaluate"):
-        reply = deliver(site, allowed.asked(kind, "site-1"))
-        assert words_of(reply)["error"] == "policy:metrics_may_leave"
-        assert not reply.content.metric_records
-        assert not reply.content.array_records
+    reply = deliver(site, allowed.asked("evaluate", "site-1"))
+    assert words_of(reply)["error"] == "policy:metrics_may_leave"
+    assert not reply.content.metric_records
+    assert not reply.content.array_records
     assert site.releases() == ()
 
 
@@ -151,12 +150,10 @@ def test_policy_made_stricter_holds_for_a_run_that_was_granted_before(
     assert site.entries() == before
 
 
-@pytest.mark.parametrize("kind", ["query.baseline", "evaluate"])
-def test_private_site_refuses_metrics(tmp_path: Path, asked: dict[str, Message], kind: str) -> None:
+def test_private_site_refuses_metrics(tmp_path: Path, asked: dict[str, Message]) -> None:
     site = Federation.create(tmp_path, 1).sites[0]
-    word = {"query.baseline": {"noise_multiplier": 0.0}, "evaluate": {"mixing": 0.5}}[kind]
-    message = changed(asked["query.statistics"], **word)
-    message.metadata.__dict__["_message_type"] = kind
+    message = changed(asked["query.statistics"], mixing=0.5)
+    message.metadata.__dict__["_message_type"] = "evaluate"
     reply = deliver(site, message)
     assert words_of(reply)["error"] == "policy:metrics_may_leave"
     assert not reply.content.array_records

@@ -136,8 +136,7 @@ def _check_local(fuzz: Fuzz, federation: Federation, summary: Mapping[str, Any])
         check(one["shut_out_with"].endswith(f" {one['site']}"), fuzz, "no command")
         check(one["why"].isprintable() and len(one["why"]) < 1000, fuzz, f"unprintable: {one['why']!r:.200}")
         named.add((who, one["when"]))
-    whens = {"query.hello": "hello", "query.statistics": "statistics", "train": "round 1"}
-    whens |= {"query.baseline": "baseline", "evaluate": "evaluate"}
+    whens = {"query.hello": "hello", "query.statistics": "statistics", "train": "round 1", "evaluate": "evaluate"}
     for name, kind, made in fuzz.done:
         told = (name, whens[kind]) in named
         check(told or not made.certain, fuzz, f"{name} is not named after {kind}: {made.what}")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.run import fuzz
 
-KINDS = {"query.hello", "query.statistics", "train", "query.baseline", "evaluate"}
+KINDS = {"query.hello", "query.statistics", "train", "evaluate"}
 
 
 def test_500_changed_replies_end_no_run_and_cost_the_honest_sites_nothing() -> None:

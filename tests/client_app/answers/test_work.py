@@ -287,7 +287,6 @@ def test_public_site_logs_what_leaves_without_charge(tmp_path: Path) -> None:
     assert [release.round_key for release in federation.sites[0].releases()] == [
         "statistics",
         "round-1",
-        "baseline",
         "evaluate",
     ]
 

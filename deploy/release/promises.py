@@ -14,7 +14,7 @@ from typing import Any
 from common.assurance.statement import SiteCharge, StatementFacts, build_statement, check_statement, why_not_private
 from common.errors import FedHypeVAEError
 from common.methods.base import RunContext
-from common.privacy.events import PrivacyEvent, mechanism_counts
+from common.privacy.events import MechanismKey, PrivacyEvent, mechanism_counts
 
 _SAME_EPSILON = 1e-4  # relative; another release of the accounting library may differ by so much
 _GUARANTEE = (
@@ -60,7 +60,7 @@ def faults_of(statement: Mapping[str, Any], context: RunContext, withdrawn: Sequ
         faults += _differences("secure aggregation", shared, due_shared, _numbers(due_shared))
     for site, facts in statement["sites"].items():
         faults += _differences(f"site {site}", facts, expected["sites"][site], _SITE_FIGURES)
-        faults += _missing_charges(site, facts, context)
+    faults += _missing_charges(statement["sites"], context)
     told, due = (sorted(tuple(one["names"]) for one in which["released"]) for which in (statement, expected))
     if told != due:
         faults.append("the list of what was released is not the run's")
@@ -115,22 +115,40 @@ def largest_epsilon(statement: Mapping[str, Any]) -> float:
     return max((math.inf if figure is None else float(figure) for figure in figures), default=math.inf)
 
 
-def _missing_charges(site: str, facts: Mapping[str, Any], context: RunContext) -> list[str]:
-    """Whether a site was charged for what the generator's own plan says that it released."""
+def _missing_charges(sites: Mapping[str, Mapping[str, Any]], context: RunContext) -> list[str]:
+    """Whether each site was charged for what the generator's own plan says that it released.
+
+    A site that came later, or missed the statistics, gave none and was charged for none; but as many as the run needed
+    gave them, or there would be no run.
+    """
     if why_not_private(context):
         return []
-    plan = context.plan
-    due = list(plan.statistics_events) + list(plan.round_events) * int(facts["rounds_used"])
-    charged = {
-        (sigma, rate): count
-        for sigma, rate, count in mechanism_counts(PrivacyEvent(**event) for event in facts["events"])
-    }
-    missing = [
-        f"{count - charged.get((sigma, rate), 0)} releases with noise multiplier {sigma:g}"
-        for sigma, rate, count in mechanism_counts(due)
-        if charged.get((sigma, rate), 0) < count
-    ]
-    return [f"site {site} was not charged for {' and '.join(missing)}"] if missing else []
+    plan, least = context.plan, context.config.federation.min_sites
+    faults, gave_none = [], []
+    for site, facts in sites.items():
+        charged = [PrivacyEvent(**event) for event in facts["events"]]
+        rounds = list(plan.round_events) * int(facts["rounds_used"])
+        missing = _missing(charged, rounds)
+        if missing:
+            faults.append(f"site {site} was not charged for {' and '.join(missing)}")
+        elif _missing(charged, [*plan.statistics_events, *rounds]):
+            gave_none.append(site)
+    gave = len(sites) - len(gave_none)
+    if gave_none and gave < least:
+        faults.append(f"{gave} sites were charged for the statistics and the run needs {least}: not {gave_none[0]}")
+    return faults
+
+
+def _missing(charged: Sequence[PrivacyEvent], due: Sequence[PrivacyEvent]) -> list[str]:
+    """Releases that are due and not charged, in words; one charged with less noise, as sites that fear more colluders
+    are, pays for one with more."""
+    told, wanted = mechanism_counts(charged), mechanism_counts(due)
+
+    def up_to(counts: Sequence[MechanismKey], noise: float, rate: float) -> int:
+        return sum(count for sigma, its_rate, count in counts if sigma <= noise and its_rate == rate)
+
+    lacking = {(sigma, rate): up_to(wanted, sigma, rate) - up_to(told, sigma, rate) for sigma, rate, _ in wanted}
+    return [f"{count} releases with noise multiplier {sigma:g}" for (sigma, _), count in lacking.items() if count > 0]
 
 
 def _differences(where: str, told: Mapping[str, Any], due: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ from embeddings.pipeline import Item
 from embeddings.readers.classes import ArrayTexts, array_classes, array_texts
 from embeddings.readers.folders import Listing
 from embeddings.readers.labels import check_columns
-from embeddings.readers.patients import patient_number
+from embeddings.readers.patients import patient_identifier, patient_number
 from embeddings.store.sets import EmbeddingSet, SetMetadata
 from embeddings.store.writing import write_chunks
 
@@ -148,8 +148,9 @@ def read_ready(path: Path, work: Path, names: ReadyNames, classes: Sequence[str]
     ]
     patients = None if names.patients is None else _column(path, names.patients, work, len(embeddings))
     if patients is not None:
+        stated, patients = patients, dataclasses.replace(patients, texts=tuple(map(patient_identifier, patients.texts)))
         nameless = np.flatnonzero(fine & (patients.per_row(patients.texts) == ""))
-        rejected += [(_where(path, row), "the patient is not known") for row in nameless]
+        rejected += [(_where(path, row), f"{stated[row]!r} names no patient") for row in nameless]
         fine[nameless] = False
     for start in range(0, len(embeddings), 4096):
         block = np.isfinite(np.asarray(embeddings[start : start + 4096], dtype=np.float32)).all(axis=1)

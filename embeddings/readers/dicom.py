@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError
+from common.texts import neat
 from embeddings.limits import (
     DEFLATE_RATIO,
     FREE_BYTES,
@@ -31,21 +32,26 @@ from embeddings.limits import (
     decoding,
 )
 from embeddings.readers.codestream import frame_size, rle_size
+from embeddings.readers.dicom_order import NO_PLACE, Slice, middle_frame, slice_of
 from embeddings.readers.dicom_parts import InParts, check_values
 from embeddings.readers.dicom_picture import Source, Window, render
 from embeddings.readers.dicom_samples import Samples, as_stored, sample_form
 
-# Tags of the pixels: float, double and whole numbers, little and big endian.
-_PIXELS = {struct.pack(f"{order}HH", 0x7FE0, element) for order in "<>" for element in (0x0008, 0x0009, 0x0010)}
 _DEFLATED, _EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
 _HEADER_TAGS = (
     "PatientID",
     "SeriesInstanceUID",
-    "InstanceNumber",
     "NumberOfFrames",
     "Rows",
     "Columns",
     "PixelRepresentation",
+)
+_PLACES = (
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 )
 
 
@@ -56,7 +62,8 @@ class Header:
     frames: int
     patient: str
     series: str
-    position: int
+    place: Slice
+    middle: int
 
 
 def is_dicom(path: Path) -> bool:
@@ -69,15 +76,16 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def read_header(path: Path, name: str) -> Header:
+def read_header(path: Path, name: str, *, places: bool = False) -> Header:
     """Read a DICOM file's header without its pixels.
 
     Args:
         path: the file.
         name: how messages name it.
+        places: whether to look at where its slices lie.
 
     Returns:
-        Number of frames, patient, series and position in it.
+        Number of frames, the patient as stated, the series, the place in it, and the frame in the middle.
 
     Raises:
         DataError: it can't be read, has no image, too many pixels or frames, or unpacks to too much.
@@ -86,7 +94,9 @@ def read_header(path: Path, name: str) -> Header:
     pydicom = _pydicom()
     try:
         with _plain(path, name) as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS))
+            dataset = pydicom.dcmread(
+                file, stop_before_pixels=True, specific_tags=[*_HEADER_TAGS, *(_PLACES if places else ())]
+            )
         check_values(dataset, name)
         rows, columns = dataset.get("Rows"), dataset.get("Columns")
         if rows is None or columns is None:
@@ -97,9 +107,10 @@ def read_header(path: Path, name: str) -> Header:
             raise DataError(f"{name}: expected 1 to {MAX_FRAMES:,} frames, found {frames}")
         return Header(
             frames=frames,
-            patient=str(dataset.get("PatientID") or ""),
-            series=str(dataset.get("SeriesInstanceUID") or ""),
-            position=int(dataset.get("InstanceNumber") or 0),
+            patient=_text(dataset.get("PatientID")),
+            series=neat(_text(dataset.get("SeriesInstanceUID"))),
+            place=slice_of(dataset) if places else NO_PLACE,
+            middle=middle_frame(dataset, frames) if places and frames > 1 else 0,
         )
     except DataError:
         raise
@@ -239,6 +250,11 @@ def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: in
             f"{samples}, as its header says: leave it out"
         )
     return sample_form(dataset, found, name, jpeg_2000=syntax in uid.JPEG2000TransferSyntaxes, lossy=syntax in lossy)
+
+
+def _text(value: Any) -> str:
+    """A value as text; several are one, as they are written."""
+    return "" if value is None else value if isinstance(value, str) else "\\".join(map(str, value))
 
 
 def _pydicom() -> Any:

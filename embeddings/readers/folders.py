@@ -7,7 +7,7 @@ never stops the rest.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -17,13 +17,16 @@ from common.texts import is_text, neat
 from embeddings.pipeline import Item
 from embeddings.readers.classes import class_list, short
 from embeddings.readers.dicom import is_dicom, read_frame, read_header
+from embeddings.readers.dicom_order import NO_PLACE, Slice, in_order
 from embeddings.readers.dicom_picture import Window
 from embeddings.readers.images import SUFFIXES, read_image
 from embeddings.readers.labels import LabelColumns, LabelRow, read_labels
+from embeddings.readers.patients import patient_identifier
 from embeddings.readers.walk import by_composed_name, composed, exists, inside, walk
 
 Slices = Literal["all", "middle"]
 _NAMELESS = "the patient is not known, as those of most others are; give a patient column, or use --no-patients"
+_NOBODY = "is stated as the patient, which names nobody; give a patient column, or use --no-patients"
 
 _ABSENT = "no such file; correct the label file"
 _ALIKE = "several files have this name but for how its accents are stored; rename them"
@@ -58,15 +61,16 @@ class FolderOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Found:
-    """One picture before its label is checked."""
+    """One picture before its label is checked. `stated` is what stands where the `patient` should."""
 
     path: Path
     name: str
     frame: int | None
     row: LabelRow
+    stated: str
     patient: str
     series: str
-    position: int
+    place: Slice
 
 
 def list_folder(
@@ -101,7 +105,7 @@ def list_folder(
     if labels is None:
         wanted = _by_folder(base, rejected)
     else:
-        table = read_labels(labels, options.columns)
+        table = read_labels(labels, options.columns, patients=options.patients)
         rejected.update(table.rejected)
         if table.repeated:
             remarks.append(f"{labels.name}: {table.repeated} rows repeat an earlier one and count once")
@@ -120,8 +124,10 @@ def list_folder(
     patients = options.patients and _has_patients(root, found)
     if patients:
         nameless = [one for one in found if not one.patient]
-        rejected.update({_source(one): _NAMELESS for one in nameless})
+        rejected.update({_source(one): f"{one.stated!r} {_NOBODY}" if one.stated else _NAMELESS for one in nameless})
         found = [one for one in found if one.patient]
+    elif options.patients and (nobody := [one.stated for one in found if one.stated]):
+        remarks.append(f"no patient is known: {nobody[0]!r} {_NOBODY} ({len(nobody)} images)")
     items = []
     for one in found:
         if one.row.label not in index:
@@ -204,18 +210,24 @@ def _by_rows(base: Path, rows: dict[str, LabelRow], rejected: dict[str, str]) ->
 
 def _pictures(path: Path, name: str, row: LabelRow, options: FolderOptions) -> list[_Found]:
     if not is_dicom(path):
-        return [_Found(path, name, None, row, row.patient or "", "", 0)]
-    header = read_header(path, name)
-    frames: Sequence[int] = range(header.frames)
-    if options.slices == "middle":
-        frames = [header.frames // 2]
-    patient = header.patient if row.patient is None else row.patient
-    series = header.series if header.frames == 1 else ""
-    return [_Found(path, name, frame, row, patient, series, header.position) for frame in frames]
+        return [_found(path, name, None, row, row.patient or "")]
+    middle = options.slices == "middle"
+    header = read_header(path, name, places=middle)
+    stated = header.patient if row.patient is None else row.patient
+    if header.frames == 1:
+        return [_found(path, name, 0, row, stated, header.series, header.place)]
+    frames = [header.middle] if middle else range(header.frames)
+    return [_found(path, name, frame, row, stated) for frame in frames]
+
+
+def _found(
+    path: Path, name: str, frame: int | None, row: LabelRow, stated: str, series: str = "", place: Slice = NO_PLACE
+) -> _Found:
+    return _Found(path, name, frame, row, stated.strip(), patient_identifier(stated), series, place)
 
 
 def _middle_of_series(found: list[_Found]) -> list[_Found]:
-    """Keep, of each series of single-frame files with one label, the middle one by position."""
+    """Keep, of each series of single-frame files with one label, the middle one by where it lies."""
     series: dict[tuple[str, str], list[_Found]] = {}
     kept: list[_Found] = []
     for one in found:
@@ -224,8 +236,8 @@ def _middle_of_series(found: list[_Found]) -> list[_Found]:
         else:
             kept.append(one)
     for members in series.values():
-        ordered = sorted(members, key=lambda one: (one.position, one.name))
-        kept.append(ordered[len(ordered) // 2])
+        order = in_order([one.place for one in members], [one.name for one in members])
+        kept.append(members[order[len(order) // 2]])
     return sorted(kept, key=lambda one: (one.path, one.frame or 0))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from common.errors import ConfigError, DataError
 from common.texts import neat, open_text, trimmed
 from embeddings.limits import LABEL_FILE_BYTES, LABEL_ROWS, MAX_TEXT
+from embeddings.readers.patients import patient_identifier
 from embeddings.store.sets import RESERVED
 
 _LONGEST_LINE = 1_000_000
@@ -47,13 +48,14 @@ class LabelTable:
     has_patients: bool
 
 
-def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
+def read_labels(path: Path, columns: LabelColumns, *, patients: bool = True) -> LabelTable:
     """Read a label file.
 
     Args:
         path: CSV in UTF-8 with a header line; comma, semicolon or tab between cells.
         columns: which columns hold what. Without a patient column named, one called `patient` is taken if it
             is there.
+        patients: whether patients are looked at.
 
     Returns:
         The rows by path. A path with an empty label, or with two rows that differ, is in `rejected`.
@@ -70,6 +72,7 @@ def read_labels(path: Path, columns: LabelColumns) -> LabelTable:
             delimiter = max(",;\t", key=first.count)
             names = [neat(name) for name in next(csv.reader([first], delimiter=delimiter), [])]
             chosen = _chosen(path, names, columns)
+            chosen = chosen if patients else dataclasses.replace(chosen, patient=None)
             table = LabelTable({}, {}, 0, chosen.patient is not None)
             repeated = 0
             for number, cells in enumerate(csv.reader(file, delimiter=delimiter), start=2):
@@ -129,8 +132,9 @@ def _add(table: LabelTable, number: int, names: list[str], cells: list[str], col
         table.rejected[key] = f"the label file has a NUL character in line {number}"
     elif not row.label:
         table.rejected[key] = f"the label file has no label in line {number}"
-    elif columns.patient is not None and not patient:
-        table.rejected[key] = f"the label file has no patient in line {number}"
+    elif patient is not None and not patient_identifier(patient):
+        told = f"{patient!r}, which names nobody," if patient else "nothing"
+        table.rejected[key] = f"the label file has {told} as the patient in line {number}"
     elif key in table.rows and table.rows[key] != row:
         table.rejected[key] = f"the label file has two rows that differ (the second in line {number})"
     elif key in table.rows:

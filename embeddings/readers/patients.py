@@ -1,4 +1,5 @@
-"""Salted hashes of patients and images: the store tells which rows belong together, not whom they show.
+"""Who a patient is, and salted hashes of patients and images: the store says which rows belong together, not whom they
+show.
 
 The salt is a random file at the site. Without it a hash can't be turned back by trying names; with it, anyone
 can: it stays at the site, and is kept, since a second extraction must give the same patient the same number.
@@ -14,9 +15,49 @@ from pathlib import Path
 
 from common.durable import make_private
 from common.errors import DataError
+from common.texts import neat
 
+# What stands where nobody is named, in lower case and without punctuation: from programs that take names out of files,
+# and from tables with cells missing. A zero is none of them: patients are often numbered from there.
+_NOBODY = {
+    *("", "anon", "anonym", "anonymous", "anonymouspatient", "anonymized", "anonymised", "anonymizedpatient"),
+    *(
+        "deidentified",
+        "unidentified",
+        "removed",
+        "redacted",
+        "unknown",
+        "unknownpatient",
+        "unk",
+        "unnamed",
+        "undefined",
+    ),
+    *("none", "null", "nil", "nan", "na", "missing", "notavailable", "notapplicable", "notknown"),
+    *("noid", "nopatientid", "undefined"),
+}
 SALT_BYTES = 32
 KEY_BYTES = 16
+
+
+def patient_identifier(stated: str) -> str:
+    """Who is meant by an identifier; the one place where that is decided, for headers, tables and arrays.
+
+    Blanks and padding at its ends mean nothing, nor how accents are stored; case and zeros in front do mean something.
+    One person under two identifiers would be two units of privacy.
+
+    Args:
+        stated: what stands in the file.
+
+    Returns:
+        The identifier, or an empty text where it names nobody: it is empty, a placeholder (ANONYMOUS, unknown, n/a), a
+        row of X, or -1. Who has records under a placeholder may have others under an own identifier.
+
+    Source: DICOM PS3.5 6.2 (LO: leading and trailing spaces are insignificant).
+    """
+    text = neat(stated.replace("\0", " ")).encode(errors="backslashreplace").decode()
+    letters = "".join(filter(str.isalnum, text.casefold()))
+    redacted = len(letters) > 2 and set(letters) == {"x"}
+    return "" if letters in _NOBODY or redacted or text in {"-1", "-1.0"} else text
 
 
 def default_salt_path() -> Path:

@@ -102,6 +102,12 @@ def embed(
         printed.print(remark)
     outcome = _extract(listing, encoder, options, out, secret, store_precision)
     _report(outcome, out, printed)
+    if listing.shallow:
+        printed.print(
+            f"remark: {len(listing.shallow)} pictures of 16 bits use 12 of them at most and so are nearly black: store "
+            f"them with their whole range, or in 8 bits (such as {min(listing.shallow)})",
+            soft_wrap=True,
+        )
     if outcome.rejected:
         raise typer.Exit(1)
 

@@ -37,7 +37,8 @@ class Listing:
     """What a site has to embed: `items` in a fixed order, `rejected` (source, reason) pairs, and remarks.
 
     `column_names` name each item's `columns`. `rendering` is what the reader was told of showing the files (a
-    DICOM window): a part of the preprocessing that sites compare.
+    DICOM window): a part of the preprocessing that sites compare. `shallow` names the pictures of 16 bits that use
+    12 at most; it fills while they are read.
     """
 
     items: tuple[Item, ...]
@@ -46,6 +47,7 @@ class Listing:
     column_names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     rendering: str = ""
+    shallow: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +131,12 @@ def list_folder(
     elif options.patients and (nobody := [one.stated for one in found if one.stated]):
         remarks.append(f"no patient is known: {nobody[0]!r} {_NOBODY} ({len(nobody)} images)")
     items = []
+    shallow: list[str] = []
     for one in found:
         if one.row.label not in index:
             rejected[_source(one)] = f"unknown label {one.row.label!r}; expected {short(class_names)}"
         else:
-            items.append(_item(one, index[one.row.label], patients, window))
+            items.append(_item(one, index[one.row.label], patients, window, shallow))
     return Listing(
         items=tuple(items),
         rejected=tuple(sorted(rejected.items())),
@@ -141,6 +144,7 @@ def list_folder(
         column_names=options.columns.extra if labels is not None else (),
         remarks=tuple(remarks),
         rendering="" if window is None else f"dicom window {window.center:g},{window.width:g}; ",
+        shallow=shallow,
     )
 
 
@@ -253,11 +257,11 @@ def _has_patients(root: Path, found: list[_Found]) -> bool:
     return known > 0
 
 
-def _item(one: _Found, label: int, patients: bool, window: Window | None) -> Item:
+def _item(one: _Found, label: int, patients: bool, window: Window | None, shallow: list[str]) -> Item:
     source = _source(one)
     status = one.path.stat()
     load = (
-        partial(read_image, one.path, source)
+        partial(read_image, one.path, source, shallow.append)
         if one.frame is None
         else partial(read_frame, one.path, source, one.frame, window)
     )

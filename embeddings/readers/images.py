@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from common.errors import DataError
 from embeddings.limits import MAX_PIXELS, PICTURE_RATIO, check_size, check_unpacked, decoding
@@ -20,25 +21,35 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
 # Pillow looks at sizes itself where a decoder allocates as the file is opened, and refuses twice this number.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Forms of TIFF that Pillow can decode and does not list: zero as white in big endian; 12 bits, which have no byte order
+for _order, _photometric, _bits, _modes in (
+    (b"MM", 0, 16, ("I;16B", "I;16B")),
+    (b"II", 0, 12, ("I;16", "I;12")),
+    (b"MM", 0, 12, ("I;16", "I;12")),
+    (b"MM", 1, 12, ("I;16", "I;12")),
+):
+    TiffImagePlugin.OPEN_INFO.setdefault((_order, _photometric, (1,), 1, (_bits,), ()), _modes)
 _TIFF_BLOCKS = ((322, 323), (256, 278))  # width and height of a tile, and of a strip: each is a decoder's buffer
 _STRIP_PIXELS = 4_000_000
 
 
-def read_image(path: Path, name: str) -> NDArray[np.uint8]:
+def read_image(path: Path, name: str, shallow: Callable[[str], None] = lambda name: None) -> NDArray[np.uint8]:
     """Decode the first picture of a file.
 
-    Orientation marks are applied; transparency lies on black; 16 bits are mapped to 8 by their upper byte (a
-    fixed rule: two sites with the same file get the same pixels).
+    Orientation marks are applied; transparency lies on black; 12 and 16 bits are mapped to 8 by their upper ones (a
+    fixed rule: two sites with the same file get the same pixels). What has no fixed range is refused: floats, signed
+    numbers, numbers of 32 bits.
 
     Args:
         path: the file.
         name: how messages name it.
+        shallow: called with the name of a picture of 16 bits that uses 12 of them at most, and so is nearly black.
 
     Returns:
         (h, w) uint8 for grey images, (h, w, 3) uint8 for others.
 
     Raises:
-        DataError: the file can't be read, is no image, is damaged or too large.
+        DataError: the file can't be read, is no image, is damaged or too large, or has no fixed range.
     """
     try:
         with Image.open(path, formats=_FORMATS) as picture:
@@ -48,10 +59,14 @@ def read_image(path: Path, name: str) -> NDArray[np.uint8]:
             )
             for tags in _TIFF_BLOCKS if picture.format == "TIFF" else ():
                 _check_block(picture, name, tags)
+            form = _form(picture, name)
             with decoding(picture.size[0] * picture.size[1]):
                 picture.load()
                 ImageOps.exif_transpose(picture, in_place=True)
-                return _pixels(picture, name)
+                pixels = _pixels(picture, form)
+                if form.bits == 16 and (pixels.min() > 239 if form.inverted else pixels.max() < 16):
+                    shallow(name)
+                return pixels
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -73,14 +88,36 @@ def _check_block(picture: Any, name: str, tags: tuple[int, int]) -> None:
     check_size(name, width, min(height, picture.size[1]) if tags == (256, 278) else height)
 
 
-def _pixels(picture: Image.Image, name: str) -> NDArray[np.uint8]:
-    if picture.mode in ("I;16", "I;16B", "I;16L"):
-        return (np.asarray(picture) >> 8).astype(np.uint8)
+class _Form(NamedTuple):
+    """Bits of a sample in the file where they are more than 8 (else 8), and whether zero is white in it."""
+
+    bits: int
+    inverted: bool
+
+
+def _form(picture: Any, name: str) -> _Form:
+    """What a file says of its samples beyond Pillow's mode, which is one for many forms.
+
+    Source: TIFF 6.0, tags 258 (BitsPerSample), 262 (PhotometricInterpretation), 339 (SampleFormat).
+    """
+    tags = picture.tag_v2 if picture.format == "TIFF" else {}
+    signed = any(kind == 2 for kind in tags.get(339, ()))
+    if picture.mode == "F" or signed or (picture.mode == "I" and tags):
+        kind = "floating-point" if picture.mode == "F" else "signed" if signed else "32-bit"
+        raise DataError(f"{name}: {kind} images have no fixed range; convert to 8 or 16 bits first")
+    if picture.mode.startswith("I;16") and tags:  # Pillow turns white round with 8 bits and fewer alone
+        return _Form(int(tags.get(258, (16,))[0]), tags.get(262) == 0)
+    deep = picture.mode.startswith("I") or any(";16" in str(tile[3]) for tile in picture.tile)
+    return _Form(16 if deep else 8, False)
+
+
+def _pixels(picture: Image.Image, form: _Form) -> NDArray[np.uint8]:
+    if picture.mode.startswith("I;16"):
+        values = (np.asarray(picture) >> (form.bits - 8)).astype(np.uint8)
+        return 255 - values if form.inverted else values
     if picture.mode == "I":
-        values = np.array(picture)
-        return (np.clip(values, 0, 65_535, out=values) >> 8).astype(np.uint8)
-    if picture.mode == "F":
-        raise DataError(f"{name}: floating-point images have no fixed range; convert to 8 or 16 bits first")
+        whole = np.array(picture)
+        return (np.clip(whole, 0, 65_535, out=whole) >> 8).astype(np.uint8)
     if picture.mode in ("1", "L"):
         return np.asarray(picture if picture.mode == "L" else picture.convert("L"))
     if picture.mode in ("LA", "RGBA", "PA") or "transparency" in picture.info:

@@ -206,3 +206,15 @@ def test_embed_takes_every_file_name_of_a_folder(
     assert "2 rows" in told
     assert "bad\\udcff.jpg" in told
     assert len(read_store(home / "o.parquet")) == 2
+
+
+def test_embed_remarks_on_sixteen_bits_of_which_twelve_are_used(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (0, 1, 2):
+        values = np.arange(600, dtype=np.uint16).reshape(20, 30) * (6 if number else 100)
+        Image.fromarray(values).save(home / "images" / f"{number}.png")
+    rows = [f"{number}.png,a,p,x" for number in (0, 1, 2)]
+    (home / "labels.csv").write_text("\n".join(["path,label,patient,place", *rows]))
+    _embed(monkeypatch, home)
+    assert "remark: 2 pictures of 16 bits use 12 of them at most" in " ".join(capsys.readouterr().err.split())

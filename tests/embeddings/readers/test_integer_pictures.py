@@ -1,0 +1,135 @@
+"""TIFF and PNG of every form of whole numbers: right by the formats' own text, or refused."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.errors import DataError
+from embeddings.readers.images import read_image
+
+FAST = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+WIDTH, HEIGHT = 13, 5
+
+
+def tiff(values: np.ndarray, bits: int, *, white: bool = False, form: int = 1, big: bool = False) -> bytes:
+    """A TIFF of one strip, by hand: samples of so many bits packed into bytes, (h, w) or (h, w, 3)."""
+    order, samples = ">" if big else "<", 1 if values.ndim == 2 else values.shape[2]
+    flat = values.reshape(len(values), -1)
+    if bits < 8 or bits == 12:  # rows end at a byte
+        places = np.arange(bits - 1, -1, -1)
+        strip = np.packbits((flat[..., None] >> places & 1).reshape(len(flat), -1).astype(np.uint8), axis=1).tobytes()
+    else:
+        kind = {1: "u", 2: "i", 3: "f"}[form]
+        strip = flat.astype(f"{order}{kind}{bits // 8}").tobytes()
+    tags = [(256, 4, 1, values.shape[1]), (257, 4, 1, values.shape[0]), (259, 3, 1, 1), (277, 3, 1, samples)]
+    tags += [
+        (262, 3, 1, 2 if samples == 3 else 0 if white else 1),
+        (278, 4, 1, values.shape[0]),
+        (279, 4, 1, len(strip)),
+    ]
+    start = 8 + 2 + 12 * 10 + 4
+    triples = {258: [bits] * samples, 339: [form] * samples}
+    for tag, numbers in triples.items():
+        tags.append((tag, 3, samples, numbers[0] if samples == 1 else start + (6 if tag == 339 else 0)))
+    tags.append((273, 4, 1, start + 12))
+    table = struct.pack(f"{order}H", len(tags))
+    for tag, kind_of, count, value in sorted(tags):
+        short = kind_of == 3 and count == 1
+        packed = struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+        table += struct.pack(f"{order}HHI", tag, kind_of, count) + packed
+    more = b"".join(struct.pack(f"{order}3H", *(numbers * 3)[:3]) for numbers in triples.values())
+    return (b"MM\0*" if big else b"II*\0") + struct.pack(f"{order}I", 8) + table + bytes(4) + more + strip
+
+
+def png(values: np.ndarray, bits: int) -> bytes:
+    """A PNG of grey or RGB by hand."""
+    samples = 1 if values.ndim == 2 else values.shape[2]
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    flat = values.reshape(len(values), -1)
+    if bits < 8:
+        places = np.arange(bits - 1, -1, -1)
+        rows = np.packbits((flat[..., None] >> places & 1).reshape(len(flat), -1).astype(np.uint8), axis=1)
+    else:
+        rows = np.frombuffer(flat.astype(f">u{bits // 8}").tobytes(), np.uint8).reshape(len(flat), -1)
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0 if samples == 1 else 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def _read(tmp_path: Path, content: bytes, told: list[str] | None = None) -> np.ndarray:
+    (tmp_path / "a").write_bytes(content)
+    return read_image(tmp_path / "a", "a", [].append if told is None else told.append)
+
+
+def _expected(values: np.ndarray, bits: int, white: bool = False) -> np.ndarray:
+    """The upper byte, or the range of fewer bits spread over 0..255; white is zero by tag 262 of TIFF 6.0."""
+    placed = (1 << bits) - 1 - values if white else values
+    return placed >> (bits - 8) if bits >= 8 else placed * 255 // ((1 << bits) - 1)
+
+
+@FAST
+@given(
+    bits=st.sampled_from([1, 2, 4, 8, 12, 16]),
+    white=st.booleans(),
+    big=st.booleans(),
+    colour=st.booleans(),
+    seed=st.integers(0, 1 << 32),
+)
+def test_tiff_of_every_form_is_right(
+    tmp_path: Path, bits: int, white: bool, big: bool, colour: bool, seed: int
+) -> None:
+    colour, white = colour and bits in (8, 16), white and not colour
+    values = np.random.default_rng(seed).integers(0, 1 << bits, (HEIGHT, WIDTH, 3) if colour else (HEIGHT, WIDTH))
+    content = tiff(values, bits, white=white, big=big)
+    shown = _read(tmp_path, content)
+    np.testing.assert_array_equal(shown.reshape(values.shape), _expected(values, bits, white))
+
+
+@FAST
+@given(bits=st.sampled_from([1, 2, 4, 8, 16]), colour=st.booleans(), seed=st.integers(0, 1 << 32))
+def test_png_of_every_form_is_right(tmp_path: Path, bits: int, colour: bool, seed: int) -> None:
+    colour = colour and bits >= 8
+    values = np.random.default_rng(seed).integers(0, 1 << bits, (HEIGHT, WIDTH, 3) if colour else (HEIGHT, WIDTH))
+    np.testing.assert_array_equal(_read(tmp_path, png(values, bits)), _expected(values, bits))
+
+
+@pytest.mark.parametrize(
+    ("bits", "form", "text"), [(16, 2, "signed"), (32, 1, "32-bit"), (32, 2, "signed"), (8, 2, "signed")]
+)
+@pytest.mark.parametrize("big", [False, True])
+def test_what_has_no_fixed_range_is_refused(tmp_path: Path, bits: int, form: int, text: str, big: bool) -> None:
+    values = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)
+    unknown = big and (bits, form) == (32, 1)  # to Pillow
+    with pytest.raises(DataError, match="^a: can't be read" if unknown else f"^a: {text} images have no fixed range"):
+        _read(tmp_path, tiff(values, bits, form=form, big=big))
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_floats_are_refused(tmp_path: Path, big: bool) -> None:
+    with pytest.raises(DataError, match=r"^a: floating-point images have no fixed range"):
+        _read(tmp_path, tiff(np.zeros((HEIGHT, WIDTH)), 32, form=3, big=big))
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "white", "colour png", "colour tiff"])
+def test_twelve_bits_in_sixteen_are_remarked_on(tmp_path: Path, kind: str) -> None:
+    values = np.random.default_rng(1).integers(0, 4096, (HEIGHT, WIDTH, 3) if "colour" in kind else (HEIGHT, WIDTH))
+    for factor, expected in ((1, ["a"]), (16, [])):
+        told: list[str] = []
+        full = values * factor
+        content: Any = png(full, 16) if "png" in kind else tiff(full, 16, white=kind == "white")
+        _read(tmp_path, content, told)
+        assert told == expected
+    told = []
+    _read(tmp_path, png(np.zeros((HEIGHT, WIDTH), int), 8), told)
+    assert told == []

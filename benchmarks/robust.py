@@ -24,7 +24,8 @@ from benchmarks.protocol import SEEDS, Federation, organ_federation
 from benchmarks.records import conditions, write_result
 from benchmarks.rows import ROWS
 from benchmarks.sources import data_folder, load_organ
-from common.config.run import LEAST_SITES, Scalar
+from common.config.federation import LEAST_SITES
+from common.config.run import Scalar
 from common.evaluation.heads import fit_linear_head
 from common.evaluation.scores import mean_scores, score
 from common.loop import problem_of

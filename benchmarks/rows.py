@@ -9,24 +9,12 @@ from benchmarks.protocol import Federation
 from common.config.run import RunConfig, Scalar
 
 EPSILON, DELTA = 1.0, 1e-4
-SYNTHETIC_ROWS = 50_000
 
 _COMMON: dict[str, Scalar] = {
     "epsilon": EPSILON,
     "delta": DELTA,
-    "statistics-share": 0.02,
-    "spare-rounds": 0,
     # seeded, so that a second run gives the same numbers; the mechanism, and so ε, is that of secure noise
     "noise": "test",
-    "num-rounds": 100,
-    # the highest rates; `score-noise` lowers them where noise would drown the scores
-    "learning-rate": 16.0,
-    "generator-rate": 0.04,
-    "synthetic-rows": SYNTHETIC_ROWS,
-    "unit-rows": True,
-    "prototype-share": 0.02,
-    "prototype-spread": 0.07,
-    "max-records-per-patient": 2,
 }
 _AVERAGED: dict[str, Scalar] = {"num-rounds": 30}
 _TIED: dict[str, Scalar] = {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0}
@@ -84,8 +72,9 @@ class Row:
             "seed": federation.seed,
             "unit": "patient" if grouped and self.trust != "none" else "record",
             "trust": "secagg" if self.trust == "secagg" else "local",
-            "dropouts": -1 if len(federation.sites) >= 4 else 0,
         }
+        if self.trust == "secagg" and len(federation.sites) < 4:
+            values["dropouts"] = 0
         return RunConfig.from_flat({**values, **(changes or {})})
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.config.run import PrivacyConfig
+from common.config.privacy import PrivacyConfig
 from common.privacy.noise import SecureNoise, add_gaussian
 from common.secagg.assumptions import Assumptions
 from common.secagg.messages import Session

@@ -26,6 +26,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.records import conditions, write_result
+from common.config.presets import resolve
 from common.config.run import RunConfig, Scalar
 from common.loop import run_loop
 from common.methods import get_method
@@ -138,7 +139,7 @@ def engine(sites: int, rounds: int, work: Path) -> dict[str, Any]:
         "round-timeout": max(_ENGINE_LIMIT_S, float(sites)),
     }
     start = time.monotonic()
-    output = simulate(settings, work_folder=folder, app_folder=Path(__file__).resolve().parents[1])
+    output = simulate(resolve(settings), work_folder=folder, app_folder=Path(__file__).resolve().parents[1])
     whole = time.monotonic() - start
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     each = [entry["seconds"] for entry in summary["history"]]

@@ -15,7 +15,8 @@ from typing import Any
 
 from client_app.policy.policy import SitePolicy, load_policy
 from client_app.records import Simulated
-from common.config.run import FederationConfig, PrivacyConfig
+from common.config.federation import FederationConfig
+from common.config.privacy import PrivacyConfig
 from common.errors import DataError
 
 Scalar = str | int | float | bool
@@ -66,15 +67,17 @@ def find_place(node_config: Mapping[str, Scalar], federation: FederationConfig, 
         return Place(name, -1, folder, policy, records, folder, new_ledger=False, device=device)
     if "partition-id" not in node_config:
         raise DataError("the node names no site: start it with --node-config 'data-dir=\"/srv/site\"'")
+    from embeddings.simulation.simulated import cache_folder  # a deployed site needs nothing of simulations
+
     index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
     home = Path(os.environ.get("FEDHYPEVAE_HOME", "")).resolve()
-    sites = home / (federation.sites_dir or f"{federation.output_dir}/sites")
+    sites = home / federation.output_dir / "sites"
     name = f"site-{index + 1}"
     pools = federation.pools
     pool = home / pools[index % len(pools)] if pools else None
     simulated = Simulated(index, count, federation.alpha, federation.seed, pool)
     policy = simulated_policy(name, privacy, public=pool is None or federation.data_is_public)
-    return Place(name, index, sites / name, policy, simulated, home / federation.cache_dir, new_ledger=True)
+    return Place(name, index, sites / name, policy, simulated, cache_folder(home), new_ledger=True)
 
 
 def open_policy(*, public: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.assurance.statement import why_not_private
+from common.config.presets import resolve_listed
 from common.config.run import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
 from common.methods import get_method
@@ -46,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     folder = work_folder() / "outputs" / "run"
     try:
-        config = RunConfig.from_flat(dict(context.run_config))
+        config = resolve_listed(context.run_config)
         folder = work_folder() / config.federation.output_dir
         _run(grid, config, folder, f"run-{context.run_id}")
     except Exception as error:

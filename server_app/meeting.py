@@ -124,9 +124,9 @@ def say_hello(grid: Grid, config: RunConfig, nodes: Iterable[int], patience: flo
     words: dict[str, str | int | float | bool] = {
         "seed": federation.seed,
         "alpha": federation.alpha,
-        "sites_dir": federation.sites_dir,
+        "output_dir": federation.output_dir,
+        "pool": federation.pool,
     }
-    words |= {"cache_dir": federation.cache_dir, "output_dir": federation.output_dir, "pool": federation.pool}
     words |= {"data_is_public": federation.data_is_public}
     words |= {"epsilon": config.privacy.epsilon, "unit": config.privacy.unit}
     messages = build_messages("hello", nodes, lambda _: words, lambda _: {}, "hello", patience)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.assurance.shared_noise import shared_noise_facts
-from common.config.run import PrivacyConfig
+from common.config.privacy import PrivacyConfig
 from common.errors import FedHypeVAEError
 from common.methods import get_method
 from common.methods.base import RunContext

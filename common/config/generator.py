@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config.base import LARGEST_SEED, Concern, NoneOrSome, Positive, Text, Weight
+from common.config.base import Concern, NoneOrSome, Positive, Text, Weight
 
 MOST_LAYERS = 6
 
@@ -26,7 +26,6 @@ class ModelConfig(Concern):
     label_embedding_dim: int = Field(4, ge=1, le=512)
     encoder_width: int = Field(64, ge=1, le=4096)
     residual_energy: Positive = 0.67
-    init_seed: int = Field(7, ge=0, le=LARGEST_SEED)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -61,10 +60,10 @@ class TrainingConfig(Concern):
     by its released counts (`common.methods.fedhypevae.presence`): free, and less noise where sites have unlike classes.
     """
 
-    num_rounds: int = Field(25, ge=0, le=100_000)
+    num_rounds: int = Field(100, ge=0, le=100_000)
     local_steps: int = Field(1, ge=1, le=1000)
-    learning_rate: Positive = 8.0
-    generator_rate: Weight = 0.02
+    learning_rate: Positive = 16.0
+    generator_rate: Weight = 0.04
     code_rate: Weight = 0.05
     momentum: NoneOrSome = Field(0.8, ge=0.0, le=0.9999)
     averaging_fraction: NoneOrSome = Field(0.35, ge=0.0, le=1.0)
@@ -122,7 +121,7 @@ class SynthesisConfig(Concern):
     the published one before they are mixed, since noise in training makes it overconfident.
     """
 
-    synthetic_rows: int = Field(20_000, ge=1, le=10_000_000)
+    synthetic_rows: int = Field(50_000, ge=1, le=10_000_000)
     num_codes: int = Field(1, ge=1, le=64)
     mixture: Literal["samples", "parameters"] = "samples"
     latent_law: Literal["prior", "standard"] = "prior"
@@ -131,9 +130,9 @@ class SynthesisConfig(Concern):
     relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
     relabel_temperature: Positive = 1.0
     placement: bool = True
-    unit_rows: bool = False
-    prototype_share: NoneOrSome = Field(0.0, ge=0.0, le=1.0)
-    prototype_spread: NoneOrSome = Field(0.0, ge=0.0, le=1.0)
+    unit_rows: bool = True
+    prototype_share: NoneOrSome = Field(0.02, ge=0.0, le=1.0)
+    prototype_spread: NoneOrSome = Field(0.07, ge=0.0, le=1.0)
     covariance_weight: Weight = 0.0
     meta_steps: int = Field(200, ge=0, le=100_000)
     mixing: NoneOrSome = Field(0.5, ge=0.0, le=1.0)

@@ -69,9 +69,7 @@ def num_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
 SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda", "personal")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
 # Words that a server's message may hold, by kind: those that must be there, and those that may.
-_PLACE = frozenset(
-    {"seed", "alpha", "sites_dir", "cache_dir", "output_dir", "pool", "data_is_public", "epsilon", "unit"}
-)
+_PLACE = frozenset({"seed", "alpha", "output_dir", "pool", "data_is_public", "epsilon", "unit"})
 _TASK = frozenset({"context", "run", "index"})
 _SUM = _TASK | {"what", "attempt"}
 _RECEIPT = frozenset({"receipt", "seal"})
@@ -88,9 +86,7 @@ REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
 }
 ERROR_WORDS = frozenset({"error", "reference"})
 # Settings that a run may change when it goes on: folders, patience, devices, and what is only told.
-MAY_DIFFER = frozenset(
-    {"output-dir", "sites-dir", "cache-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking", "device"}
-)
+MAY_DIFFER = frozenset({"output-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking", "device"})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploy.commands.demo import parse_setting
 from deploy.console import say
 
 if TYPE_CHECKING:
@@ -17,14 +16,13 @@ if TYPE_CHECKING:
     from common.config.run import RunConfig
 
 SUM_IS_ATTACKED = "secure aggregation: the sum of the sites is attacked, with its whole noise; the masks are not"
-_SITES_OF_A_SUM = 10  # any number that may share noise: the sum's noise does not depend on it
 _ATTACKED = 17  # the public image that the inversion is shown on
 
 
 def audit(
-    epsilon: Annotated[float, typer.Option(help="Privacy budget of each site for the run.")] = 3.0,
-    delta: Annotated[float, typer.Option(help="Its delta.")] = 1e-5,
-    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 25,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy budget of each site for the run.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Its delta.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of training.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, KEY=VALUE; may be repeated.")
     ] = None,
@@ -36,7 +34,9 @@ def audit(
     two_world: Annotated[bool, typer.Option(help="The two-world audit of one step.")] = True,
     one_run: Annotated[bool, typer.Option(help="The one-run audit of the whole run.")] = True,
     inversion: Annotated[bool, typer.Option(help="The picture of a gradient inversion.")] = True,
-    cache: Annotated[Path, typer.Option(help="Cache of the demonstration's embeddings.")] = Path("outputs/cache"),
+    cache: Annotated[
+        Path, typer.Option(envvar="FEDHYPEVAE_CACHE", help="Cache of the demonstration's embeddings.")
+    ] = Path("outputs/cache"),
     output: Annotated[Path, typer.Option(help="Folder for audit.json and inversion.png.")] = Path("outputs/audit"),
 ) -> None:
     """Lower bounds of epsilon beside the claim, with what they could have seen; no site's records are read.
@@ -45,26 +45,25 @@ def audit(
 
     Example: fedhypevae audit --epsilon 2 --rounds 20 --set sampling-rate=0.5
     """
-    from common.config.run import RunConfig
     from common.durable import write_output
     from common.errors import FedHypeVAEError
     from common.methods import get_method
+    from deploy.settings import run_config
 
-    asked = dict(parse_setting(text) for text in setting or [])
-    sites = _SITES_OF_A_SUM if asked.get("trust") == "secagg" else 1
-    flat = {"epsilon": epsilon, "delta": delta, "num-rounds": rounds, "num-sites": sites, "min-sites": 1, **asked}
-    config = RunConfig.from_flat(flat)
+    config = run_config(setting, epsilon=epsilon, delta=delta, num_rounds=rounds)
+    attacked = "what one site sends"
     if config.privacy.trust == "secagg":
         # what the server sees: the same steps at one site, with the whole noise that the honest sites add together
-        config = config.replace(trust="local", num_sites=1, min_sites=1)
-        say(SUM_IS_ATTACKED)
+        attacked = SUM_IS_ATTACKED
+        say(attacked)
+    config = config.replace(trust="local", num_sites=1, min_sites=1, robust_statistics="off")
     results = _audits(config, dim, classes, draws if two_world else 0, canaries if one_run else 0, confidence)
     trains = get_method(config.method).plan(config).training_noise is not None
     for result in results:
         say(_line(result, trains))
     facts: dict[str, Any] = {
         "records": "made up",
-        "attacked": SUM_IS_ATTACKED if asked.get("trust") == "secagg" else "what one site sends",
+        "attacked": attacked,
         "config": config.to_flat(),
         "audits": [{**asdict(result), "passed": result.passed} for result in results],
     }

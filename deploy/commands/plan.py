@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploy.commands.demo import parse_setting
 from deploy.console import console, said, say
 
 if TYPE_CHECKING:
@@ -23,13 +22,13 @@ _HELD_OUT = 0.25
 
 
 def plan(
-    epsilon: Annotated[float, typer.Option(help="Privacy budget of each site for this run.")] = 3.0,
-    delta: Annotated[float, typer.Option(help="Its delta.")] = 1e-5,
-    sites: Annotated[int, typer.Option(help="How many sites take part.")] = 4,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy budget of each site for this run.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Its delta.")] = None,
+    sites: Annotated[int | None, typer.Option(help="How many sites take part.")] = None,
     records: Annotated[int, typer.Option(help="Training records (or patients) of each site.")] = 1000,
     dim: Annotated[int, typer.Option(help="Width of the embeddings.")] = 1280,
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 11,
-    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 25,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of training.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, KEY=VALUE; may be repeated.")
     ] = None,
@@ -39,7 +38,9 @@ def plan(
     worth: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the noiseless score that makes a run worth it.")
     ] = 0.8,
-    cache: Annotated[Path, typer.Option(help="Cache of the demonstration's embeddings.")] = Path("outputs/cache"),
+    cache: Annotated[
+        Path, typer.Option(envvar="FEDHYPEVAE_CACHE", help="Cache of the demonstration's embeddings.")
+    ] = Path("outputs/cache"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Noise, epsilon by step and accountant, signal, bytes, time, and the score to expect. Spends nothing.
@@ -47,12 +48,11 @@ def plan(
     Example: fedhypevae plan --epsilon 1 --sites 10 --records 1600 --dim 768 --classes 8
     """
     from common.assurance.plan import Cohort, plan_run
-    from common.config.run import RunConfig
+    from deploy.settings import run_config
 
-    asked = dict(parse_setting(text) for text in setting or [])
-    flat = {"epsilon": epsilon, "delta": delta, "num-rounds": rounds, "num-sites": sites, "min-sites": 1, **asked}
-    config = RunConfig.from_flat(flat)
-    cohort = Cohort(sites, records, dim, classes)
+    least = None if sites is None else min(sites, 2)
+    config = run_config(setting, epsilon=epsilon, delta=delta, num_rounds=rounds, num_sites=sites, min_sites=least)
+    cohort = Cohort(config.federation.num_sites, records, dim, classes)
     found = plan_run(config, cohort)
     outlook = _outlook(config, cohort, seeds, public_rows, worth, cache, quiet=as_json) if simulation else {}
     facts = {**_facts(found), **outlook}

@@ -21,12 +21,11 @@ def run(
     Example: fedhypevae run /srv/fedhypevae-server --set num-sites=3 --set num-rounds=40
     """
     from deploy.coordinator.folder import server_folder
-    from deploy.coordinator.run import follow, read_settings, start_run
+    from deploy.coordinator.run import follow, start_run
+    from deploy.settings import run_config
 
     server = server_folder(folder.resolve())
-    values = read_settings(settings or [])
-    if resume:
-        values["resume"] = True
-    run_id = start_run(server, app_folder.resolve(), values)
-    output = follow(server, run_id, app_folder.resolve(), values, typer.echo)
+    config = run_config(settings, resume=resume or None)
+    run_id = start_run(server, app_folder.resolve(), config)
+    output = follow(server, run_id, config, typer.echo)
     say(f"completed: {output / 'summary.json'}")

@@ -10,39 +10,36 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.config.run import RunConfig, Scalar
+from common.config.run import RunConfig
 from common.durable import make_private
 from common.errors import ConfigError, FederationError, FedHypeVAEError
 from deploy.coordinator.folder import CONNECTION, ServerFolder
 from deploy.machine.app_package import staged_app
 from deploy.machine.environment import tool
 from deploy.machine.live import STATUS, new_lines, read_status
-from deploy.simulation.simulate import app_settings
+from deploy.settings import settings_file
 
 _POLL_S = 1.0
 _ASK_S = 10.0  # each question to Flower is a process of its own, and seconds of a core
 
 
-def start_run(server: ServerFolder, app_folder: Path, settings: Mapping[str, Scalar]) -> str:
+def start_run(server: ServerFolder, app_folder: Path, config: RunConfig) -> str:
     """Send the app to the server and start it; returns the run's number.
 
     Raises:
-        ConfigError: a setting is wrong; nothing was started. FederationError: the server can't be reached.
+        ConfigError: the folder holds no app; nothing was started. FederationError: the server can't be reached.
     """
-    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
     server.connect()
     output = server.work / config.federation.output_dir
     (output / "status.json").unlink(missing_ok=True)
     make_private(server.work)
-    options = [CONNECTION, "--format", "json"]
-    if settings:
-        options += ["--run-config", " ".join(f"{key}={_toml(value)}" for key, value in settings.items())]
-    with staged_app(app_folder) as staged:
-        done = _ask(server, [tool("flwr"), "run", str(staged), *options])
+    with staged_app(app_folder) as staged, settings_file(config) as settings:
+        words = [str(staged), CONNECTION, "--format", "json", "--run-config", str(settings)]
+        done = _ask(server, [tool("flwr"), "run", *words])
     answer = _json_in(done.stdout)
     run_id = answer.get("run-id") or answer.get("run_id")
     if done.returncode != 0 or run_id is None:
@@ -66,8 +63,7 @@ def run_status(server: ServerFolder, run_id: str) -> str:
 def follow(
     server: ServerFolder,
     run_id: str,
-    app_folder: Path,
-    settings: Mapping[str, Scalar],
+    config: RunConfig,
     tell: Callable[[str], None],
     *,
     patience_s: float = 7 * 86_400.0,
@@ -77,7 +73,7 @@ def follow(
     Args:
         server: where it runs.
         run_id: its number.
-        app_folder: the app that was sent. settings: those that differ from its own.
+        config: of the run.
         tell: gets the status whenever it changes, and the line of each round.
         patience_s: seconds to wait at most.
 
@@ -87,7 +83,6 @@ def follow(
     Raises:
         FedHypeVAEError: it failed; the text is the run's own.
     """
-    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
     output, end, last = server.work / config.federation.output_dir, time.monotonic() + patience_s, ""
     lines, asked = new_lines(lambda: read_status(output / STATUS)), -math.inf
     while time.monotonic() < end:
@@ -104,32 +99,6 @@ def follow(
             return _result(output, last)
         time.sleep(_POLL_S)
     raise FederationError(f"run {run_id} is still {last} after {patience_s:g} s; it goes on: follow it later")
-
-
-def read_settings(pairs: Sequence[str]) -> dict[str, Scalar]:
-    """Settings from `key=value` words; numbers and true/false are read as such.
-
-    Raises:
-        ConfigError: a word has no `=`.
-    """
-    values: dict[str, Scalar] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"a setting is written key=value, found {pair!r}")
-        values[key.strip()] = _scalar(text.strip())
-    return values
-
-
-def _scalar(text: str) -> Scalar:
-    if text in {"true", "false"}:
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text.strip('"')
 
 
 def _result(output: Path, status: str) -> Path:
@@ -150,12 +119,6 @@ def _status_file(path: Path) -> dict[str, Any]:
         return _json_in(path.read_text(encoding="utf-8"))
     except OSError:
         return {}
-
-
-def _toml(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _ask(server: ServerFolder, command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -128,11 +128,7 @@ def _ledgers(
     bundle: Bundle, statement: Mapping[str, Any], run: Path, ledgers: Path | None
 ) -> tuple[dict[str, SiteLedger], list[str]]:
     """Ledgers of a simulation lie in the run's folder, and must be there; a site's own stays there, or is exported."""
-    federation = bundle.config.federation
-    simulated = [run / "sites"]
-    if federation.sites_dir:
-        simulated.append(Path(federation.sites_dir))
-    here = [place for place in simulated if place.is_dir()]
-    places = here + ([] if ledgers is None else [ledgers])
-    expected = (run / "sites").is_dir() or ledgers is not None
-    return checked_sites(statement["sites"], statement["run"], places, expected, bundle.context)
+    places = [folder for folder in (run / "sites",) if folder.is_dir()]
+    if ledgers is not None:
+        places.append(ledgers)
+    return checked_sites(statement["sites"], statement["run"], places, bool(places), bundle.context)

@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 
 from client_app.place import open_policy
-from common.config.run import RunConfig, Scalar
+from common.config.run import RunConfig
 from common.errors import FedHypeVAEError
 from deploy.coordinator.folder import ServerFolder
 from deploy.coordinator.provision import FederationPlan, provision
 from deploy.coordinator.registry import list_sites, register
-from deploy.coordinator.run import follow, read_settings, start_run
+from deploy.coordinator.run import follow, start_run
 from deploy.machine.app_package import build_package, digest_of
+from deploy.settings import run_config
 from deploy.site.folder import SiteFolder
 from deploy.site.set_up import init_site
 
@@ -73,7 +74,7 @@ def prepare(volumes: Path, num_sites: int, app: Path, cache: Path, *, server_nam
     print(f"set up a server and {num_sites} sites; app {digest} is approved at each")
 
 
-def run(server: ServerFolder, app: Path, num_sites: int, settings: dict[str, Scalar]) -> Path:
+def run(server: ServerFolder, app: Path, num_sites: int, config: RunConfig) -> Path:
     """Register the sites that are not yet, wait until all are online, run, and return the folder with summary.json."""
     known = {site.name for site in list_sites(server)}
     names = [f"site-{number + 1}" for number in range(num_sites)]
@@ -87,9 +88,8 @@ def run(server: ServerFolder, app: Path, num_sites: int, settings: dict[str, Sca
             missing = ", ".join(sorted(set(names) - online))
             raise FedHypeVAEError(f"not online after {ONLINE_S:g} s: {missing}; see `docker compose logs`")
         time.sleep(2.0)
-    values: dict[str, Scalar] = {"num-sites": num_sites, "min-sites": min(2, num_sites), **settings}
-    run_id = start_run(server, app, values)
-    return follow(server, run_id, app, values, lambda line: print(line, flush=True))
+    run_id = start_run(server, app, config)
+    return follow(server, run_id, config, lambda line: print(line, flush=True))
 
 
 def main() -> None:
@@ -99,8 +99,9 @@ def main() -> None:
         if sys.argv[1:] == ["prepare"]:
             prepare(VOLUMES, num_sites, APP, Path(os.environ.get("FEDHYPEVAE_CACHE", "/cache")))
         elif sys.argv[1:] == ["run"]:
-            settings = read_settings(shlex.split(os.environ.get("FEDHYPEVAE_SETTINGS", "")))
-            output = run(ServerFolder(Path("/srv/server")), APP, num_sites, settings)
+            pairs = shlex.split(os.environ.get("FEDHYPEVAE_SETTINGS", ""))
+            config = run_config(pairs, num_sites=num_sites, min_sites=min(2, num_sites))
+            output = run(ServerFolder(Path("/srv/server")), APP, num_sites, config)
             print((output / "summary.json").read_text())
         else:
             sys.exit("usage: python -m deploy.simulation.compose_demo prepare|run")

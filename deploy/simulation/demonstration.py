@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config.run import RunConfig, Scalar
+from common.config.run import RunConfig
 from common.errors import ConfigError
 from deploy.console import console
-from deploy.simulation.simulate import app_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,10 +30,9 @@ _SHOWN = 1500
 _TRACES = ("status.json", "summary.json", "checkpoint.safetensors", "sites")  # any of them: a run was here
 
 
-def check_settings(work_folder: Path, settings: Mapping[str, Scalar], app_folder: Path) -> None:
-    """Refuse what no run could do, before anything is started (ConfigError)."""
-    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
-    checkpoint = work_folder / config.federation.output_dir / "checkpoint.safetensors"
+def check_resume(config: RunConfig, output: Path) -> None:
+    """Refuse to go on with a run of which nothing is there (ConfigError)."""
+    checkpoint = output / "checkpoint.safetensors"
     if config.federation.resume and not checkpoint.is_file():
         raise ConfigError(f"no checkpoint at {checkpoint}: leave --resume out to start anew")
 

@@ -16,11 +16,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from common.config.run import RunConfig, Scalar
+from common.config.run import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
 from deploy.console import say
 from deploy.machine.app_package import staged_app
 from deploy.machine.environment import flower_environment, tool
+from deploy.settings import settings_file
 
 _DAEMON_PORT = os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091")  # Flower's own name and default
 _SETTLE_S = 60.0
@@ -34,7 +35,7 @@ _NOISE = re.compile(
 
 
 def simulate(
-    settings: Mapping[str, Scalar],
+    config: RunConfig,
     *,
     work_folder: Path,
     app_folder: Path,
@@ -44,7 +45,7 @@ def simulate(
     """Embed the demonstration's images where that was not done, run a federation in simulation, and wait for it.
 
     Args:
-        settings: flat run settings that differ from the app's own.
+        config: of the run.
         work_folder: where outputs, caches and Flower's files go.
         app_folder: the project's folder, with its pyproject.toml.
         cpus_per_site: cores that one simulated site takes.
@@ -54,25 +55,21 @@ def simulate(
         The run's output folder, which holds a summary.json of a completed run.
 
     Raises:
-        ConfigError: a setting is wrong; nothing was started. DataError: the images or their cache are damaged.
+        ConfigError: the pool can't be divided so; nothing was started. DataError: images or cache are damaged.
         FedHypeVAEError: the run failed; its own line says why.
     """
     from embeddings.simulation.simulated import open_pool
 
-    config = RunConfig.from_flat({**app_settings(app_folder), **settings})
     open_pool(work_folder, config.federation)  # embedded once, here: every simulated site would wait for it
     output = work_folder / config.federation.output_dir
     (output / "status.json").unlink(missing_ok=True)
     environment = flower_environment(work_folder)
-    overrides = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
     federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"
     options = ["local", "--stream", "--federation-config", federation]
-    if overrides:
-        options += ["--run-config", overrides]
     before = local_superlinks()
     try:
-        with staged_app(app_folder) as staged:
-            command = [tool("flwr"), "run", str(staged), *options]
+        with staged_app(app_folder) as staged, settings_file(config) as settings:
+            command = [tool("flwr"), "run", str(staged), *options, "--run-config", str(settings)]
             for tries_left in range(_STARTS, 0, -1):
                 code, tail = _watched(command, environment, work_folder, verbose)
                 if not any(_SLOW_START in line for line in tail) or tries_left == 1:
@@ -153,17 +150,6 @@ def _flower_status(environment: Mapping[str, str], work_folder: Path) -> str:
         time.sleep(1.0)
 
 
-def app_settings(app_folder: Path) -> dict[str, Scalar]:
-    """The app's own settings from its pyproject.toml (ConfigError if the folder holds no app)."""
-    import tomllib
-
-    try:
-        content = tomllib.loads((app_folder / "pyproject.toml").read_text(encoding="utf-8"))
-        return dict(content["tool"]["flwr"]["app"]["config"])
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"{app_folder} holds no Flower app: run this in the project's folder") from error
-
-
 def local_superlinks() -> set[int]:
     """Process ids of local SuperLinks and of what they started."""
     found = set()
@@ -188,9 +174,3 @@ def _read_json(path: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _toml(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from common.config.run import FederationConfig
+from common.config.federation import FederationConfig
 from common.errors import ConfigError, DataError
 from embeddings.encoders.efficientnet import file_digest, offline_identity
 from embeddings.simulation.partition import majority_labels, partition_dirichlet, partition_iid, split_site
@@ -44,6 +44,11 @@ DEMO_CLASSES = (
     "pancreas",
     "spleen",
 )
+
+
+def cache_folder(home: Path) -> Path:
+    """Where the demonstration's embeddings are kept: what FEDHYPEVAE_CACHE names, or outputs/cache in a folder."""
+    return home / (os.environ.get("FEDHYPEVAE_CACHE") or "outputs/cache")
 
 
 def pool_path(cache_dir: Path) -> Path:
@@ -85,7 +90,7 @@ def open_pool(home: Path, federation: FederationConfig) -> EmbeddingSet:
 
     Args:
         home: folder that the run's paths start from.
-        federation: names the pools, or the cache of the demonstration's.
+        federation: names the pools.
 
     Raises:
         as `load_pool` and `deal`; DataError also where the named file is missing.
@@ -93,7 +98,7 @@ def open_pool(home: Path, federation: FederationConfig) -> EmbeddingSet:
     pools = [read_store(home / pool) for pool in federation.pools]  # all of them, so that a missing one ends here
     for pool in pools:  # as is one with too few records for so many sites
         deal(pool, federation.num_sites, federation.alpha or None, federation.seed)
-    return pools[0] if pools else load_pool(home / federation.cache_dir)
+    return pools[0] if pools else load_pool(cache_folder(home))
 
 
 def deal(pool: EmbeddingSet, num_sites: int, alpha: float | None, seed: int) -> NDArray[np.int64]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
+from common.config.presets import resolve_listed
+from common.config.removed import REMOVED
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from deploy.machine.app_contents import read_files
@@ -16,21 +20,40 @@ from deploy.machine.app_package import build_package, staged_app
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = ROOT / "pyproject.toml"
-MARK = "# Every further setting at its default"
 
 
-def test_app_settings_list_every_setting() -> None:
-    listed = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
-    assert set(listed) == set(RunConfig().to_flat())
-    RunConfig.from_flat(listed)
+def listed() -> dict[str, Any]:
+    return dict(tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"])
 
 
-def test_app_settings_below_the_mark_are_the_defaults() -> None:
-    text = PYPROJECT.read_text(encoding="utf-8")
-    block = text[text.index(MARK) :].split("\n\n")[0]
-    listed, defaults = tomllib.loads(block), RunConfig().to_flat()
-    assert listed
-    assert listed == {key: defaults[key] for key in listed}
+def test_listed_settings_are_the_codes_defaults() -> None:
+    settings, defaults = listed(), RunConfig().to_flat()
+    assert len(settings) <= 32
+    assert (settings.pop("preset"), settings.pop("expert")) == ("table", "")
+    assert settings == {key: defaults[key] for key in settings}
+    assert {key: type(value) for key, value in settings.items()} == {key: type(defaults[key]) for key in settings}
+    assert resolve_listed(listed()) == RunConfig()
+
+
+def test_readme_has_every_listed_setting_and_no_other() -> None:
+    assert keys_of_table(ROOT / "README.md", "### Settings") == sorted(listed())
+
+
+def test_expert_page_has_every_other_setting_with_its_default() -> None:
+    page = ROOT / "docs" / "settings.md"
+    others = {key: value for key, value in RunConfig().to_flat().items() if key not in {**listed(), **REMOVED}}
+    assert keys_of_table(page, "# Expert settings") == sorted(others)
+    for key, value in others.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        assert f"| `{key}` | {f'`{text}`' if text else 'empty'} |" in page.read_text(encoding="utf-8")
+
+
+def keys_of_table(page: Path, heading: str) -> list[str]:
+    """Keys in the first cells of the first table below a heading."""
+    below = page.read_text(encoding="utf-8").split(f"{heading}\n", 1)[1]
+    rows = re.search(r"^\|.*?(?=\n\n|\Z)", below, re.MULTILINE | re.DOTALL)
+    assert rows is not None
+    return sorted(key for row in rows[0].splitlines()[2:] for key in re.findall(r"`([^`]+)`", row.split("|")[1]))
 
 
 def test_app_package_is_small_and_holds_code_alone() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from deploy.commands.demo import parse_setting
 from deploy.simulation.demonstration import clear_output, why_no_scores
 from deploy.simulation.simulate import end_daemons, show_lines
 
@@ -52,15 +51,6 @@ def test_clear_output_removes_a_run_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run made"):
         clear_output(other)
     assert (other / "holiday.jpg").is_file()
-
-
-def test_parse_setting_reads_numbers_words_and_flags() -> None:
-    assert parse_setting("a=3") == ("a", 3)
-    assert parse_setting("a=0.5") == ("a", 0.5)
-    assert parse_setting("a=True") == ("a", True)
-    assert parse_setting("a=sleep") == ("a", "sleep")
-    with pytest.raises(ConfigError, match="KEY=VALUE"):
-        parse_setting("a")
 
 
 def test_show_lines_keeps_the_runs_own_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ import grpc
 import pytest
 
 from client_app.policy.policy import load_policy
+from common.config.presets import resolve
 from common.errors import FederationError
 from deploy.coordinator.registry import list_sites, register, revoke
 from deploy.coordinator.run import follow, start_run
@@ -84,7 +85,7 @@ def test_federation_completes_though_a_site_and_the_superlink_are_killed_and_ano
     federation: Federation,
 ) -> None:
     settings = {**RUN_SETTINGS, "output-dir": "outputs/kills"}
-    run = start_run(federation.server, federation.app, settings)
+    run = start_run(federation.server, federation.app, resolve(settings))
     wait_for_round(federation, "outputs/kills", 1)
     app = federation.program_pid("site-3", "app")
     earlier = set(children_of(app))  # may have sent its reply already, and be about to end
@@ -101,7 +102,7 @@ def test_federation_completes_though_a_site_and_the_superlink_are_killed_and_ano
     wait_for("the site is revoked", lambda: revoked(federation, "stranger"), 60, 2.0)
     refusals = refused(federation, "stranger")
     federation.start_stranger("stranger")
-    output = follow(federation.server, run, federation.app, settings, print, patience_s=900)
+    output = follow(federation.server, run, resolve(settings), print, patience_s=900)
     summary = summary_of(output)
     taken, missing = summary["rounds_taken_part"], summary["rounds_missing"]
     assert len(taken) == ROUNDS

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config.presets import resolve
 from common.errors import FedHypeVAEError
 from deploy.coordinator.run import follow, start_run
 from deploy.machine.app_package import build_package, digest_of
@@ -40,9 +41,9 @@ def test_changed_app_runs_only_where_it_was_approved(federation: Federation) -> 
         approve_app(site, describe_app(site, federation.digest, original))
 
     settings = {"num-rounds": 1, "num-sites": 2, "min-sites": 2, "round-timeout": 200.0}
-    run = start_run(federation.server, changed, settings)
+    run = start_run(federation.server, changed, resolve(settings))
     with pytest.raises(FedHypeVAEError, match="refused the app"):
-        follow(federation.server, run, changed, settings, print, patience_s=500)
+        follow(federation.server, run, resolve(settings), print, patience_s=500)
     for site in sites:
         assert not (site.path / "ran").exists()
         assert (site.apps / f"{digest}.refused.fab").is_file()
@@ -52,8 +53,8 @@ def test_changed_app_runs_only_where_it_was_approved(federation: Federation) -> 
     shown = describe_app(first, digest)
     assert any(line == f"+            {CHANGED}" for line in shown.lines)
     approve_app(first, shown)
-    run = start_run(federation.server, changed, settings)
+    run = start_run(federation.server, changed, resolve(settings))
     with pytest.raises(FedHypeVAEError, match="refused the app"):
-        follow(federation.server, run, changed, settings, print, patience_s=500)
+        follow(federation.server, run, resolve(settings), print, patience_s=500)
     assert (first.path / "ran").exists()
     assert not (second.path / "ran").exists()

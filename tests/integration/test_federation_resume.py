@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config.presets import resolve
 from deploy.coordinator.run import follow, start_run
 from deploy.machine.supervise import end_processes
 from tests.integration.federation_cases import (
@@ -45,17 +46,17 @@ def test_federation_resumes_after_the_server_app_is_killed_and_takes_no_garbage(
     # unpacked, so that each kind of garbage is seen for what it is; packed garbage is tested at the exchange
     settings = {**RUN_SETTINGS, "output-dir": "outputs/resumed"}
     with rogue(federation, "site-3"):
-        run = start_run(federation.server, federation.app, settings)
+        run = start_run(federation.server, federation.app, resolve(settings))
         wait_for_round(federation, "outputs/resumed", 2)
         executor = federation.program_pid("server", "server-app")
         (server_app,) = children_of(executor)
         os.kill(server_app, signal.SIGKILL)
         with pytest.raises(Exception, match="--resume"):
-            follow(federation.server, run, federation.app, settings, print, patience_s=300)
+            follow(federation.server, run, resolve(settings), print, patience_s=300)
         done = rounds_done(federation, "outputs/resumed")
         again = {**settings, "resume": True}
-        run = start_run(federation.server, federation.app, again)
-        output = follow(federation.server, run, federation.app, again, print, patience_s=900)
+        run = start_run(federation.server, federation.app, resolve(again))
+        output = follow(federation.server, run, resolve(again), print, patience_s=900)
     summary = summary_of(output)
     assert 2 <= done < ROUNDS
     assert summary["rounds_taken_part"] == [["site-1", "site-2"]] * ROUNDS  # none of the rogue's replies was used

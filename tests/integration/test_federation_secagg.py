@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from common.config.presets import resolve
 from common.config.run import Scalar
 from deploy.coordinator.run import follow, start_run
 from tests.integration.federation_cases import Federation, demo_data, running, wait_for
@@ -51,10 +52,10 @@ def masked_of(federation: Federation, name: str, round_key: str) -> bool:
 
 
 def test_site_killed_in_mid_round_is_borne(federation: Federation) -> None:
-    run = start_run(federation.server, federation.app, SETTINGS)
+    run = start_run(federation.server, federation.app, resolve(SETTINGS))
     wait_for("site-4 masks round 2", lambda: masked_of(federation, "site-4", "round-2"), 600, 0.05)
     federation.running.pop("site-4").kill()
-    output = follow(federation.server, run, federation.app, SETTINGS, print, patience_s=1200)
+    output = follow(federation.server, run, resolve(SETTINGS), print, patience_s=1200)
     summary = json.loads((output / "summary.json").read_text())
     everyone = ["site-1", "site-2", "site-3", "site-4"]
     taken = summary["rounds_taken_part"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config.presets import resolve
 from common.config.run import Scalar
 from deploy.coordinator.run import follow, start_run
 from deploy.machine.supervise import end_processes
@@ -87,12 +88,12 @@ def test_network_cut_for_two_rounds_and_restored_ends_in_a_completed_run(
 
     try:
         federation.bring_up()
-        run = start_run(federation.server, federation.app, settings)
+        run = start_run(federation.server, federation.app, resolve(settings))
         wait_for("a first round", lambda: len(rounds()) >= 1, 600)
         ip("link", "set", "to-2", "down")
         wait_for("two rounds without site-2", lambda: sum("site-2" in one for one in rounds()) >= 2, 600)
         ip("link", "set", "to-2", "up")
-        output = follow(federation.server, run, federation.app, settings, print, patience_s=900)
+        output = follow(federation.server, run, resolve(settings), print, patience_s=900)
         federation.wait_online(*federation.sites)  # it came back by itself
     finally:
         federation.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from common.config.presets import resolve
 from common.errors import ConfigError
 from common.methods import get_method, method_names
 from deploy.machine.app_package import staged_app
@@ -23,7 +25,7 @@ from tests.server_app.test_every_method import ONE_SHOT
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = str(ROOT / "outputs" / "cache")  # shared with `make demo`: the images are embedded once
-QUICK = {"num-sites": 2, "min-sites": 2, "num-rounds": 3, "synthetic-rows": 220, "cache-dir": CACHE}
+QUICK = {"num-sites": 2, "min-sites": 2, "num-rounds": 3, "synthetic-rows": 220}
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(600)]
 
 
@@ -31,6 +33,7 @@ pytestmark = [pytest.mark.simulation, pytest.mark.timeout(600)]
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A work folder, and one SuperLink for all runs in it: `simulate` ends only what it started itself."""
     folder = tmp_path_factory.mktemp("work")
+    os.environ.setdefault("FEDHYPEVAE_CACHE", CACHE)
     before = local_superlinks()
     command = [tool("flwr"), "ls", "local", "--format", "json"]
     try:
@@ -41,7 +44,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(work: Path, name: str, settings: dict[str, Any], app_folder: Path = ROOT) -> Path:
-    return simulate({**QUICK, "output-dir": name, **settings}, work_folder=work, app_folder=app_folder)
+    return simulate(resolve({**QUICK, "output-dir": name, **settings}), work_folder=work, app_folder=app_folder)
 
 
 @pytest.mark.parametrize(

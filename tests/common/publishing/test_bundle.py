@@ -98,7 +98,17 @@ def test_sample_gives_the_classes_that_were_asked_for(tmp_path: Path) -> None:
 
 def relabelling(folder: Path, **settings: str | float) -> Bundle:
     """A generator of classes that overlap, whose own posterior leans towards the first."""
-    make(folder, "fedhypevae", num_rounds=1, code_dim=1, relabel="likeliest", placement=False, **settings)
+    make(
+        folder,
+        "fedhypevae",
+        num_rounds=1,
+        code_dim=1,
+        relabel="likeliest",
+        placement=False,
+        unit_rows=False,
+        prototype_share=0.0,
+        **settings,
+    )
     path = folder / "generator.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from common.config.run import PrivacyConfig
+from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError
 from common.privacy.calibration import epsilon_pld
 from common.privacy.events import gaussian, sampled_gaussian

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from common.config.run import PrivacyConfig
+from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError, DataError
 from common.privacy.calibration import epsilon_pld
 from common.privacy.events import gaussian

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config.run import RunConfig
 from common.errors import FedHypeVAEError
 from deploy.simulation import simulate
 
@@ -23,5 +24,5 @@ def test_only_a_slow_start_is_tried_again(
     monkeypatch.setattr(simulate, "_SETTLE_S", 0.0)
     monkeypatch.setattr("embeddings.simulation.simulated.open_pool", lambda *_: None)
     with pytest.raises(FedHypeVAEError, match="did not complete"):
-        simulate.simulate({}, work_folder=tmp_path, app_folder=Path(__file__).resolve().parents[3])
+        simulate.simulate(RunConfig(), work_folder=tmp_path, app_folder=Path(__file__).resolve().parents[3])
     assert (tmp_path / "starts").read_text().count("start") == starts

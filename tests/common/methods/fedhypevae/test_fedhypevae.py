@@ -55,7 +55,9 @@ def _step(context: RunContext, data: SiteData, source_seed: int = 0, site_index:
 
 def test_one_round_by_hand() -> None:
     # class scores alone, d = 1: all scores 0, so p = (1/2, 1/2); records +-1 on the sphere, clipped to 0.7
-    context = _context(dim=1, total=2, **{"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0, "clip-norm": 0.1})
+    context = _context(
+        dim=1, total=2, learning_rate=8.0, **{"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0, "clip-norm": 0.1}
+    )
     data = SiteData(torch.tensor([[2.0], [-3.0]]), torch.tensor([0, 1]))
     _, upload = _step(context, data)
     # g(record) = x ⊗ (p - y) and 0.117 (p - y), norm sqrt(1/2) sqrt(0.49 + 0.117^2), clipped to 0.1

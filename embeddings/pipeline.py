@@ -102,11 +102,11 @@ def _embed_batch(index: int, batch: Sequence[Item], encoder: Encoder, forward_sl
         prepared[position] = row
     with forward_slots:
         embeddings = encoder.forward(prepared)[: len(good)]
-    finite = [bool(np.isfinite(row).all()) for row in embeddings]
-    reason = "the encoder gave values that are not finite"
-    rejected += [(item, reason) for item, fine in zip(good, finite, strict=True) if not fine]
-    kept = tuple(item for item, fine in zip(good, finite, strict=True) if fine)
-    return Batch(index, np.ascontiguousarray(embeddings[finite]), kept, tuple(rejected))
+    usable = [bool(np.isfinite(row).all() and row.any()) for row in embeddings]
+    reason = "the encoder gave values that are not finite, or all zero"
+    rejected += [(item, reason) for item, fine in zip(good, usable, strict=True) if not fine]
+    kept = tuple(item for item, fine in zip(good, usable, strict=True) if fine)
+    return Batch(index, np.ascontiguousarray(embeddings[usable]), kept, tuple(rejected))
 
 
 def _cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

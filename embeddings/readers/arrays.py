@@ -153,9 +153,10 @@ def read_ready(path: Path, work: Path, names: ReadyNames, classes: Sequence[str]
         rejected += [(_where(path, row), f"{stated[row]!r} names no patient") for row in nameless]
         fine[nameless] = False
     for start in range(0, len(embeddings), 4096):
-        block = np.isfinite(np.asarray(embeddings[start : start + 4096], dtype=np.float32)).all(axis=1)
-        bad = np.flatnonzero(~block & fine[start : start + 4096]) + start
-        rejected += [(_where(path, row), "values that are not finite") for row in bad]
+        block = np.asarray(embeddings[start : start + 4096], dtype=np.float32)
+        usable = np.isfinite(block).all(axis=1) & block.any(axis=1)
+        bad = np.flatnonzero(~usable & fine[start : start + 4096]) + start
+        rejected += [(_where(path, row), "values that are not finite, or all zero") for row in bad]
         fine[bad] = False
     further = {name: _column(path, name, work, len(embeddings)) for name in names.columns}
     texts = {name: column.per_row(column.texts) for name, column in further.items()}

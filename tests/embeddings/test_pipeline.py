@@ -87,3 +87,23 @@ def test_embed_batches_restores_torchs_threads_and_passes_errors_on(tiny_dinov2:
         list(embed_batches([Item("x", broken, 0)], encoder))
     assert torch.get_num_threads() == before
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("embed")]
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_embed_batches_rejects_rows_that_are_no_embedding(
+    tiny_dinov2: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    encoder = load_encoder(str(tiny_dinov2), EncoderOptions(batch_size=2))
+    forward = encoder.forward
+
+    def second_is_none(_: object, prepared: np.ndarray) -> np.ndarray:
+        rows = forward(prepared).copy()
+        rows[1] = value
+        return rows
+
+    monkeypatch.setattr(type(encoder), "forward", second_is_none)
+    (batch,) = embed_batches(_items(2), encoder)
+    assert [(item.source, reason) for item, reason in batch.rejected] == [
+        (_items(2)[1].source, "the encoder gave values that are not finite, or all zero")
+    ]
+    assert batch.embeddings.shape == (1, encoder.dimension)

@@ -81,6 +81,15 @@ def test_unpack_finds_damage(tmp_path: Path, rng: np.random.Generator) -> None:
         is_medmnist(tmp_path / "n.npz")
 
 
+def test_import_ready_rejects_rows_of_zeros_alone(tmp_path: Path) -> None:
+    rows = np.asarray([[1, 2], [0, 0], [0, 3]], dtype=np.float32)
+    np.savez(tmp_path / "r.npz", embeddings=rows, labels=np.asarray([0, 0, 1]))
+    kept, rejected = import_ready(
+        tmp_path / "r.npz", tmp_path / "o.parquet", ReadyNames(), None, DECLARED, SALT, "float32"
+    )
+    assert (kept, rejected) == (2, (("r.npz[1]", "values that are not finite, or all zero"),))
+
+
 def test_import_ready_hashes_patients_and_keeps_columns(tmp_path: Path, rng: np.random.Generator) -> None:
     embeddings = rng.standard_normal((6, 4)).astype(np.float16)
     embeddings[4, 1] = np.nan
@@ -95,7 +104,7 @@ def test_import_ready_hashes_patients_and_keeps_columns(tmp_path: Path, rng: np.
     names = ReadyNames(patients="lesion", columns=("site",))
     rows, rejected = import_ready(tmp_path / "r.npz", tmp_path / "o.parquet", names, None, DECLARED, SALT, "float16")
     assert rows == 4
-    assert rejected == (("r.npz[4]", "values that are not finite"), ("r.npz[5]", "unknown label 7"))
+    assert rejected == (("r.npz[4]", "values that are not finite, or all zero"), ("r.npz[5]", "unknown label 7"))
     data = read_store(tmp_path / "o.parquet")
     np.testing.assert_array_equal(data.embeddings, embeddings[:4].astype(np.float32))
     assert data.labels.tolist() == [0, 1, 1, 0]

@@ -62,8 +62,9 @@ _GENERATOR = {
 _FLOATING_POINT = (
     "Noise is added in float64 and the noisy value is rounded to a public grid: this mitigates floating-point attacks "
     "(Mironov 2012), it does not exclude them. What one unit adds to a sum of gradients is at most the clip norm with "
-    "its own rounding; the sum over units is rounded too, so one unit more may move the sum of the others: by 1e-4 of "
-    "the clip norm at some thousand units as measured, by n * n * 2**-23 of it at most for n units."
+    "its own rounding; the sum over units is rounded too, so one unit more may move the sum of the others, for which "
+    "no margin is charged: by 4e-4 of the clip norm at up to 100,000 units as measured, and by n * min(n, 4096) * "
+    "2**-23 of it at most for n units."
 )
 _HOSPITAL = (
     "That a hospital took part is not protected, nor that it was absent in a round. Replacing one unit by another "

@@ -19,9 +19,10 @@ C / (|g_u| (1 + (d + n + 8) u)), or 1. Rows that nearly cancel are in `_outer_sq
 processor that flushes subnormal numbers to zero, is an absolute error: below sqrt(d) 2^-63 of a length, hence 10^-13
 sqrt(d) of |g_u|, which is nothing beside C >= 10^-6; nor is a weight, at least 10^-21 then, ever subnormal.
 
-**What is left** is the rounding of sums over units. Those of a tile are added up in float32, and tiles in float64: one
-of n units errs by less than n u of the sum of its terms' magnitudes, in practice by some sqrt(n) u. One unit more may
-round the sum of the others another way, by so much beyond C. The guarantee is for real numbers here, as in every
+**What is left** is the rounding of sums over units, which no margin pays for. Those of a tile, of at most 4096 rows,
+are added up in float32, and tiles in float64: a tile of n rows errs by less than n u of the sum of its terms'
+magnitudes, in practice by some sqrt(n) u. One unit more may round the sum of the others another way, by so much beyond
+C. Sums of several tiles stay in float64 until they are noised. The guarantee is for real numbers here, as in every
 library that adds floats (Casacuberta et al. 2022).
 """
 
@@ -42,6 +43,7 @@ NEIGHBOURING = "add or remove one unit"
 FACTOR_BOUND = 1e6
 """The longest factor of a unit that may contribute: public. Those of useful steps have lengths of about 1."""
 _ROUNDOFF = 2.0**-24  # u, of float32
+_MOST_ROWS = 4096  # of units, whose sum is in float32: for that of more, rounding grows faster than their number
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def clipped_gradient_sum(
         clip_norm: C >= 1e-6; may be infinite in a run without a guarantee.
 
     Returns:
-        The sum; its sensitivity is C for adding or removing one unit, rounding of the unit's part included. A unit
+        The sum, in float64 where it is one of several tiles; its sensitivity is C for adding or removing one unit,
+        rounding of the unit's part included. A unit
         with a factor that is not finite or longer than `FACTOR_BOUND` contributes zero.
 
     Raises:
@@ -94,11 +97,9 @@ def clipped_gradient_sum(
                 f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest"
             )
         dtype = _dtype(part)
-        for name, value in _clipped_part(part, clip_norm).items():
-            # float64 from the second part on, as the module's docstring has it
-            total[name] = total[name].double().add_(value) if name in total else value
+        _add(total, _clipped_part(part, clip_norm))
     zeros = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items() if name not in total}
-    sums = {name: value.to(dtype).contiguous() for name, value in total.items()} | zeros
+    sums = {name: value.contiguous() for name, value in total.items()} | zeros
     return ClippedSum({name: sums[name] for name in shapes}, clip_norm)
 
 
@@ -118,10 +119,22 @@ def _clipped_part(factors: GradientFactors, clip_norm: float) -> dict[str, Tenso
     if math.isfinite(clip_norm):
         weight = (clip_norm / (1.0 + rounding) / squared.sqrt()).clamp(max=1.0)
     usable = torch.isfinite(squared)
-    keep = None
+    places = None
     if not bool(usable.all()):
-        weight, keep = weight[usable], usable
-    return _weighted_sums(factors, vectors, weight.to(_dtype(factors)), keep)
+        weight, places = weight[usable], usable.nonzero()[:, 0]
+    weight, total = weight.to(_dtype(factors)), dict[str, Tensor]()
+    step = max(_MOST_ROWS // max((pairs[0][0].shape[1] for pairs in factors.outer.values()), default=1), 1)
+    for start in range(0, max(len(weight), 1), step):
+        block = slice(start, start + step)
+        keep = block if places is None else places[block]
+        _add(total, _weighted_sums(factors, vectors, weight[block], keep))
+    return total
+
+
+def _add(total: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+    """Add up sums of some units each: in float64 from the second on, as the module's docstring has it."""
+    for name, value in sums.items():
+        total[name] = total[name].double().add_(value) if name in total else value
 
 
 def unit_squared_norms(factors: GradientFactors) -> Tensor | None:
@@ -236,13 +249,13 @@ def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -
 
 
 def _weighted_sums(
-    factors: GradientFactors, vectors: Mapping[str, Tensor], weight: Tensor, keep: Tensor | None
+    factors: GradientFactors, vectors: Mapping[str, Tensor], weight: Tensor, keep: Tensor | slice
 ) -> dict[str, Tensor]:
     """Sums of weight x gradient over units, by parameter; units outside `keep` are left out, and have no weight."""
     sums: dict[str, Tensor] = {}
 
     def kept(value: Tensor) -> Tensor:
-        return value if keep is None else value[keep]
+        return value[keep]
 
     for name, pairs in factors.outer.items():
         for left, right in pairs:

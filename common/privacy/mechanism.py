@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from common.errors import ConfigError
@@ -39,4 +40,6 @@ def noised_sum(summed: ClippedSum, noise_multiplier: float | None, source: Noise
     """
     noise = planned_noise(noise_multiplier)
     # Eq. (9), the noise; a sum that nothing clips has no sensitivity to multiply
-    return add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, source)
+    noised = add_gaussian(summed.tensors, noise * summed.sensitivity if noise > 0 else 0.0, source)
+    # sums of many units come in float64, and are rounded to what the method computes in once they are noised
+    return {name: value.to(torch.get_default_dtype()) for name, value in noised.items()}

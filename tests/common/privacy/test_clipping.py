@@ -262,10 +262,27 @@ def test_tiles_of_units_give_the_sum_of_one_part(rows: int, monkeypatch: pytest.
     several = clipped_gradient_sum(iter(tiles), case.shapes, 0.05)
     assert several.sensitivity == 0.05
     for name, value in one.tensors.items():
-        torch.testing.assert_close(several.tensors[name], value, rtol=1e-4, atol=1e-6)
+        found = several.tensors[name]
+        torch.testing.assert_close(found.float(), value, rtol=1e-4, atol=1e-6)
 
 
 def test_parts_are_each_held_against_the_vector() -> None:
     parts = [GradientFactors(vectors={"b": [torch.ones(1, 3)]}), GradientFactors(vectors={"c": [torch.ones(1, 3)]})]
     with pytest.raises(ConfigError, match="unknown parameter c"):
         clipped_gradient_sum(parts, {"b": (3,)}, 1.0)
+
+
+def test_one_unit_of_many_moves_the_sum_by_the_clip_norm_and_little_rounding() -> None:
+    """All point one way, so that the sum of the others is as long as it can be, and its rounding as well."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.randn(1, 1, 8, generator=generator) + 1e-3 * torch.randn(100_000, 1, 8, generator=generator)
+        for _ in range(2)
+    )
+
+    def summed(start: int) -> torch.Tensor:
+        factors = GradientFactors({"w": [(left[start:], right[start:])]}, {"b": [left[start:, 0]]})
+        return flat(clipped_gradient_sum(factors, {"w": (8, 8), "b": (8,)}, 0.03).tensors)
+
+    moved = [float((summed(start) - summed(start + 1)).norm()) for start in range(5)]
+    assert max(moved) <= 0.03 * (1 + 1e-3)

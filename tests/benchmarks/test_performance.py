@@ -48,7 +48,7 @@ def test_whole_run_without_privacy_clips_nothing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(whole, "SITES", 2)
     monkeypatch.setattr(whole, "RECORDS", 20)
     called: list[str] = []
-    monkeypatch.setattr(whole.hypevae_site, "add_gaussian", lambda tensors, *_: called.append("noise") or tensors)
+    monkeypatch.setattr("common.privacy.mechanism.add_gaussian", lambda tensors, *_: called.append("noise") or tensors)
     assert whole.seconds_of_rounds(1, private=False) > 0
     assert not called
     whole.seconds_of_rounds(1, private=True)

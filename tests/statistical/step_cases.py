@@ -14,9 +14,7 @@ from torch import Tensor
 from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Method, PrivacyPlan, Problem, RunContext, SiteState, StepInput, Tensors
-from common.methods.fedhypevae import site as hypevae_site
-from common.methods.generators import dp_network as private
-from common.methods.mh_pfedhn import personal as mh_pfedhn
+from common.privacy import mechanism
 from common.privacy.noise import NoiseSource, add_gaussian
 from common.records import SiteData
 from tests.common.privacy.clipping_cases import UnitDraws
@@ -129,8 +127,7 @@ def step_sum(step: Step, data: SiteData, left_out: tuple[int, ...] = ()) -> dict
         raise _Seen
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (hypevae_site, private, mh_pfedhn):
-            patch.setattr(module, "add_gaussian", record)
+        patch.setattr(mechanism, "add_gaussian", record)
         work = StepInput(step.params, step.site, replace(data, groups=groups), 0, 0, source)
         with pytest.raises(_Seen):
             step.method.client_step(step.context, work)

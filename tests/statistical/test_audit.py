@@ -15,6 +15,7 @@ from common.assurance.audit import canary_records, one_run_audit, two_world_audi
 from common.config.run import RunConfig
 from common.methods.base import Problem, RunContext, StepInput
 from common.methods.fedhypevae.server import METHOD
+from common.privacy import mechanism
 from common.privacy.clipping import ClippedSum, clipped_gradient_sum
 from common.privacy.noise import SecureNoise, add_gaussian
 from common.privacy.sampling import draw_units
@@ -57,7 +58,7 @@ def test_two_worlds_catch(fault: str, monkeypatch) -> None:
     if fault == "no clipping":
         monkeypatch.setattr(method_module, "clipped_gradient_sum", _no_clipping)
     else:
-        monkeypatch.setattr(method_module, "add_gaussian", _less_noise(0.5))
+        monkeypatch.setattr(mechanism, "add_gaussian", _less_noise(0.5))
     result = two_world_audit(STEP, dim=8, num_classes=2, background=0, draws=1000)
     assert not result.passed, result
 
@@ -68,7 +69,7 @@ def test_two_worlds_with_the_default_model(fault: str, monkeypatch) -> None:
     if fault == "no clipping":
         monkeypatch.setattr(method_module, "clipped_gradient_sum", _no_clipping)
     elif fault:
-        monkeypatch.setattr(method_module, "add_gaussian", _less_noise(0.25))
+        monkeypatch.setattr(mechanism, "add_gaussian", _less_noise(0.25))
     config = STEP.replace(latent_dim=4, code_dim=2, elbo_weight=0.05)
     result = two_world_audit(config, dim=8, num_classes=2, draws=300)
     assert result.passed == (fault == ""), result
@@ -85,7 +86,7 @@ def test_two_worlds_with_sampling_catch_a_unit_that_is_always_in(monkeypatch) ->
 @pytest.mark.parametrize("fault", ["", "noise / 10", "no clipping"])
 def test_one_run(fault: str, monkeypatch) -> None:
     if fault == "noise / 10":
-        monkeypatch.setattr(method_module, "add_gaussian", _less_noise(0.1))
+        monkeypatch.setattr(mechanism, "add_gaussian", _less_noise(0.1))
     elif fault:
         monkeypatch.setattr(method_module, "clipped_gradient_sum", _no_clipping)
     result = one_run_audit(RUN, dim=1024, num_classes=3, canaries=1000)

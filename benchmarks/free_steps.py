@@ -32,6 +32,7 @@ from benchmarks.table import RESULTS, load_records, write_text
 from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.heads import LinearHead
 from common.evaluation.scores import Split
+from common.generator.prototypes import PROTOTYPES
 from common.loop import LoopResult
 from common.methods.base import seeded
 from common.methods.published import published_set
@@ -77,10 +78,8 @@ def _variants(federation: Federation, row: Row, synthetic: Split, result: LoopRe
         moved = torch.where(at_means, artifact.tensors["class_means"][wanted], rows)
         head = LinearHead(artifact.tensors["head.weight"], artifact.tensors["head.bias"])
         return {"2 % at class means": (moved, head.logits(moved).argmax(1))}
-    config = result.context.config
-    synthesis = config.synthesis.model_copy(update={"prototype_share": 0.0})
-    without = replace(result.context, config=config.model_copy(update={"synthesis": synthesis}))
-    due = published_set(without, artifact)
+    without = {name: value for name, value in artifact.tensors.items() if name != PROTOTYPES}
+    due = published_set(result.context, replace(artifact, tensors=without))
     return {} if due is None else {"without prototypes": due.all(threads=1)}
 
 

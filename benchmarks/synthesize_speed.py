@@ -86,16 +86,14 @@ def _counts(file: Path) -> list[int]:
 def parts(folder: Path) -> dict[str, float]:
     """Processor seconds of each part for 65,536 rows, in this process."""
     labelled = load_bundle(make_generator(folder / "labelled"))
-    plain = load_bundle(make_generator(folder / "plain", relabel="none"))
 
     def draw(bundle: Bundle, as_drawn: bool = True) -> Callable[[], object]:
         sample = partial(bundle.sample, _PART_ROWS, threads=THREADS, as_drawn=as_drawn)
         return lambda: sum(len(labels) for _, labels in sample())
 
-    blocks = list(plain.sample(_PART_ROWS))
-    names = plain.class_names
+    blocks = list(labelled.sample(_PART_ROWS))
+    names = labelled.class_names
     ways: dict[str, Callable[[], object]] = {
-        "draw": draw(plain),
         "draw_and_label": draw(labelled),
         "draw_label_and_balance": draw(labelled, as_drawn=False),
         "write": lambda: write_rows(folder / "rows.parquet", blocks, dim=DIM, class_names=names, notes={}),

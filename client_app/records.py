@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.methods.base import RunContext
-from common.records import SiteData
+from common.records import SiteData, unit_length
 
 if TYPE_CHECKING:
     from embeddings.store.sets import EmbeddingSet, SetMetadata
@@ -95,7 +95,7 @@ def no_data(context: RunContext, site_index: int) -> SiteData:
 
 
 def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
-    """One split as tensors: "train", "validation" or "test".
+    """One split as tensors, embeddings of unit length: "train", "validation" or "test".
 
     Args:
         records: the site's set.
@@ -104,7 +104,7 @@ def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
     """
     part = records.split(name)
     groups = torch.from_numpy(np.asarray(part.groups)) if unit == "patient" else None
-    return SiteData(torch.from_numpy(part.embeddings), torch.from_numpy(part.labels), groups)
+    return unit_length(SiteData(torch.from_numpy(part.embeddings), torch.from_numpy(part.labels), groups))
 
 
 def split_by_unit(records: EmbeddingSet) -> NDArray[np.str_]:

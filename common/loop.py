@@ -32,7 +32,7 @@ from common.methods.site_release import noise_source, site_statistics
 from common.methods.uploads import gather
 from common.privacy.robust import settled
 from common.privacy.statistics import ReleasedStatistics, combine_statistics
-from common.records import SiteData
+from common.records import SiteData, unit_length
 from common.secagg.quantise import add_up, encode
 from common.wire.allow_list import num_bytes
 
@@ -101,7 +101,7 @@ def run_loop(
     Returns:
         The result. No ledger is charged: whoever calls this owns all the data.
     """
-    method = get_method(config.method)
+    method, sites = get_method(config.method), [unit_length(site) for site in sites]
     problem = problem_of(sites, class_names)
     context = RunContext(config, problem, method.plan(config))
     state = method.init(context)

@@ -78,6 +78,11 @@ def on_sphere(embeddings: Tensor) -> Tensor:
     return embeddings / torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
+def unit_length(data: SiteData) -> SiteData:
+    """The records as every method takes them: embeddings `on_sphere`."""
+    return replace(data, embeddings=on_sphere(data.embeddings))
+
+
 def clip_to_ball(embeddings: Tensor, radius: float) -> Tensor:
     """Scale rows down to norm at most `radius`: (..., d) -> (..., d). A map of one record."""
     norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,12 @@ def generator_rows(
     centre: Tensor | None = None,
     placement: Tensor | None = None,
     prototypes: Tensor | None = None,
+    relabel: bool = False,
     **settings: Any,
 ) -> Split:
-    """Rows of a generator, around 0 unless a centre is given."""
+    """Rows of a generator, around 0 unless a centre is given; with the wanted labels, or those of its posterior."""
     origin = torch.zeros(shape.dim) if centre is None else centre
     law = generator_law(
         shape, params, meta, RowSettings(**settings), centre=origin, placement=placement, prototypes=prototypes
     )
-    return rows_of(law, labels, seed)
+    return rows_of(law if relabel else replace(law, heads=()), labels, seed)

@@ -16,8 +16,6 @@ from common.errors import PolicyRefusal
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import score, score_site
 from common.methods import get_method
-from common.methods.base import RunContext
-from common.records import on_sphere
 from common.wire.allow_list import SCORE_NAMES
 from common.wire.received import check_shapes
 from embeddings.store.sets import SPLIT_NAMES, EmbeddingSet
@@ -31,7 +29,7 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     _check_sent(work)
     records = load_records(place.records, place.cache_dir)
     check_matches(records.metadata, work.context, work.index)
-    train, validation, test = (_scored_split(records, name, work.context) for name in SPLIT_NAMES)
+    train, validation, test = (_scored_split(records, name) for name in SPLIT_NAMES)
     heads = {
         name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"])
         for name in _HEADS
@@ -57,10 +55,10 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     return scores
 
 
-def _scored_split(records: EmbeddingSet, name: str, context: RunContext) -> tuple[Tensor, Tensor]:
-    """One split as heads see it: on the unit sphere where the generator's embeddings are."""
+def _scored_split(records: EmbeddingSet, name: str) -> tuple[Tensor, Tensor]:
+    """One split as heads see it."""
     data = split_data(records, name, "record")
-    return on_sphere(data.embeddings) if context.config.training.sphere else data.embeddings, data.labels
+    return data.embeddings, data.labels
 
 
 def _check_sent(work: Work) -> None:

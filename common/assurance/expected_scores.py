@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from common.assurance.plan import Cohort, noise_of_sum, planned_context
 from common.config.run import RunConfig
@@ -22,7 +21,7 @@ from common.loop import run_statistics
 from common.methods.base import RunContext, StepInput
 from common.methods.published import published_set
 from common.methods.site_release import noise_source
-from common.records import SiteData, on_sphere
+from common.records import SiteData, on_sphere, unit_length
 
 Progress = Callable[[str], None]
 
@@ -79,10 +78,10 @@ def simulate_noise(
     noiseless = _simulated_score(config, cohort, train, test, seeds[0], None)
     tell("a site by itself")
     rows = torch.randperm(train.labels.shape[0], generator=torch.Generator().manual_seed(seeds[0]))[: cohort.records]
-    head = fit_linear_head(_seen(config, train.embeddings[rows]), train.labels[rows], cohort.num_classes)
+    head = fit_linear_head(on_sphere(train.embeddings[rows]), train.labels[rows], cohort.num_classes)
     balanced = torch.tensor([one.balanced_accuracy for one in found], dtype=torch.float64)
     spread = float(balanced.std(unbiased=False))
-    return Simulated(mean_scores(found), spread, noiseless, score(head, _seen(config, test.embeddings), test.labels))
+    return Simulated(mean_scores(found), spread, noiseless, score(head, on_sphere(test.embeddings), test.labels))
 
 
 def smallest_cohort(
@@ -138,7 +137,7 @@ def _simulated_score(
 ) -> SiteScores:
     """Score of one simulation with the noise of `total` records at the cohort's sites; None: without noise."""
     method, context = planned_context(config.replace(unit="record"), cohort)
-    records = train.labels.shape[0]
+    records, train = train.labels.shape[0], unit_length(train)
     share = 0.0 if total is None else noise_of_sum(context.config, cohort) * records / total
     noised = context.config.replace(num_sites=1, min_sites=1, seed=seed, noise="test", trust="local")
     plan = context.plan
@@ -160,12 +159,7 @@ def _simulated_score(
     if due is None:
         raise ConfigError(f"method {config.method} publishes a head: there is no synthetic set to score")
     head: LinearHead = fit_linear_head(*due.all(), num_classes=cohort.num_classes)
-    return score(head, _seen(config, test.embeddings), test.labels)
-
-
-def _seen(config: RunConfig, embeddings: Tensor) -> Tensor:
-    """Embeddings as heads see them: on the unit sphere where the generator's are."""
-    return on_sphere(embeddings) if config.training.sphere else embeddings
+    return score(head, on_sphere(test.embeddings), test.labels)
 
 
 def _silent(_: str) -> None:

@@ -84,7 +84,7 @@ def invert_batch_of_one(
     context = RunContext(alone, problem, replace(plan, training_noise=noise_multiplier))
     method = get_method("fedhypevae")
     state, site = method.init(context), method.init_site(context, 0)
-    record = SiteData(embedding[None].float(), torch.tensor([label]))
+    record = SiteData(on_sphere(embedding[None].float()), torch.tensor([label]))
     _, upload = method.client_step(context, StepInput(state.params, site, record, 0, 0, source))
     layer = generator_shape(context).output_layer
     left, _, right = torch.linalg.svd(upload[f"{layer}.class_weight"], full_matrices=False)

@@ -9,6 +9,10 @@ from pydantic import Field, model_validator
 from common.config.base import Concern, NoneOrSome, Positive, Text, Weight
 
 MOST_LAYERS = 6
+MMD_FEATURES = 64
+"""Random Fourier features of the released MMD: more of them are more noise, and its term gains nothing either way."""
+MMD_BANDWIDTHS = (0.5, 1.0, 2.0)
+"""Of the Gaussian kernels, in units of an embedding's length: about the distances between unit vectors."""
 
 
 class ModelConfig(Concern):
@@ -48,16 +52,13 @@ class ModelConfig(Concern):
 class TrainingConfig(Concern):
     """The optimisation. Rates act on sums divided by (clip norm x sampling rate x released total).
 
-    `sphere` scales every embedding to unit length (a public map of one record); `centre` subtracts the released mean;
-    `feature_norm` clips what is left. `embedding_radius` is the public norm to which embeddings are clipped for the
-    statistics.
+    Every embedding is scaled to unit length where records are loaded (a public map of one record), and the released
+    mean is subtracted; `feature_norm` clips what is left.
 
     `score_noise` bounds the rates by what noise alone does: the standard deviation that it gives a class score of a
     record of norm `feature_norm` by the last round, from public and released numbers; 0 leaves the rates as they are.
     `logit_adjustment` is the weight of the released class shares' logarithm in the discriminative term: with 1 the
     classes' scores hold for classes of equal size, as the synthetic set has them, however rare a class is at the sites.
-    `class_presence` lets a site's sums count, class by class, as much as the site is likely to have the class at all,
-    by its released counts (`common.methods.fedhypevae.presence`): free, and less noise where sites have unlike classes.
     """
 
     num_rounds: int = Field(100, ge=0, le=100_000)
@@ -67,13 +68,9 @@ class TrainingConfig(Concern):
     code_rate: Weight = 0.05
     momentum: NoneOrSome = Field(0.8, ge=0.0, le=0.9999)
     averaging_fraction: NoneOrSome = Field(0.35, ge=0.0, le=1.0)
-    sphere: bool = True
-    centre: bool = True
-    embedding_radius: float = Field(1.0, ge=1e-3, le=1e4)
     feature_norm: float = Field(0.7, ge=1e-3, le=1e4)
     class_bias_scale: float = Field(0.117, ge=1e-3, le=1e3)
     score_noise: Weight = 1.8
-    class_presence: bool = True
     discriminative_weight: Weight = 1.0
     logit_adjustment: NoneOrSome = Field(1.0, ge=0.0, le=2.0)
     elbo_weight: Weight = 0.05
@@ -84,24 +81,11 @@ class TrainingConfig(Concern):
     lipschitz_penalty: Weight = 0.0
     mmd: Literal["off", "released", "per-example"] = "off"
     mmd_weight: Weight = 0.0
-    mmd_features: int = Field(64, ge=2, le=4096)
-    mmd_bandwidths: Text = "0.5,1.0,2.0"
     sleep_steps: int = Field(5, ge=0, le=1000)
     encoder_rate: Positive = 2e-3
 
-    @property
-    def bandwidths(self) -> tuple[float, ...]:
-        """Bandwidths of the Gaussian kernels, public constants in units of the embedding's norm."""
-        return tuple(float(part) for part in self.mmd_bandwidths.split(",") if part.strip())
-
     @model_validator(mode="after")
     def _check(self) -> Self:
-        try:
-            bandwidths = self.bandwidths
-        except ValueError:
-            raise ValueError("mmd-bandwidths must be numbers with commas between, such as 0.5,1,2") from None
-        if not 1 <= len(bandwidths) <= 16 or any(not 1e-3 <= width <= 1e3 for width in bandwidths):
-            raise ValueError("mmd-bandwidths must be 1 to 16 numbers between 0.001 and 1000")
         if self.mmd == "off" and self.mmd_weight > 0:
             raise ValueError("mmd-weight is above 0 while mmd is off: set mmd to released or per-example")
         if self.discriminative_weight == 0 and self.elbo_weight == 0:
@@ -112,13 +96,10 @@ class TrainingConfig(Concern):
 class SynthesisConfig(Concern):
     """What the server does after training: free, since it touches released values alone.
 
-    `relabel` gives each synthetic row the class that the generator's own posterior finds likeliest there, or one
-    drawn from that posterior, flattened by `relabel_temperature`; classes come out uneven then, unless `keep_balance`
-    draws until each has its number. `placement` moves classes to their released means in the directions that tell
-    them apart. `unit_rows` gives the noise of a row what its mean leaves of unit length, where embeddings lie on the
-    sphere. `prototype_share` of the rows are their class's prototype without noise, and `prototype_spread` of those
-    lie around it as the latent spreads the class. `mixing` is the weight of a site's own head; `head_scale` flattens
-    the published one before they are mixed, since noise in training makes it overconfident.
+    Each synthetic row has the class that the generator's own posterior finds likeliest there, so that classes come out
+    uneven. `prototypes` fills rows up to unit length with noise and makes a few of them their class's prototype
+    without noise (`common.generator.rows`), for heads that compare distances. `mixing` is the weight of a site's own
+    head; `head_scale` flattens the published one before they are mixed, since noise in training makes it overconfident.
     """
 
     synthetic_rows: int = Field(50_000, ge=1, le=10_000_000)
@@ -126,13 +107,7 @@ class SynthesisConfig(Concern):
     mixture: Literal["samples", "parameters"] = "samples"
     latent_law: Literal["prior", "standard"] = "prior"
     balance: Literal["uniform", "dp-counts"] = "uniform"
-    keep_balance: bool = False
-    relabel: Literal["none", "likeliest", "drawn"] = "likeliest"
-    relabel_temperature: Positive = 1.0
-    placement: bool = True
-    unit_rows: bool = True
-    prototype_share: NoneOrSome = Field(0.02, ge=0.0, le=1.0)
-    prototype_spread: NoneOrSome = Field(0.07, ge=0.0, le=1.0)
+    prototypes: bool = True
     covariance_weight: Weight = 0.0
     meta_steps: int = Field(200, ge=0, le=100_000)
     mixing: NoneOrSome = Field(0.5, ge=0.0, le=1.0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.config.generator import TrainingConfig
+from common.config.generator import MMD_BANDWIDTHS, TrainingConfig
 from common.generator.cvae import (
     encode,
     gaussian_kl,
@@ -196,7 +196,7 @@ def _mmd_cross_term(
         latent = mean + torch.exp(log_scale) * _normals(mean, source)
     synthetic = decode(shape, tape, latent, synthetic_labels)
     synthetic = synthetic + shape.observation_variance**0.5 * _normals(embeddings, source)
-    kernel = gaussian_kernel(embeddings[:, :, None, :], synthetic[:, :, None, :], training.bandwidths)
+    kernel = gaussian_kernel(embeddings[:, :, None, :], synthetic[:, :, None, :], MMD_BANDWIDTHS)
     return -2.0 * kernel[:, :, 0, 0]  # Eq. (6), the third sum
 
 
@@ -239,7 +239,7 @@ def data_free_loss(
             gaps = (means - target.class_means).square().sum(1)
             loss = loss + training.mmd_weight * (target.class_weights * gaps).sum()
         elif training.mmd == "per-example":
-            within = gaussian_kernel(synthetic, synthetic, training.bandwidths).mean()
+            within = gaussian_kernel(synthetic, synthetic, MMD_BANDWIDTHS).mean()
             loss = loss + training.mmd_weight * within
     if training.lipschitz_penalty > 0:  # Eq. (5), with the code's norm
         loss = loss + training.lipschitz_penalty * lipschitz_penalty(params, training.lipschitz_bound)

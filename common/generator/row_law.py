@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -52,9 +51,8 @@ class RowLaw:
         num_uniforms: numbers between 0 and 1 that `middle` reads for a try.
         num_normals: standard normal numbers that it reads for a try.
         middle: (labels (n,), uniforms (n, .), normals (n, .)) -> where rows of those labels lie.
-        heads: the generator's own posterior; empty where rows keep the label that was asked for.
-        drawn: whether a row's class is drawn from the posterior, and not the likeliest.
-        temperature: T > 0, by which scores are divided before a draw.
+        heads: the generator's own posterior, whose likeliest class a row has; empty where rows keep the label that was
+            asked for.
         root: (d, d) of the noise's covariance; None: the identity.
         noisy: whether there is noise at all.
     """
@@ -64,15 +62,8 @@ class RowLaw:
     num_normals: int
     middle: Callable[[Tensor, Tensor, Tensor], Middle]
     heads: Sequence[LinearHead] = ()
-    drawn: bool = False
-    temperature: float = 1.0
     root: Tensor | None = None
     noisy: bool = True
-
-
-def relabelled(heads: Sequence[LinearHead], relabel: Literal["none", "likeliest", "drawn"]) -> Sequence[LinearHead]:
-    """The heads that a setting makes rows be labelled by: none where the label that was asked for stands."""
-    return () if relabel == "none" else heads
 
 
 class RowDrawer:
@@ -89,7 +80,7 @@ class RowDrawer:
         self._law, self._key, self._tries = law, key, tries
         self._spans = [_span(law, head) for head in law.heads]
         classes = len(law.heads[0].bias) if law.heads else 0
-        self._words = law.num_uniforms + law.num_normals + (2 if law.drawn else 1) * classes
+        self._words = law.num_uniforms + law.num_normals + classes
         self._classes = classes
 
     def draw(self, rows: NDArray[np.int64], wanted: Tensor, nudge: float = 0.0) -> Split:
@@ -134,10 +125,7 @@ class RowDrawer:
         judged = normals(words[:, : self._classes])
         if not law.heads:
             return tried.means, tried.scale, tried.head, wanted.clone(), judged
-        scores = self._scores(tried, judged) / (law.temperature if law.drawn else 1.0)
-        if law.drawn:  # the largest of scores with Gumbel noise is a draw from their softmax
-            scores = scores - torch.log(-torch.log(uniforms(words[:, self._classes :])))
-        scores = scores + nudge * torch.arange(self._classes)
+        scores = self._scores(tried, judged) + nudge * torch.arange(self._classes)
         return tried.means, tried.scale, tried.head, torch.from_numpy(scores.numpy().argmax(1)), judged
 
     def _scores(self, tried: Middle, noise: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Embeddings as a model sees them: on the unit sphere, around the released centre, scaled; row by row."""
+"""Embeddings of unit length as a model sees them: around the released centre, scaled; row by row."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from dataclasses import replace
 from torch import Tensor
 
 from common.methods.base import CENTRE, RunContext, StepInput
-from common.records import SiteData, by_unit, clip_to_ball, on_sphere
+from common.records import SiteData, by_unit, clip_to_ball
 
 
 def normalised(context: RunContext, embeddings: Tensor, centre: Tensor) -> Tensor:
-    """Embeddings as the generator sees them: on the unit sphere, around the centre, clipped; row by row."""
-    training = context.config.training
-    if training.sphere:
-        embeddings = on_sphere(embeddings)
-    return clip_to_ball(embeddings - centre, training.feature_norm)
+    """Embeddings as the generator sees them: around the centre, clipped; row by row."""
+    return clip_to_ball(embeddings - centre, context.config.training.feature_norm)
 
 
 def feature_scale(context: RunContext, dim: int) -> float:
@@ -25,15 +22,12 @@ def feature_scale(context: RunContext, dim: int) -> float:
 
 
 def head_features(context: RunContext, embeddings: Tensor, centre: Tensor) -> Tensor:
-    """Embeddings as a non-private head sees them: on the unit sphere, centred, with coordinates of about 1."""
-    embeddings = on_sphere(embeddings) if context.config.training.sphere else embeddings
+    """Embeddings as a non-private head sees them: centred, with coordinates of about 1."""
     return (embeddings - centre) * feature_scale(context, embeddings.shape[-1])
 
 
 def network_data(context: RunContext, work: StepInput) -> SiteData:
-    """A site's records by unit, with coordinates of about 1: on the sphere, centred, clipped; row by row."""
-    training = context.config.training
+    """A site's records by unit, with coordinates of about 1: centred, clipped; row by row."""
     data = by_unit(work.data, context.config.privacy.unit, context.problem.num_classes)
-    rows = on_sphere(data.embeddings) if training.sphere else data.embeddings
-    rows = clip_to_ball(rows - work.params[CENTRE], training.feature_norm)
+    rows = normalised(context, data.embeddings, work.params[CENTRE])
     return replace(data, embeddings=rows * feature_scale(context, rows.shape[-1]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.evaluation.scores import Split
 from common.generator.row_numbers import row_key
-from common.generator.row_sets import MOST_TRIES, RowSet
+from common.generator.row_sets import RowSet
 from common.methods import get_method
 from common.methods.base import Artifact, RunContext
 
@@ -122,5 +122,5 @@ def published_set(context: RunContext, artifact: Artifact) -> RowSet | None:
         row_key("published", context.config.federation.seed),
         synthesis.synthetic_rows,
         lambda numbers: interleaved_labels(counts, numbers),
-        MOST_TRIES if synthesis.keep_balance else 1,
+        1,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from common.config.run import RunConfig
@@ -11,7 +9,7 @@ from common.methods.base import RunContext
 from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
 from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, release_statistics
-from common.records import SiteData, UnitBatch, by_unit, on_sphere
+from common.records import SiteData, UnitBatch, by_unit
 
 
 def noise_source(config: RunConfig, site_index: int, round_index: int) -> NoiseSource:
@@ -36,6 +34,4 @@ def statistics_batch(context: RunContext, data: SiteData, source: NoiseSource) -
     """All units of a site as the statistics see them: each with at most the public cap of records."""
     config = context.config
     data = by_unit(data, config.privacy.unit, context.problem.num_classes)
-    if config.training.sphere:
-        data = replace(data, embeddings=on_sphere(data.embeddings))
     return draw_units(data, 1.0, config.privacy.records_per_unit, source)

@@ -36,14 +36,14 @@ class StatisticsSpec:
     Attributes:
         dim: d_x.
         num_classes: K.
-        radius: R, embeddings are clipped to this norm.
+        radius: R, embeddings are clipped to this norm; 1 holds all of unit length.
         count_weight: a. class_weight: b. total_weight: t. moment_weight: c. feature_weight: e; 0 leaves a part out.
         frequencies: (D / 2, d_x), public, for the Fourier features; None without them.
     """
 
     dim: int
     num_classes: int
-    radius: float
+    radius: float = 1.0
     count_weight: float = 0.3
     class_weight: float = 1.0
     total_weight: float = 1.0
@@ -79,9 +79,9 @@ class StatisticsSpec:
         return parts
 
 
-def class_means_spec(dim: int, num_classes: int, radius: float) -> StatisticsSpec:
+def class_means_spec(dim: int, num_classes: int) -> StatisticsSpec:
     """Counts and class sums alone: the best use of a whole budget for class means."""
-    return StatisticsSpec(dim, num_classes, radius, total_weight=0.0)
+    return StatisticsSpec(dim, num_classes, total_weight=0.0)
 
 
 def statistics_sum(spec: StatisticsSpec, batch: UnitBatch) -> ClippedSum:

@@ -151,7 +151,7 @@ class Bundle:
 
         Returns:
             Blocks of embeddings (m, d) float32, in the place of an encoder's (scaled to unit length where the run did
-            so: scale yours too, see `config.training.sphere`), and labels (m,) int64. Post-processing: no privacy cost.
+            so: scale yours too), and labels (m,) int64. Post-processing: no privacy cost.
 
         Raises:
             ConfigError: the method publishes nothing to sample from, or an argument is out of range.

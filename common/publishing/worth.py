@@ -147,8 +147,7 @@ def prepared(bundle: Bundle, embeddings: Tensor, labels: Tensor | None = None) -
             "the images with the encoder that the bundle names"
         )
     rows = embeddings.to(torch.float32)
-    if bundle.config.training.sphere:
-        rows = on_sphere(rows)
+    rows = on_sphere(rows)
     if labels is None:
         return rows, torch.empty(0, dtype=torch.int64)
     classes = len(bundle.class_names)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.config.generator import MMD_FEATURES
 from common.config.run import RunConfig
 from common.errors import ConfigError
 
@@ -115,7 +116,7 @@ def _parameters(config: RunConfig, dim: int, num_classes: int) -> dict[str, int]
         "gan": _dense((dim + num_classes + rivals.noise_dim, 2 * rivals.gan_width, 2 * rivals.gan_width, dim)),
         "classifiers": max(_dense((dim, *hidden, num_classes)) for hidden in rivals.hidden_widths_of),
         "statistics": dim * (dim + 1) // 2 if config.synthesis.covariance_weight > 0 else 0,
-        "features": config.training.mmd_features * max(num_classes, dim),
+        "features": MMD_FEATURES * max(num_classes, dim),
     }
 
 

@@ -37,11 +37,9 @@ class Bound:
 
 def bounds_of(context: RunContext) -> Mapping[str, Bound]:
     """Bounds of what is released or public and not trained, by name; all else is bounded by `LARGEST_NORM`."""
-    training = context.config.training
-    radius = 1.0 if training.sphere else training.embedding_radius
     return {
-        # a mean of embeddings within the radius, rounded for the wire
-        f"{_CONSTANT}centre": Bound(2.0 * radius, -2.0 * radius, 2.0 * radius),
+        # a mean of embeddings of unit length, rounded for the wire
+        f"{_CONSTANT}centre": Bound(2.0, -2.0, 2.0),
         f"{_CONSTANT}total": Bound(1e12, 0.0, 1e12),
         # logarithms of shares of at least 1 %, of at most 4,096 classes, with a weight of at most 2
         f"{_CONSTANT}class_offsets": Bound(LARGEST_NORM, -32.0, 32.0),

@@ -37,9 +37,8 @@ class TrainedHead:
     """A classifier and what it belongs to.
 
     Attributes:
-        head: gives class probabilities for embeddings scaled as `sphere` says.
+        head: gives class probabilities for embeddings of unit length.
         class_names: of the outputs, in order.
-        sphere: whether embeddings are scaled to unit length first.
         encoder: whose embeddings it reads; None where the bundle did not note it.
         run: the run whose set it learned from.
         own_rows: how many rows of a site's own it learned from without noise; above 0 it stays at the site.
@@ -48,7 +47,6 @@ class TrainedHead:
 
     head: LinearHead | MLPHead
     class_names: tuple[str, ...]
-    sphere: bool
     encoder: EncoderIdentity | None
     run: str
     own_rows: int = 0
@@ -63,8 +61,7 @@ class TrainedHead:
         width = int((self.head.weight if isinstance(self.head, LinearHead) else self.head.hidden_weight).shape[1])
         if embeddings.ndim != 2 or embeddings.shape[1] != width:
             raise DataError(f"expected embeddings (n, {width}), found {tuple(embeddings.shape)}")
-        rows = embeddings.to(torch.float32)
-        return self.head.probabilities(on_sphere(rows) if self.sphere else rows)
+        return self.head.probabilities(on_sphere(embeddings.to(torch.float32)))
 
 
 def train_head(bundle: Bundle, kind: str, own: Split | None, seed: int) -> TrainedHead:
@@ -93,7 +90,6 @@ def train_head(bundle: Bundle, kind: str, own: Split | None, seed: int) -> Train
     return TrainedHead(
         head=_flattened(head, bundle.config.synthesis.head_scale),
         class_names=bundle.class_names,
-        sphere=bundle.config.training.sphere,
         encoder=bundle.encoder,
         run=str((bundle.statement or {}).get("run", "")),
         own_rows=0 if own is None else len(own[1]),
@@ -111,7 +107,6 @@ def save_head(path: Path, trained: TrainedHead) -> None:
         "format": FORMAT,
         "kind": "linear" if isinstance(trained.head, LinearHead) else "mlp",
         "class_names": json.dumps(trained.class_names),
-        "sphere": json.dumps(trained.sphere),
         "encoder": json.dumps(None if trained.encoder is None else trained.encoder.to_json()),
         "run": trained.run,
         "own_rows": json.dumps(trained.own_rows),
@@ -142,7 +137,6 @@ def load_head(path: Path) -> TrainedHead:
         trained = TrainedHead(
             head=_head(notes["kind"], tensors),
             class_names=tuple(str(name) for name in json.loads(notes["class_names"])),
-            sphere=bool(json.loads(notes["sphere"])),
             encoder=None if encoder is None else EncoderIdentity.from_json(encoder),
             run=notes["run"],
             own_rows=int(json.loads(notes["own_rows"])),

@@ -91,7 +91,6 @@ def personal_model(bundle: Bundle, own: Split, model: str) -> TrainedHead:
     return TrainedHead(
         head,
         bundle.class_names,
-        bundle.config.training.sphere,
         bundle.encoder,
         bundle.config.federation.run_name,
         own_rows=len(own[1]),

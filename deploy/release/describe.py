@@ -121,7 +121,6 @@ def card(facts: Facts) -> str:
         sites=sites,
         method=bundle.config.method,
         encoder=None if bundle.encoder is None else bundle.encoder.to_json(),
-        sphere=bundle.config.training.sphere,
         free_of_cost=FREE_OF_COST,
         statement=statement,
         shared=statement.get("secure_aggregation"),

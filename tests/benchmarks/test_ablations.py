@@ -45,17 +45,17 @@ def test_a_small_variant_gives_a_whole_record(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ablations, "federation_of", lambda seed: (federation, local_heads(federation)))
     ablations._flat.cache_clear()
     try:
-        record = ablations.measure("no-placement", 7)
+        record = ablations.measure("plain-rows", 7)
     finally:
         ablations._flat.cache_clear()
     assert set(record) == set(_record(ablations.BASE, 7, 0.5))
     assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["settings"]["placement"] is False
+    assert record["settings"]["prototypes"] is False
 
 
 def test_records_of_other_settings_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, asked = tmp_path / "ablations.json", list[tuple[str, int]]()
-    stale = {**_record("no-placement", 1, 0.6), "settings": {"placement": False}}
+    stale = {**_record("plain-rows", 1, 0.6), "settings": {"prototypes": False}}
     path.write_text(json.dumps([_record(ablations.BASE, 1, 0.7), stale]), encoding="utf-8")
 
     def all_at_once(function: object, tasks: list[tuple[str, int]], workers: int, keep: Any) -> None:
@@ -64,15 +64,15 @@ def test_records_of_other_settings_are_made_again(tmp_path: Path, monkeypatch: p
             keep(_record(*task, 0.5))
 
     monkeypatch.setattr(ablations, "run_all", all_at_once)
-    arguments = ["--only", "no-placement", "--seeds", "1", "2", "--out", str(path)]
+    arguments = ["--only", "plain-rows", "--seeds", "1", "2", "--out", str(path)]
     assert ablations.main(arguments) == 0
-    assert asked == [("no-placement", 1), (ablations.BASE, 2), ("no-placement", 2)]
+    assert asked == [("plain-rows", 1), (ablations.BASE, 2), ("plain-rows", 2)]
     assert ablations.main(arguments) == 0
     assert len(asked) == 3
 
 
 def test_differences_are_taken_within_a_seed() -> None:
     records = [_record(ablations.BASE, 1, 0.8), _record(ablations.BASE, 2, 0.6),
-               _record("no-placement", 1, 0.7), _record("no-placement", 2, 0.5)]  # fmt: skip
-    (line,) = [line for line in ablations.render(records).splitlines() if line.startswith("| no-placement")]
+               _record("plain-rows", 1, 0.7), _record("plain-rows", 2, 0.5)]  # fmt: skip
+    (line,) = [line for line in ablations.render(records).splitlines() if line.startswith("| plain-rows")]
     assert "| 60.0/60.0 (14.1) | -10.0 (0.0) |" in line

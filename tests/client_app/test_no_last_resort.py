@@ -54,16 +54,16 @@ STEEP: dict[str, str | int | float | bool] = {
 CASES: dict[str, dict[str, str | int | float | bool]] = {
     "default": {},
     "patients": {"unit": "patient", "max-records-per-patient": 2},
-    "off the sphere": {"sphere": False, "embedding-radius": 1e4, "feature-norm": 1e4},
-    "tiny radii": {"sphere": False, "embedding-radius": 1e-3, "feature-norm": 1e-3, "code-radius": 1e-3},
+    "wide features": {"feature-norm": 1e4},
+    "tiny radii": {"feature-norm": 1e-3, "code-radius": 1e-3},
     "large factors": {"elbo-weight": 1e6, "kl-weight": 1e6, "code-radius": 1e4, "class-bias-scale": 1e3},
     "least factors": {"elbo-weight": 1e-6, "residual-energy": 1e-6, "class-bias-scale": 1e-3, "clip-norm": 1e-6},
     "six layers": {"hidden-widths": "3,3,3,3,3,3", "encoder-training": "joint", "trunk-width": 2},
     "all of one kind": {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0, "clip-norm": 1e6},
-    "mmd by record": {"mmd": "per-example", "mmd-weight": 1.0, "mmd-features": 4},
-    "mmd by release": {"mmd": "released", "mmd-weight": 1.0, "mmd-features": 4, "mmd-bandwidths": "0.001,1000"},
+    "mmd by record": {"mmd": "per-example", "mmd-weight": 1.0},
+    "mmd by release": {"mmd": "released", "mmd-weight": 1.0},
     "a second moment": {"covariance-weight": 1.0, "local-steps": 3},
-    "rates without end": {**STEEP, "mmd": "released", "mmd-weight": 1e6, "mmd-bandwidths": "0.001"},
+    "rates without end": {**STEEP, "mmd": "released", "mmd-weight": 1e6},
     "rates without end, and a penalty": {**STEEP, "lipschitz-penalty": 1.0, "encoder-training": "joint"},
     "dp_fedsgd": {"method": "dp_fedsgd"},
     "dp_cvae": {"method": "dp_cvae"},
@@ -118,10 +118,9 @@ def make_site(folder: Path, rows: list[tuple[list[float], int, int]], unit: str)
 def parameters(context: RunContext, size: float, seed: int) -> dict[str, torch.Tensor]:
     """What a server may send at most: every tensor of the norm that its bound allows, times `size`."""
     generator, made = torch.Generator().manual_seed(seed), {}
-    radius = 1.0 if context.config.training.sphere else context.config.training.embedding_radius
     for name, shape in get_method(context.config.method).received_by(context, 0).items():
         value = torch.randn(shape, generator=generator)
-        largest = 1.99 * radius if name == "constant.centre" else LARGEST_NORM * 0.99
+        largest = 1.99 if name == "constant.centre" else LARGEST_NORM * 0.99
         made[name] = value * (size * largest / max(float(value.norm()), 1e-6))
         if name == "constant.total":
             made[name] = torch.tensor(1e12 * size)

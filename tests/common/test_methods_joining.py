@@ -12,7 +12,7 @@ from common.config.run import RunConfig
 from common.errors import ConfigError, DataError
 from common.loop import LoopResult, run_loop
 from common.methods.fedhypevae.joining import fit_code, sample_personal
-from common.records import SiteData
+from common.records import SiteData, unit_length
 
 
 def _site(shift: float, seed: int, rows: int = 60) -> SiteData:
@@ -20,13 +20,14 @@ def _site(shift: float, seed: int, rows: int = 60) -> SiteData:
     labels = torch.arange(rows) % 3
     centres = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
     offset = torch.tensor([0.0, 0.0, 0.0, shift])
-    return SiteData(0.4 * centres[labels] + offset + 0.05 * torch.randn(rows, 4, generator=generator), labels)
+    embeddings = 0.4 * centres[labels] + offset + 0.05 * torch.randn(rows, 4, generator=generator)
+    return unit_length(SiteData(embeddings, labels))
 
 
 def _trained(**changes: str | float | bool) -> LoopResult:
     settings: dict[str, str | float | bool] = {
         "num_sites": 3, "num_rounds": 5, "epsilon": math.inf, "noise": "test", "clip_norm": math.inf,
-        "sphere": False, "latent_dim": 0, "code_dim": 2, "relabel": "none", "elbo_weight": 1.0, "code_radius": 1.0,
+        "latent_dim": 0, "code_dim": 2, "elbo_weight": 1.0, "code_radius": 1.0,
     }  # fmt: skip
     sites = [_site(shift, at) for at, shift in enumerate((-0.3, 0.0, 0.3))]
     result = run_loop(RunConfig().replace(**{**settings, **changes}), sites, ["a", "b", "c"])

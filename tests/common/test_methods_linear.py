@@ -14,12 +14,10 @@ from common.methods.base import CENTRE
 from common.methods.features import head_features
 from common.methods.heads import fedlambda
 from common.methods.heads.linear import published_head
-from common.records import SiteData
+from common.records import SiteData, on_sphere
 
 _LINE = {
-    "sphere": False,
-    "centre": False,
-    "feature_norm": 1.0,
+    "feature_norm": math.sqrt(2.0),  # features are the embeddings as they are, of width 2
     "statistics_share": 0.0,
     "public_total": 4,
     "num_sites": 2,
@@ -37,10 +35,10 @@ def _line(method: str, **changes: str | float | bool) -> RunConfig:
 
 
 def _two_sites() -> list[SiteData]:
-    """One record of class 0 at 1, and three of class 1 at 2."""
+    """One record of class 0 at (1, 0), and three of class 1 at (0.6, 0.8)."""
     return [
-        SiteData(torch.tensor([[1.0]]), torch.tensor([0])),
-        SiteData(torch.full((3, 1), 2.0), torch.tensor([1, 1, 1])),
+        SiteData(torch.tensor([[1.0, 0.0]]), torch.tensor([0])),
+        SiteData(torch.tensor([[0.6, 0.8]]).repeat(3, 1), torch.tensor([1, 1, 1])),
     ]
 
 
@@ -62,10 +60,10 @@ def _head(config: RunConfig, sites: list[SiteData], classes: int) -> tuple[torch
 
 
 def test_fedavg_round_by_hand() -> None:
-    # At zero every softmax is 1/2. Site 1 moves to w = b = (1/2, -1/2), site 2 to w = (-1, 1), b = (-1/2, 1/2);
-    # weighted 1/4 and 3/4: w = 1/8 - 3/4, b = 1/8 - 3/8.
+    # At zero every softmax is 1/2. Site 1 moves to w_0 = (1/2, 0), b_0 = 1/2, site 2 to w_0 = (-0.3, -0.4), b_0 = -1/2;
+    # weighted 1/4 and 3/4: w_0 = (0.125 - 0.225, -0.3), b_0 = 1/8 - 3/8; the other class has the opposite.
     weight, bias = _head(_line("fedavg"), _two_sites(), 2)
-    assert torch.allclose(weight, torch.tensor([[-0.625], [0.625]]))
+    assert torch.allclose(weight, torch.tensor([[-0.1, -0.3], [0.1, 0.3]]))
     assert torch.allclose(bias, torch.tensor([-0.25, 0.25]))
 
 
@@ -91,7 +89,7 @@ def test_fedlambda_is_local_only_at_one_and_fedavg_at_zero() -> None:
     sites = _blobs()
     config = _line("fedlambda", num_sites=3, num_rounds=2)
     result = run_loop(config, sites, ["a", "b", "c"])
-    rows = sites[0].embeddings
+    rows = on_sphere(sites[0].embeddings)
     features = head_features(result.context, rows, result.state.params[CENTRE])
     own = fit_linear_head(features, sites[0].labels, 3)
     alone = fedlambda.site_probabilities(result.context, result.state, result.sites[0], rows, 1.0)
@@ -115,13 +113,13 @@ def test_fedlambda_takes_the_best_mean_over_sites() -> None:
 
 
 def test_dp_fedsgd_round_by_hand() -> None:
-    # Each record's gradient over (w, b) has norm |residual| sqrt(x^2 + 1): 1 for the first, sqrt(5/2) for the others,
-    # both above C. In units of C their directions add up: w_0 moves by (1/2 - 3 / sqrt(5/2)) / 4.
+    # Each record's gradient over (w, b) has norm |residual| sqrt(|x|^2 + 1) = 1, above C. In units of C their
+    # directions add up: w_0 moves by (1/2 (1, 0) - 3/2 (0.6, 0.8)) / 4.
     config = _line("dp_fedsgd", clip_norm=0.1, learning_rate=1.0, momentum=0.0, averaging_fraction=0.0,
                    class_bias_scale=1.0, feature_norm=10.0)  # fmt: skip
     weight, bias = _head(config, _two_sites(), 2)
-    assert weight[0, 0].item() == pytest.approx((0.5 - 3 / math.sqrt(2.5)) / 4, abs=1e-6)
-    assert bias[0].item() == pytest.approx((0.5 - 1.5 / math.sqrt(2.5)) / 4, abs=1e-6)
+    assert torch.allclose(weight[0], torch.tensor([-0.1, -0.3]), atol=1e-6)
+    assert bias[0].item() == pytest.approx(-0.25, abs=1e-6)
 
 
 def test_dp_fedsgd_without_clipping_and_noise_is_fedavg_with_one_full_batch_step() -> None:
@@ -137,7 +135,7 @@ def test_dp_fedsgd_without_clipping_and_noise_is_fedavg_with_one_full_batch_step
 
 def test_dp_fedsgd_is_the_generators_own_discriminative_term() -> None:
     settings = {"num_sites": 3, "num_rounds": 3, "noise": "test", "epsilon": 4.0, "statistics_share": 0.1,
-                "sphere": True, "centre": True, "latent_dim": 0, "code_dim": 0, "elbo_weight": 0.0}  # fmt: skip
+                "latent_dim": 0, "code_dim": 0, "elbo_weight": 0.0}  # fmt: skip
     head = run_loop(_line("dp_fedsgd", **settings), _blobs(), ["a", "b", "c"])
     generator = run_loop(_line("fedhypevae", **settings), _blobs(), ["a", "b", "c"])
     expected = generator.artifact.tensors["decoder.0.class_weight"].T

@@ -21,7 +21,7 @@ from common.methods.mh_pfedhn import taught as mh_pfedhn_gd
 from common.methods.mh_pfedhn.architectures import Architecture, site_architecture
 from common.methods.mh_pfedhn.chunks import clip_joint_norm, generate_model, init_chunks, pull_back
 from common.methods.site_release import noise_source
-from common.records import SiteData
+from common.records import SiteData, unit_length
 
 _SMALL = {
     "num_sites": 3,
@@ -32,7 +32,6 @@ _SMALL = {
     "epsilon": math.inf,
     "noise": "test",
     "clip_norm": math.inf,
-    "sphere": False,
     "local_rate": 0.05,
     "chunk_size": 25,
     "chunk_embedding_dim": 4,
@@ -51,7 +50,8 @@ def _sites(dims: tuple[int, ...] = (5, 5, 5), rows: int = 20) -> list[SiteData]:
     made = []
     for dim in dims:
         centres = torch.randn(3, dim, generator=generator)
-        made.append(SiteData(centres[labels] + 0.3 * torch.randn(rows, dim, generator=generator), labels))
+        embeddings = centres[labels] + 0.3 * torch.randn(rows, dim, generator=generator)
+        made.append(unit_length(SiteData(embeddings, labels)))
     return made
 
 

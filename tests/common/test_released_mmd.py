@@ -18,7 +18,7 @@ from common.records import UnitBatch
 def test_released_mmd_is_least_where_the_generator_is_right() -> None:
     """The release is of embeddings as they are, and the generator's rows lie around the centre."""
     sizes = {"num-sites": 1, "min-sites": 1, "latent-dim": 0, "code-dim": 0}
-    config = RunConfig.from_flat({**sizes, "mmd": "released", "mmd-weight": 1.0, "mmd-features": 256})
+    config = RunConfig.from_flat({**sizes, "mmd": "released", "mmd-weight": 1.0})
     context = RunContext(config, Problem(4, ("a", "b"), 1), PrivacyPlan(0.0, 0.0, 1.0, 1, 2, 1e-5))
     noise = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
     rows = torch.nn.functional.normalize(torch.tensor([3.0, 1.0, 0.0, 0.0]) + 0.3 * noise, dim=1)

@@ -221,7 +221,7 @@ def test_run_writes_a_valid_privacy_statement(recorded: Recorded) -> None:
 def test_features_for_mmd_leave_as_declared(tmp_path: Path) -> None:
     """With MMD against a release, noised features join the one-shot statistics, and nothing else is added."""
     federation = Federation.create(tmp_path, 1)
-    federation.run(num_rounds=1, mmd="released", mmd_weight=0.5, mmd_features=8)
+    federation.run(num_rounds=1, mmd="released", mmd_weight=0.5)
     (sent,) = federation.sent("site-1", "query.statistics")
     declared = {**STATISTICS, "class_features": (len(CLASSES), 8)}
     assert {name: value.shape for name, value in arrays(sent).items()} == declared

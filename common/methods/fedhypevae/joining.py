@@ -23,7 +23,7 @@ from common.methods.base import CENTRE, Artifact, RunContext, seeded
 from common.methods.features import normalised
 from common.methods.fedhypevae.rates import generator_shape
 from common.methods.fedhypevae.server import law
-from common.records import SiteData
+from common.records import SiteData, on_sphere
 
 _MOMENT_DRAWS = 64
 
@@ -63,7 +63,7 @@ def fit_code(
     if data.labels.shape[0] == 0:
         raise DataError("expected at least one record to fit a code to, found none")
     params = artifact.tensors
-    rows = normalised(context, data.embeddings, params[CENTRE])
+    rows = normalised(context, on_sphere(data.embeddings), params[CENTRE])
     one_hot = functional.one_hot(data.labels, shape.num_classes).to(rows)
     counts = one_hot.sum(0)
     means, shares = one_hot.T @ rows / counts.clamp(min=1.0)[:, None], counts / counts.sum()

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from common.config.generator import MMD_BANDWIDTHS, MMD_FEATURES
 from common.generator.hypernetwork import GeneratorShape
 from common.kernels import fourier_frequencies
 from common.methods.base import RunContext, Tensors, known_total
@@ -72,7 +73,7 @@ def class_offsets(context: RunContext, class_shares: Tensor) -> Tensor:
 
 def weighs_presence(context: RunContext) -> bool:
     """Whether a site's sums count by what classes it has: where the server sees each site's, and only then."""
-    return context.config.training.class_presence and context.config.privacy.trust == "local"
+    return context.config.privacy.trust == "local"
 
 
 def step_scale(context: RunContext, params: Tensors) -> float:
@@ -90,5 +91,4 @@ def clip_unit(context: RunContext) -> float:
 
 def public_frequencies(context: RunContext) -> Tensor:
     """Frequencies of the Fourier features, from the run's public seed: (D / 2, d_x)."""
-    training, seed = context.config.training, context.config.federation.seed
-    return fourier_frequencies(context.problem.dim, training.mmd_features, training.bandwidths, seed)
+    return fourier_frequencies(context.problem.dim, MMD_FEATURES, MMD_BANDWIDTHS, context.config.federation.seed)

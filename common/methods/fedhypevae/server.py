@@ -18,7 +18,7 @@ from common.generator.meta_code import MetaCodes, fit_meta_codes
 from common.generator.placement import PLACEMENT, place_classes
 from common.generator.prototypes import PROTOTYPES, class_prototypes
 from common.generator.row_law import RowLaw
-from common.generator.rows import RowSettings, generator_law
+from common.generator.rows import PROTOTYPE_SHARE, PROTOTYPE_SPREAD, RowSettings, generator_law
 from common.methods.base import (
     CENTRE,
     TARGET,
@@ -59,7 +59,6 @@ def statistics_spec(context: RunContext) -> StatisticsSpec | None:
     return StatisticsSpec(
         problem.dim,
         problem.num_classes,
-        1.0 if training.sphere else training.embedding_radius,
         count_weight=TRAINING_COUNT_WEIGHT,
         moment_weight=1.0 if context.config.synthesis.covariance_weight > 0 else 0.0,
         feature_weight=1.0 if frequencies is not None else 0.0,
@@ -102,8 +101,7 @@ def prepare(context: RunContext, state: ServerState, statistics: ReleasedStatist
     """Take the noised centre, and the target of the released MMD, into what the sites receive."""
     params = dict(state.params)
     params[TOTAL] = torch.tensor(statistics.total)
-    if context.config.training.centre:
-        params[CENTRE] = statistics.centre
+    params[CENTRE] = statistics.centre
     if context.config.training.logit_adjustment > 0:
         params[CLASS_OFFSETS] = class_offsets(context, statistics.class_shares)
     if context.config.training.mmd == "released" and statistics.class_features is not None:
@@ -183,16 +181,15 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     tensors |= {"meta.codes": meta.codes, "meta.weights": meta.weights}
     if state.statistics is not None:
         tensors["class_counts"] = state.statistics.class_counts
-    placement = place_classes(shape, params, meta, state.statistics) if config.synthesis.placement else None
+    placement = place_classes(shape, params, meta, state.statistics)
     if placement is not None:
         tensors[PLACEMENT] = placement
     prototypes = class_prototypes(shape, params, meta, state.statistics)
-    if prototypes is not None and config.synthesis.prototype_share > 0:
+    if prototypes is not None and config.synthesis.prototypes:
         tensors[PROTOTYPES] = prototypes
     settings = {
         "dim": shape.dim,
         "num_classes": shape.num_classes,
-        "sphere": config.training.sphere,
         "observation_variance": shape.observation_variance,
     }
     return Artifact("generator", tensors, settings)
@@ -204,11 +201,9 @@ def law(context: RunContext, artifact: Artifact) -> RowLaw:
     settings = RowSettings(
         mixture=synthesis.mixture,
         latent_law=synthesis.latent_law,
-        relabel=synthesis.relabel,
-        temperature=synthesis.relabel_temperature,
-        unit_rows=synthesis.unit_rows and context.config.training.sphere,
-        prototype_share=synthesis.prototype_share,
-        prototype_spread=synthesis.prototype_spread,
+        unit_rows=synthesis.prototypes,
+        prototype_share=PROTOTYPE_SHARE if synthesis.prototypes else 0.0,
+        prototype_spread=PROTOTYPE_SPREAD if synthesis.prototypes else 0.0,
     )
     return generator_law(
         generator_shape(context),

@@ -133,7 +133,6 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     settings: dict[str, str | int | float | bool] = {
         "dim": problem.dim,
         "num_classes": problem.num_classes,
-        "sphere": context.config.training.sphere,
         "scale": scale,
     }
     return Artifact("generator", dict(state.params), settings)

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.evaluation.heads import LinearHead, gaussian_head
-from common.generator.row_law import Middle, RowLaw, relabelled
+from common.generator.row_law import Middle, RowLaw
 from common.methods.base import (
     Artifact,
     Method,
@@ -41,8 +41,7 @@ def plan(config: RunConfig) -> PrivacyPlan:
 
 def statistics(context: RunContext) -> StatisticsSpec:
     """Class counts and class sums; a shared second moment where asked for."""
-    training, problem = context.config.training, context.problem
-    spec = class_means_spec(problem.dim, problem.num_classes, 1.0 if training.sphere else training.embedding_radius)
+    spec = class_means_spec(context.problem.dim, context.problem.num_classes)
     return replace(spec, moment_weight=1.0 if context.config.synthesis.covariance_weight > 0 else 0.0)
 
 
@@ -102,15 +101,14 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     settings: dict[str, str | int | float | bool] = {
         "dim": problem.dim,
         "num_classes": problem.num_classes,
-        "sphere": context.config.training.sphere,
         "observation_variance": variance,
     }
     return Artifact("generator", {**state.params, "head.weight": head.weight, "head.bias": head.bias}, settings)
 
 
 def law(context: RunContext, artifact: Artifact) -> RowLaw:
-    """The class Gaussians; labelled by Bayes' rule where the run says so. Post-processing."""
-    tensors, synthesis = artifact.tensors, context.config.synthesis
+    """The class Gaussians; labelled by Bayes' rule. Post-processing."""
+    tensors = artifact.tensors
     means, scale, root = tensors["class_means"].double(), 1.0, None
     if "covariance" in tensors:
         # the symmetric root: it does not hang on the eigenvectors that a library picks
@@ -124,16 +122,7 @@ def law(context: RunContext, artifact: Artifact) -> RowLaw:
         return Middle(means[labels], means.new_full((len(labels), 1), scale), torch.zeros_like(labels))
 
     head = LinearHead(tensors["head.weight"].double(), tensors["head.bias"].double())
-    return RowLaw(
-        context.problem.dim,
-        0,
-        0,
-        middle,
-        relabelled([head], synthesis.relabel),
-        synthesis.relabel == "drawn",
-        synthesis.relabel_temperature,
-        root,
-    )
+    return RowLaw(context.problem.dim, 0, 0, middle, [head], root)
 
 
 METHOD = Method(

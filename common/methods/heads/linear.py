@@ -26,18 +26,13 @@ def centre_statistics(context: RunContext) -> StatisticsSpec | None:
     """The class counts and the total sum: what centring needs; None where the sites' widths differ."""
     if context.plan.statistics_noise is None or context.problem.site_dims:
         return None
-    training, problem = context.config.training, context.problem
-    radius = 1.0 if training.sphere else training.embedding_radius
-    weight = TRAINING_COUNT_WEIGHT
-    return StatisticsSpec(problem.dim, problem.num_classes, radius, count_weight=weight, class_weight=0.0)
+    problem, weight = context.problem, TRAINING_COUNT_WEIGHT
+    return StatisticsSpec(problem.dim, problem.num_classes, count_weight=weight, class_weight=0.0)
 
 
 def with_centre(context: RunContext, state: ServerState, statistics: ReleasedStatistics) -> ServerState:
     """Take the released mean into what the sites receive."""
-    params = dict(state.params)
-    if context.config.training.centre:
-        params[CENTRE] = statistics.centre
-    return replace(state, params=params, statistics=statistics)
+    return replace(state, params={**state.params, CENTRE: statistics.centre}, statistics=statistics)
 
 
 def head_artifact(context: RunContext, weight: Tensor, bias: Tensor, centre: Tensor, scale: float) -> Artifact:
@@ -53,7 +48,7 @@ def head_artifact(context: RunContext, weight: Tensor, bias: Tensor, centre: Ten
     """
     weight = weight * scale
     tensors = {"head.weight": weight, "head.bias": bias - weight @ centre}
-    return Artifact("head", tensors, {"dim": weight.shape[1], "num_classes": weight.shape[0]} | _maps(context))
+    return Artifact("head", tensors, {"dim": weight.shape[1], "num_classes": weight.shape[0]})
 
 
 def published_head(artifact: Artifact) -> LinearHead | None:
@@ -106,7 +101,3 @@ def descend_head(
             velocity = settings.local_momentum * velocity + gradient
             current = current - settings.local_rate * velocity
     return current[:, :-1].contiguous(), current[:, -1].contiguous()
-
-
-def _maps(context: RunContext) -> dict[str, str | int | float | bool]:
-    return {"sphere": context.config.training.sphere}

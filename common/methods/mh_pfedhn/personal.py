@@ -230,7 +230,6 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     settings: dict[str, str | int | float | bool] = {
         "dim": problem.dim,
         "num_classes": problem.num_classes,
-        "sphere": context.config.training.sphere,
         "architectures": context.config.rivals.architectures,
         "chunk_size": context.config.rivals.chunk_size,
     }

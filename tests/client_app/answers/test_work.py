@@ -245,7 +245,7 @@ def test_name_of_a_run_without_that_check_gets_the_old_releases(
     federation = Federation.create(tmp_path, 1, allowed_methods=("dp_gauss",))
     federation.run(**ONE_RELEASE)
     first = payloads(federation)
-    federation.run(**ONE_RELEASE, embedding_radius=2.0, sphere=False)
+    federation.run(**ONE_RELEASE)
     assert first
     assert payloads(federation) == first + first
 

@@ -25,7 +25,7 @@ from common.errors import ConfigError
         ({"clip-norm": math.inf}, "clip-norm is infinite while epsilon is 3"),
         ({"clip-norm": math.nan}, "setting clip-norm: "),
         ({"learning-rate": math.inf}, "setting learning-rate: "),
-        ({"embedding-radius": math.inf}, "setting embedding-radius: "),
+        ({"feature-norm": math.inf}, "setting feature-norm: "),
         ({"round-timeout": math.inf}, "setting round-timeout: "),
         ({"hidden-widths": "64,x"}, "hidden-widths must be whole numbers"),
         ({"hidden-widths": "64", "latent-dim": 0}, "need a latent"),

@@ -15,7 +15,6 @@ from common.kernels import fourier_frequencies, mmd2
 from tests.common.privacy.clipping_cases import Case, make_case
 
 OFF = {"code_penalty": 0.0}
-WIDTHS = {"mmd_bandwidths": "0.5,1.0,2.0"}
 
 
 def found(case: Case, target: FeatureTarget | None = None, samples: int = 5) -> float:
@@ -41,7 +40,7 @@ def test_code_norm_and_lipschitz_penalty_by_hand() -> None:
 
 
 def test_released_mmd_is_the_weighted_gap_between_mean_features() -> None:
-    case = make_case(mmd="released", mmd_weight=0.7, **OFF, **WIDTHS)
+    case = make_case(mmd="released", mmd_weight=0.7, **OFF)
     frequencies = fourier_frequencies(6, 8, [0.5, 1.0, 2.0], 0)
     means = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
     weights, centre = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.3, -0.2, 0.0, 0.5, 0.1, -0.4])
@@ -59,7 +58,7 @@ def test_released_mmd_is_the_weighted_gap_between_mean_features() -> None:
 
 def test_released_mmd_is_mmd2_of_the_kernel_that_the_features_estimate() -> None:
     """One class, and the exact mean features of known rows as the release: Eq. 6 up to the features' error."""
-    case = make_case(mmd="released", mmd_weight=1.0, **OFF, **WIDTHS)
+    case = make_case(mmd="released", mmd_weight=1.0, **OFF)
     frequencies = fourier_frequencies(6, 60_000, [0.5, 1.0, 2.0], 0)
     real, centre = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)) / 6**0.5, torch.full((6,), 0.2)
     angles = real @ frequencies.T
@@ -70,7 +69,7 @@ def test_released_mmd_is_mmd2_of_the_kernel_that_the_features_estimate() -> None
 
 
 def test_per_example_mmd_keeps_the_synthetic_double_sum_apart() -> None:
-    case = make_case(mmd="per-example", mmd_weight=0.3, **OFF, **WIDTHS)
+    case = make_case(mmd="per-example", mmd_weight=0.3, **OFF)
     rows = synthetic_rows(case).double()
     total = 0.0
     for x in rows:

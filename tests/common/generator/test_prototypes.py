@@ -85,12 +85,12 @@ def test_generator_draws_the_share_of_prototypes_bare() -> None:
     shape, params = _two_classes()
     prototypes = torch.tensor([[3.0, 0.5], [-3.0, 0.5]])
     labels = torch.arange(4000) % 2
-    settings = {"prototypes": prototypes, "relabel": "likeliest"}
+    settings = {"prototypes": prototypes, "relabel": True}
     rows, drawn = generator_rows(shape, params, NOTHING, labels, prototype_share=0.25, **settings)
     bare = (rows == prototypes[labels]).all(1)
     assert abs(float(bare.float().mean()) - 0.25) < 0.03
     assert torch.equal(drawn[bare], labels[bare])  # labelled by the posterior, which knows them
-    plain, _ = generator_rows(shape, params, NOTHING, labels, relabel="likeliest")
+    plain, _ = generator_rows(shape, params, NOTHING, labels, relabel=True)
     assert torch.equal(rows[~bare], plain[~bare])
 
 

@@ -43,7 +43,7 @@ def law(**changes: object) -> RowLaw:
 WANTED = torch.arange(3000) % 3
 
 
-@pytest.mark.parametrize("changes", [{}, {"root": ROOT}, {"drawn": True, "temperature": 0.7}, {"heads": ()}])
+@pytest.mark.parametrize("changes", [{}, {"root": ROOT}, {"heads": ()}])
 @pytest.mark.parametrize("tries", [1, 40])
 def test_row_alone_is_the_row_in_the_set(changes: dict[str, object], tries: int) -> None:
     """Whatever other rows are drawn beside it, and in pieces of any size: to a few units of float32's last place."""
@@ -118,9 +118,7 @@ def one_head(labels: Tensor, uniform: Tensor, normal: Tensor) -> Middle:
     return Middle(tried.means, tried.scale, torch.zeros_like(labels))
 
 
-def plain(
-    asked: Tensor, generator: torch.Generator, root: Tensor, drawn: bool, temperature: float
-) -> tuple[Tensor, Tensor]:
+def plain(asked: Tensor, generator: torch.Generator, root: Tensor) -> tuple[Tensor, Tensor]:
     """The same law by torch's numbers, noise drawn whole: rows and the classes that they get."""
     count = len(asked)
     uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64)
@@ -128,19 +126,16 @@ def plain(
     noise = torch.randn(count, 4, generator=generator, dtype=torch.float64)
     rows = tried.means + tried.scale * (noise @ root.T)
     scores = torch.stack([rows @ head.weight.T + head.bias for head in HEADS])[tried.head, torch.arange(count)]
-    if drawn:
-        return rows, torch.multinomial(torch.softmax(scores / temperature, 1), 1, generator=generator)[:, 0]
     return rows, scores.argmax(1)
 
 
-@pytest.mark.parametrize("drawn", [False, True])
 @pytest.mark.parametrize("tries", [1, 400])
-def test_law_is_that_of_plain_draws(drawn: bool, tries: int) -> None:
+def test_law_is_that_of_plain_draws(tries: int) -> None:
     """Per class asked for: shares of the classes that come out, mean and covariance, to five standard errors."""
     generator, count = torch.Generator().manual_seed(0), 40_000
     asked = torch.arange(count) % 3
-    rows, labels = rows_of(law(root=ROOT, drawn=drawn, temperature=0.7), asked, 3, tries)
-    due_rows, due_labels = plain(asked.repeat(20), generator, ROOT, drawn, 0.7)
+    rows, labels = rows_of(law(root=ROOT), asked, 3, tries)
+    due_rows, due_labels = plain(asked.repeat(20), generator, ROOT)
     due_asked = asked.repeat(20)
     for wanted in range(3):
         mine, due = asked == wanted, due_asked == wanted
@@ -170,16 +165,6 @@ def test_class_that_can_not_be_had_stays_short() -> None:
     assert set(labels[WANTED == 2].tolist()) == {0, 1}
     assert float((labels[WANTED < 2] == WANTED[WANTED < 2]).float().mean()) > 0.98
     assert torch.equal(posterior_of(rows, never), labels)
-
-
-def test_drawn_classes_follow_the_posterior() -> None:
-    """Without noise every row of a class lies at one place: the classes come out by the softmax there."""
-    still: Callable[..., Middle] = lambda labels, uniform, normal: Middle(  # noqa: E731
-        _MEANS[labels], torch.zeros(len(labels), 1, dtype=torch.float64), torch.zeros_like(labels)
-    )
-    labels = rows_of(law(heads=HEADS[:1], middle=still, drawn=True, temperature=2.0), torch.zeros(20_000).long())[1]
-    due = torch.softmax((HEADS[0].weight @ _MEANS[0] + HEADS[0].bias) / 2.0, 0)
-    assert torch.allclose(labels.bincount(minlength=3) / 20_000, due.float(), atol=0.015)
 
 
 def test_nudge_moves_only_what_stands_on_the_border() -> None:

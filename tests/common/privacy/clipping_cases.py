@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.config.generator import TrainingConfig
+from common.config.generator import MMD_BANDWIDTHS, TrainingConfig
 from common.config.run import RunConfig
 from common.generator.cvae import init_encoder_params
 from common.generator.hypernetwork import GeneratorShape, init_hypernet_params
@@ -216,7 +216,7 @@ def reference_loss(
             latent = law.mean + law.stddev * drawn_noise
         synthetic = decoder(latent, drawn_hot) + variance**0.5 * seen
         gap = (x - synthetic).square().sum(-1)
-        widths = case.training.bandwidths
+        widths = MMD_BANDWIDTHS
         kernel = sum(torch.exp(-gap / (2 * width**2)) for width in widths) / len(widths)
         loss = loss + case.training.mmd_weight * (-2 * kernel * mask).sum()
     return loss

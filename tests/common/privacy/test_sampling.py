@@ -37,7 +37,7 @@ def test_a_patient_gives_no_more_records_than_the_cap() -> None:
 
 def test_statistics_see_no_more_records_of_a_patient_than_the_cap() -> None:
     """Short records are not clipped: the counts without noise show how many were read, 2 and 1, not 10 and 1."""
-    config = RunConfig().replace(unit="patient", max_records_per_patient=CAP, sphere=False, num_sites=1, min_sites=1)
+    config = RunConfig().replace(unit="patient", max_records_per_patient=CAP, num_sites=1, min_sites=1)
     context = RunContext(config, problem_of([patient_of_ten()], "a"), PrivacyPlan(0.0, 1.0, 1.0, 1, 1, 1e-5))
     spec = get_method("fedhypevae").statistics(context)
     assert spec is not None

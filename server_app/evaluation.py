@@ -41,8 +41,7 @@ def evaluate(
     if means is not None:
         heads["statistics"] = means
     tensors = {f"{name}.{part}": getattr(head, part) for name, head in heads.items() for part in ("weight", "bias")}
-    words = {"mixing": context.config.synthesis.mixing}
-    outcome = strategy.ask(grid, "evaluate", tensors, {}, words, personal=strategy.method.personal_scores is not None)
+    outcome = strategy.ask_scores(grid, tensors, {"mixing": context.config.synthesis.mixing})
     per_site = {strategy.members[node].name: reply.scores for node, reply in outcome.replies.items()}
     return _means(per_site)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 from flwr.app import Message
@@ -20,7 +21,7 @@ from common.secagg.quantise import Quantisation
 from common.wire.allow_list import Kind, dump_context
 from server_app.charges import Charges
 from server_app.checkpoint import Progress
-from server_app.exchange import Check, Fields, Outcome, Take, build_messages, exchange
+from server_app.exchange import Check, Exchange, Fields, Outcome, Take, build_messages, receive
 from server_app.faults import Faults
 from server_app.members import Member
 from server_app.progress import read_events
@@ -64,25 +65,40 @@ class Link:
         dropouts = assumptions_of(context).dropouts if context.config.privacy.trust == "secagg" else 0
         self._faults = Faults(dropouts, self._tell_lie, dict(progress.left_out))
 
-    def round_messages(self, state: ServerState) -> list[Message]:
-        """The training messages of the round that comes: to each site the whole parameters that it trains at."""
+    def training_round(self, state: ServerState, check: Check, take: Take) -> Exchange:
+        """The round that comes: to each site the whole parameters that it trains at, from each its sums.
+
+        Args:
+            state: the server's.
+            check: as in `Exchange`.
+            take: takes in each site's sums as they come.
+        """
 
         def params(node: int) -> Tensors:
             return self._method.params_for(self._context, state, self.members[node].index)
 
-        return self._messages("train", params, f"round-{state.round + 1}", {"round": state.round})
+        def shapes(node: int) -> Shapes:
+            return self._method.shapes_from(self._context, self.members[node].index)
 
-    def train(self, grid: Grid, messages: list[Message], number: int, check: Check, take: Take) -> Outcome:
-        """A round's sums, each taken in as it comes.
+        messages = self._messages("train", params, f"round-{state.round + 1}", {"round": state.round})
+        return Exchange("train", messages, shapes, check, take, partial(self._charges_of, "train"))
+
+    def read(self, exchange: Exchange, replies: Iterable[Message], what: str) -> Outcome:
+        """Read what the sites answered: count it, say who is missing, and see that enough answered.
 
         Raises:
             FederationError: fewer than `min-sites` answered.
         """
-
-        def shapes(node: int) -> Shapes:
-            return self._method.shapes_from(self._context, self.members[node].index)
-
-        return self._checked(self._exchange(grid, "train", messages, shapes, check, take), f"round {number}")
+        outcome = exchange.read(replies)
+        self._count(outcome)
+        self._tell(outcome, what)
+        if len(outcome.replies) < self._federation.min_sites:
+            reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in outcome.missing.items())
+            raise FederationError(
+                f"{what}: expected at least {self._federation.min_sites} sites, {len(outcome.replies)} answered "
+                f"({reasons}); mend the sites, then resume the run"
+            )
+        return outcome
 
     def ask(
         self,
@@ -93,13 +109,14 @@ class Link:
         fields: Fields | None = None,
         check: Check = lambda _: None,
     ) -> Outcome:
-        """One exchange outside the rounds; `tensors` are for the site with an index, `check` as in `exchange`.
+        """One exchange outside the rounds; `tensors` are for the site with an index, `check` as in `Exchange`.
 
         Raises:
             FederationError: fewer than `min-sites` answered.
         """
         messages = self._messages(kind, lambda node: tensors(self.members[node].index), kind, fields or {})
-        return self._checked(self._exchange(grid, kind, messages, lambda _: shapes, check), kind)
+        exchange = Exchange(kind, messages, lambda _: shapes, check, charges=partial(self._charges_of, kind))
+        return self.read(exchange, receive(grid, messages, self._federation.round_timeout), kind)
 
     def secure_sum(
         self, grid: Grid, what: str, arguments: Quantisation, save: Callable[[], None], state: ServerState | None = None
@@ -133,7 +150,8 @@ class Link:
                 what,
                 timeout,
             )
-            outcome = exchange(grid, kind, messages, timeout, lambda _: shapes, charges=lambda _: self._charges)
+            exchange = Exchange(kind, messages, lambda _: shapes, charges=lambda _: self._charges)
+            outcome = exchange.read(receive(grid, messages, timeout))
             self._count(outcome)
             self._tell(outcome, what, f" after {kind}")
             return outcome
@@ -197,37 +215,13 @@ class Link:
         run, index = self.progress.run_name, self.members[node].index
         return {"context": self._context_text, "run": run, "index": index, **self._receipts.words(node)}
 
-    def _exchange(
-        self,
-        grid: Grid,
-        kind: Kind,
-        messages: list[Message],
-        shapes: Callable[[int], Shapes],
-        check: Check,
-        take: Take | None = None,
-    ) -> Outcome:
-        timeout = self._federation.round_timeout
-
-        def charges(node: int) -> Charges:
-            name, plan = self.members[node].name, self._context.plan
-            rounds = 1 + sum(name in sites for sites in self.progress.taken_part)
-            released = {"statistics": plan.statistics_events, "train": list(plan.round_events) * rounds}
-            before = read_events(self.progress.charged.get(name, "[]"))
-            return self._charges.at_least(before, released.get(kind, ()))
-
-        return exchange(grid, kind, messages, timeout, shapes, check, take, charges)
-
-    def _checked(self, outcome: Outcome, what: str) -> Outcome:
-        """Count an exchange, say who is missing, and see that enough answered."""
-        self._count(outcome)
-        self._tell(outcome, what)
-        if len(outcome.replies) < self._federation.min_sites:
-            reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in outcome.missing.items())
-            raise FederationError(
-                f"{what}: expected at least {self._federation.min_sites} sites, {len(outcome.replies)} answered "
-                f"({reasons}); mend the sites, then resume the run"
-            )
-        return outcome
+    def _charges_of(self, kind: Kind, node: int) -> Charges:
+        """What a site can have been charged once it has answered a message of this kind."""
+        name, plan = self.members[node].name, self._context.plan
+        rounds = 1 + sum(name in sites for sites in self.progress.taken_part)
+        released = {"statistics": plan.statistics_events, "train": list(plan.round_events) * rounds}
+        before = read_events(self.progress.charged.get(name, "[]"))
+        return self._charges.at_least(before, released.get(kind, ()))
 
     def _tell(self, outcome: Outcome, what: str, when: str = "") -> None:
         """Say who is missing, and whose reply broke a rule."""

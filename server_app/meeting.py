@@ -13,7 +13,7 @@ from common.errors import MeetingError, WireError
 from common.wire.agreement import check_sites
 from common.wire.allow_list import SiteFacts
 from common.wire.identity import EncoderIdentity
-from server_app.exchange import build_messages, exchange
+from server_app.exchange import Exchange, build_messages, receive
 from server_app.members import Member
 from server_app.progress import RoundPrinter
 from server_app.refusals import Refusals
@@ -130,7 +130,7 @@ def say_hello(grid: Grid, config: RunConfig, nodes: Iterable[int], patience: flo
     words |= {"data_is_public": federation.data_is_public}
     words |= {"epsilon": config.privacy.epsilon, "unit": config.privacy.unit}
     messages = build_messages("hello", nodes, lambda _: words, lambda _: {}, "hello", patience)
-    outcome = exchange(grid, "hello", messages, patience, lambda _: {})
+    outcome = Exchange("hello", messages).read(receive(grid, messages, patience))
     registered = registered_names()
     facts: dict[int, SiteFacts] = {}
     broke = {node: outcome.missing[node] for node in outcome.broke}

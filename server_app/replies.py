@@ -45,7 +45,15 @@ _ADVICE = {
     "receipt": ": the receipt kept of it here is not one that it gave: ask its people, its own log says what to do",
 }
 _APP_REFUSED = "AppRefused"  # the error that a site's launcher reports before any of the app's code runs
-_ERROR_CODES = {2: "its app failed", 3: "answered too late", 5: "unreachable", 8: "its app was killed"}
+# Codes of our own, in place of a reply: Flower knows the node no more, or can't decode what it sent.
+LEFT, UNREADABLE = 1001, 1002
+_ERROR_CODES = {
+    2: "its app failed",
+    3: "answered too late",
+    5: "unreachable",
+    8: "its app was killed",
+    LEFT: "left the federation",
+}
 _POLICY_RULE = re.compile(r"[a-z][a-z0-9_]{0,60}")
 _REFERENCE = re.compile(r"[0-9a-f]{8}")
 
@@ -216,6 +224,8 @@ def read_reply(message: Message, expected: Expected) -> Reply:
         WireError: it breaks a rule, and the text says which.
     """
     if message.has_error():
+        if message.error.code == UNREADABLE:
+            raise WireError("sent something that can't be read")
         if _APP_REFUSED in (message.error.reason or ""):
             raise Declined("refused the app: its digest is not one that the site approved, so none of it was run")
         raise Declined(_ERROR_CODES.get(message.error.code, f"failed (code {message.error.code})"))

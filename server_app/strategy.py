@@ -2,6 +2,8 @@
 
 The order of a run: sites say hello and are compared; noised statistics, where the method has them; the rounds, with a
 checkpoint after each; then the artifact, and, where all data is public, scores. What is said to the sites is `link`'s.
+
+A round under trust local is the two functions of Flower's Strategy, whether `run` calls them or Flower's own loop does.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,35 +20,35 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from common.assurance.statement import why_not_private
-from common.errors import FederationError, WireError
-from common.methods.base import Method, RunContext, ServerState, Shapes, Tensors
-from common.methods.shared_sums import (
-    mean_statistics,
-    mean_uploads,
-    shared_statistics_noise,
-    statistics_arguments,
-    training_arguments,
-)
+from common.errors import ConfigError, FederationError, WireError
+from common.methods.base import Method, RunContext, ServerState, Tensors
+from common.methods.shared_sums import mean_uploads, training_arguments
 from common.methods.uploads import gather
-from common.privacy.robust import settled
-from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics
-from common.wire.allow_list import Kind, check_tensors
+from common.wire.allow_list import check_tensors
 from server_app.bounds import check_norm, largest_norm
 from server_app.checkpoint import Progress, save_checkpoint, with_round
-from server_app.exchange import Check, Outcome
+from server_app.exchange import Exchange, Fields, Outcome, receive
 from server_app.link import Link
 from server_app.members import Member
 from server_app.progress import Pace, RoundRecord, epsilon_per_site
 from server_app.receipts import Receipts
 from server_app.refusals import Refusals
 from server_app.replies import Reply
-from server_app.secagg import SecureSum
-from server_app.statistics_bounds import StatisticsBounds
+from server_app.statistics import collect_statistics
 from server_app.tracking import RunWatch
 
 
+@dataclass(frozen=True)
+class _Round:
+    """A round between its messages and their replies: what was asked, the sums so far, the progress before it."""
+
+    exchange: Exchange
+    uploads: MutableMapping[int, Tensors]
+    before: Progress
+
+
 class FederatedStrategy(Strategy):
-    """Runs one method over the sites.
+    """Runs one method over the sites: by `run`, or under trust local by Flower's own `start`.
 
     Args:
         method: pure functions of the method.
@@ -84,8 +86,8 @@ class FederatedStrategy(Strategy):
         self._refusals = refusals
         given = receipts or Receipts(None)
         self._link = Link(method, context, members, progress, watch, given, refusals)
-        self._outcome = Outcome({}, {}, {})
-        self._uploads: MutableMapping[int, Tensors] = {}
+        self._pace = Pace()
+        self._round: _Round | None = None
 
     @property
     def members(self) -> Mapping[int, Member]:
@@ -97,25 +99,65 @@ class FederatedStrategy(Strategy):
         """What was done so far."""
         return self._link.progress
 
-    # Flower's five seams, used by `start` below and usable by Flower's own loop.
-
     def summary(self) -> None:
         """Print what is about to run."""
         self._watch.say(f"{self.method.name}: {len(self.members)} sites, {self.context.plan.num_rounds} rounds")
 
+    # A round under trust local, called by `run` below and by Flower's own `Strategy.start`. The state is `self.state`,
+    # from a checkpoint perhaps: the arrays and round numbers that Flower hands over are not used.
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One training message a site; round numbers count from 1."""
-        del server_round, arrays, config, grid
-        return self._link.round_messages(self.state)
+        """One training message a site; before the first, the sites' statistics are asked for.
+
+        Returns:
+            The messages; none where all planned rounds are done.
+
+        Raises:
+            ConfigError: trust is secagg, where a round is five exchanges: use `run`.
+            FederationError: fewer than `min-sites` sent statistics; the checkpoint holds what was done.
+        """
+        del server_round, arrays, config
+        if self._shared:
+            raise ConfigError("trust secagg needs more than one exchange a round: start the strategy by its own run()")
+        self._prepare(grid)
+        self._round = None
+        if self.state.round >= self.context.plan.num_rounds:
+            return []
+        self._welcome(grid)
+        uploads = gather(self.method, self.context, self.state)
+
+        def take(node: int, tensors: Tensors) -> None:
+            uploads[self.members[node].index] = tensors
+
+        check = partial(check_norm, largest=self._largest_norm())
+        exchange = self._link.training_round(self.state, check, take)
+        self._round = _Round(exchange, uploads, self.progress)
+        return exchange.messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Step the server with what the last exchange took in; the state itself is `self.state`."""
-        del replies
-        self.state = self.method.server_step(self.context, self.state, self._uploads)
+        """Check the replies to `configure_train`'s messages, step the server, and write the checkpoint.
+
+        Args:
+            server_round: not used.
+            replies: as they come. A reply that breaks a rule costs its sender the round and nobody else.
+
+        Returns:
+            The parameters after the round; None where no round was asked for.
+
+        Raises:
+            FederationError: fewer than `min-sites` answered; the checkpoint holds what was done.
+        """
+        del server_round
+        if self._round is None:
+            return None, None
+        done, self._round = self._round, None
+        with self._saved_on_failure():
+            outcome = self._link.read(done.exchange, replies, f"round {self.state.round + 1}")
+        self._step(outcome, done.uploads, done.before)
         return ArrayRecord(dict(self.state.params)), None
 
     def configure_evaluate(
@@ -133,54 +175,34 @@ class FederatedStrategy(Strategy):
     def run(self, grid: Grid) -> ServerState:
         """Run statistics and all rounds that are left.
 
+        Unlike Flower's own loop it knows secure aggregation, stops when the planned rounds are done, and pulls each
+        reply by itself, so that one that Flower can't decode costs its sender alone.
+
         Raises:
             FederationError: fewer than `min-sites` answered; the checkpoint holds what was done.
         """
         self.summary()
-        if self.state.round == 0 and self.state.statistics is None:
-            with self._saved_on_failure():
-                self._collect_statistics(grid)
-            self._save()
-        pace = Pace()
+        self._prepare(grid)
+        timeout = self.context.config.federation.round_timeout
         while self.state.round < self.context.plan.num_rounds:
-            number, before = self.state.round + 1, self.progress
-            self._welcome(grid)
-            with self._saved_on_failure():
-                if self._shared:
-                    self._outcome = self._secure_round(grid, number)
-                else:
-                    messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
-                    self._uploads = gather(self.method, self.context, self.state)
-                    check = partial(check_norm, largest=self._largest_norm())
-                    self._outcome = self._link.train(grid, messages, number, check, self._take)
-            self.aggregate_train(number, [])
-            check_tensors("train", self.state.params, {n: tuple(v.shape) for n, v in self.state.params.items()})
-            taken = tuple(sorted(self.members[node].name for node in self._outcome.replies))
-            missing = {self.members[node].name: why for node, why in self._outcome.missing.items()}
-            record = self._record(number, len(taken), missing, before, pace)
-            self._link.progress = with_round(self.progress, taken, missing, record.history())
-            self._save()
-            self._watch.round(record, self.progress.seconds)
+            if self._shared:
+                self._secure_round(grid)
+            else:
+                number = self.state.round + 1
+                messages = list(self.configure_train(number, ArrayRecord(), ConfigRecord(), grid))
+                self.aggregate_train(number, receive(grid, messages, timeout))
         return self.state
 
-    def ask(
-        self,
-        grid: Grid,
-        kind: Kind,
-        tensors: Tensors,
-        shapes: Shapes,
-        words: Mapping[str, str | int | float] | None = None,
-        *,
-        personal: bool = False,
-        check: Check = lambda _: None,
-    ) -> Outcome:
-        """One exchange outside the rounds, such as an evaluation; with `personal` each site's own model too."""
+    def ask_scores(self, grid: Grid, heads: Tensors, fields: Fields) -> Outcome:
+        """Send heads to every site, where the method makes one each site's own model too, and collect its scores."""
 
-        def own(index: int) -> Tensors:
-            return {**tensors, **self.method.params_for(self.context, self.state, index)}
+        def sent(index: int) -> Tensors:
+            if self.method.personal_scores is None:
+                return heads
+            return {**heads, **self.method.params_for(self.context, self.state, index)}
 
         with self._saved_on_failure():
-            return self._link.ask(grid, kind, own if personal else lambda _: tensors, shapes, words, check)
+            return self._link.ask(grid, "evaluate", sent, {}, fields)
 
     def seconds(self) -> float:
         """Time spent on the run so far, earlier processes of a resumed run included."""
@@ -192,9 +214,7 @@ class FederatedStrategy(Strategy):
         known = {member.name: member.index for member in self.members.values()}
         self._link.progress = replace(self.progress, members={**self.progress.members, **known})
 
-    def _record(
-        self, number: int, answered: int, missing: Mapping[str, str], before: Progress, pace: Pace
-    ) -> RoundRecord:
+    def _record(self, number: int, answered: int, missing: Mapping[str, str], before: Progress) -> RoundRecord:
         plan, progress = self.context.plan, self.progress
         return RoundRecord(
             number=number,
@@ -205,60 +225,55 @@ class FederatedStrategy(Strategy):
             epsilon=epsilon_per_site(progress.charged, plan.delta) if self.method.private else {},
             epsilon_target=self.context.config.privacy.epsilon,
             delta=plan.delta,
-            seconds=pace.lap(),
-            seconds_left=pace.left(plan.num_rounds - number),
+            seconds=self._pace.lap(),
+            seconds_left=self._pace.left(plan.num_rounds - number),
             bytes_up=sum(progress.bytes_up.values()) - sum(before.bytes_up.values()),
             bytes_down=sum(progress.bytes_down.values()) - sum(before.bytes_down.values()),
             guaranteed=not why_not_private(self.context),
         )
 
-    def _collect_statistics(self, grid: Grid) -> None:
-        spec, noise = self.method.statistics(self.context), self.context.plan.statistics_noise
-        if spec is None or noise is None:
+    def _prepare(self, grid: Grid) -> None:
+        """Ask for the one-shot statistics, unless the state has them or is beyond them."""
+        if self.state.round > 0 or self.state.statistics is not None:
             return
-        if self._shared:
-            summed = self._link.secure_sum(grid, "statistics", statistics_arguments(self.context, spec), self._save)
-            statistics = self._checked_sum(spec, summed)
-        else:
-            bounds = StatisticsBounds.of(self.context.config, spec, noise)
-            outcome = self._link.ask(grid, "statistics", lambda _: {}, spec.shapes, check=bounds.check)
-            by_index = {self.members[node].index: reply.tensors for node, reply in outcome.replies.items()}
-            sites = sorted(by_index)
-            releases = settled(self.context.config.federation.robust_statistics, [by_index[index] for index in sites])
-            statistics = combine_statistics(spec, releases, noise, sites)
-        self.state = self.method.prepare(self.context, self.state, statistics)
-
-    def _checked_sum(self, spec: StatisticsSpec, summed: SecureSum) -> ReleasedStatistics:
-        """The statistics from a sum of the sites' (FederationError: honest sites have no such sum)."""
-        sites, share = len(summed.nodes), shared_statistics_noise(self.context)
-        mean = mean_statistics(self.context, spec, summed.total, sites)
-        bounds = StatisticsBounds.of(self.context.config, spec, share, sites=sites)
-        try:
-            bounds.check({name: value * sites for name, value in mean.items()})
-        except WireError as error:
-            self._link.refuse_sum("statistics", error)
-        return combine_statistics(spec, [mean] * sites, share)
+        with self._saved_on_failure():
+            statistics = collect_statistics(grid, self._link, self.method, self.context, self._save)
+        if statistics is not None:
+            self.state = self.method.prepare(self.context, self.state, statistics)
+            self._save()
+        self._pace = Pace()  # the time left is told from the rounds alone
 
     @property
     def _shared(self) -> bool:
         return self.context.config.privacy.trust == "secagg"
 
-    def _secure_round(self, grid: Grid, number: int) -> Outcome:
+    def _secure_round(self, grid: Grid) -> None:
         """One round's sum, as if each site in it had sent an equal part."""
+        self._welcome(grid)
+        before, name = self.progress, f"round-{self.state.round + 1}"
         arguments = training_arguments(self.context, self.method, self.state.params)
-        summed = self._link.secure_sum(grid, f"round-{number}", arguments, self._save, self.state)
-        indices = {self.members[node].index: node for node in summed.nodes}
-        uploads = mean_uploads(arguments, summed.total, indices)
-        replies = {node: Reply({}, {}, {}, 0) for node in indices.values()}
-        try:
-            check_norm(uploads[min(uploads)], self._largest_norm())
-        except WireError as error:
-            self._link.refuse_sum(f"round-{number}", error)
-        self._uploads = uploads
-        return Outcome(replies, {n: why for n, why in summed.missing.items() if n not in replies}, {})
+        with self._saved_on_failure():
+            summed = self._link.secure_sum(grid, name, arguments, self._save, self.state)
+            uploads = mean_uploads(arguments, summed.total, [self.members[node].index for node in summed.nodes])
+            try:
+                check_norm(uploads[min(uploads)], self._largest_norm())
+            except WireError as error:
+                self._link.refuse_sum(name, error)
+        replies = {node: Reply({}, {}, {}, 0) for node in summed.nodes}
+        missing = {node: why for node, why in summed.missing.items() if node not in replies}
+        self._step(Outcome(replies, missing, {}), uploads, before)
 
-    def _take(self, node: int, tensors: Tensors) -> None:
-        self._uploads[self.members[node].index] = tensors
+    def _step(self, outcome: Outcome, uploads: Mapping[int, Tensors], before: Progress) -> None:
+        """Step the server with a round's uploads, note who took part, and write the checkpoint."""
+        number = self.state.round + 1
+        self.state = self.method.server_step(self.context, self.state, uploads)
+        check_tensors("train", self.state.params, {n: tuple(v.shape) for n, v in self.state.params.items()})
+        taken = tuple(sorted(self.members[node].name for node in outcome.replies))
+        missing = {self.members[node].name: why for node, why in outcome.missing.items()}
+        record = self._record(number, len(taken), missing, before)
+        self._link.progress = with_round(self.progress, taken, missing, record.history())
+        self._save()
+        self._watch.round(record, self.progress.seconds)
 
     def _largest_norm(self) -> float:
         indices = [member.index for member in self.members.values()]
@@ -274,9 +289,5 @@ class FederatedStrategy(Strategy):
             raise
 
     def _save(self) -> None:
-        self._link.progress = replace(
-            self.progress,
-            seconds=self.seconds(),
-            refused=self._refusals.found,
-        )
+        self._link.progress = replace(self.progress, seconds=self.seconds(), refused=self._refusals.found)
         save_checkpoint(self._folder, self.state, self.progress)

@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from server_app.bounds import check_norm
-from server_app.exchange import Outcome, build_messages, exchange
+from server_app.exchange import Exchange, Outcome, build_messages, receive
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ class Link:
 def ask(answers: dict[int, list[dict[str, Tensor] | Error]], largest: float = 100.0) -> Outcome:
     messages = build_messages("train", [1, 2], lambda _: {}, lambda _: {}, "round-1", 60.0)
     check = partial(check_norm, largest=largest)
-    return exchange(cast(Grid, Link(answers)), "train", messages, 0.5, lambda _: SHAPES, check)
+    return Exchange("train", messages, lambda _: SHAPES, check).read(receive(cast(Grid, Link(answers)), messages, 0.5))
 
 
 GARBAGE: dict[str, tuple[dict[str, Tensor] | Error, str]] = {
@@ -126,7 +126,7 @@ def test_exchange_counts_no_answer_that_comes_in_a_later_round() -> None:
             content = RecordDict({"words": ConfigRecord(WORDS), "tensors": ArrayRecord(dict(late))})
             link._ready.append(Message(content, reply_to=asked[0][1]))
         asked.append(messages)
-        outcome = exchange(cast(Grid, link), "train", messages, 0.3, lambda _: SHAPES)
+        outcome = Exchange("train", messages, lambda _: SHAPES).read(receive(cast(Grid, link), messages, 0.3))
         assert set(outcome.replies) == ({1} if number == 1 else {1, 2})
     assert torch.equal(outcome.replies[2].tensors["a"], GOOD["a"])
 
@@ -145,7 +145,7 @@ def test_tensors_that_are_taken_in_at_once_are_not_kept() -> None:
         assert node not in taken
         taken[node] = dict(tensors)
 
-    outcome = exchange(link, "train", messages, 0.5, lambda _: SHAPES, take=take)
+    outcome = Exchange("train", messages, lambda _: SHAPES, take=take).read(receive(link, messages, 0.5))
     assert set(taken) == set(outcome.replies) == {1, 3}  # nothing refused is taken in, and nothing twice
     assert all(torch.equal(taken[3][name], value) for name, value in GOOD.items())
     assert all(reply.tensors == {} and reply.num_bytes > 0 for reply in outcome.replies.values())

@@ -21,11 +21,11 @@ from common.methods.base import Method, Problem, RunContext
 from common.methods.published import draw_published
 from common.methods.shared_sums import check_shares_noise
 from common.publishing.generator_file import write_generator
-from common.wire.allow_list import dump_context, essence, load_context
+from common.wire.allow_list import dump_context, load_context, run_identity
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
-from server_app.newcomers import Newcomers, settled
+from server_app.newcomers import Newcomers, with_known_indices
 from server_app.progress import RoundPrinter, finite_or_none
 from server_app.receipts import FILE as RECEIPTS
 from server_app.receipts import Receipts
@@ -72,7 +72,7 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     # who left for good must not keep a run from going on; where the noise is shared out, all must be there
     least = config.federation.min_sites if known and is_open else None
     refusals = Refusals(printer.say, () if before is None else before[1].refused)
-    meeting = settled(meet(grid, config, printer, refusals, least), known, is_open)
+    meeting = with_known_indices(meet(grid, config, printer, refusals, least), known, is_open)
     problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), meeting.site_dims)
     if before is not None:  # some may be missing now; whoever is there is held against the width that it had
         earlier = load_context(before[1].context).problem
@@ -109,7 +109,7 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     receipts = Receipts(None if simulated else work_folder() / RECEIPTS)
     newcomers = Newcomers(config, meeting, progress.members, is_open, watch.say, refusals)
     strategy = FederatedStrategy(
-        method, run_context, meeting.members, state, progress, folder, watch, refusals, newcomers.look, receipts
+        method, run_context, meeting.members, state, progress, folder, watch, refusals, newcomers.admit, receipts
     )
     strategy.run(grid)
     summary = _publish(grid, strategy, method, run_context, folder, meeting, refusals)
@@ -152,7 +152,7 @@ def _publish(
 
 def _check_same(before: str, now: str) -> None:
     """A resumed run must be the one that was declared to the sites' ledgers; folders and time-outs may differ."""
-    if essence(before) != essence(now):
+    if run_identity(before) != run_identity(now):
         raise ConfigError(
             "the checkpoint is of a run with other settings or sites: resume with the same, or start anew with another "
             "output-dir"

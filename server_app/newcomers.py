@@ -52,8 +52,8 @@ class Newcomers:
         self._refusals = refusals
         self._tries: dict[int, int] = {}
 
-    def look(self, grid: Grid, members: Mapping[int, Member]) -> dict[int, Member]:
-        """The members of the next round: those there were, and whoever came and fits."""
+    def admit(self, grid: Grid, members: Mapping[int, Member]) -> dict[int, Member]:
+        """The members of the next round: the present ones, and new sites that passed the checks."""
         connected = set(grid.get_node_ids())
         new = sorted(node for node in connected - set(members) if self._tries.get(node, 0) < _TRIES)
         now = dict(members)
@@ -92,7 +92,7 @@ class Newcomers:
         return {**{old: one for old, one in members.items() if old != before}, node: Member(node, fact.site, index)}
 
 
-def settled(meeting: Meeting, known: Mapping[str, int], is_open: bool) -> Meeting:
+def with_known_indices(meeting: Meeting, known: Mapping[str, int], is_open: bool) -> Meeting:
     """The meeting of a resumed run: who was in it before has the index it had; others follow, where the run is open."""
     if not known:
         return meeting

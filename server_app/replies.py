@@ -13,27 +13,21 @@ from typing import Annotated, Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from common import errors
 from common.errors import DataError, FedHypeVAEError, WireError
-from common.names import SITE_NAME
 from common.privacy.events import PrivacyEvent
 from common.wire.agreement import decode
-from common.wire.allow_list import REPLY_WORDS, SCORE_PARTS, Kind, SiteFacts, check_scores
+from common.wire.allow_list import SCORE_PARTS, Kind, SiteFacts, check_scores
 from common.wire.identity import EncoderIdentity
+from common.wire.reply_fields import REPLY_FIELDS, IdentityFields, broken_rule, check_fields, check_refusal
 from server_app.arrays import read_tensors
 from server_app.charges import NO_CHARGES, Charges
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Public limits. An honest site stays far below each of them.
-MOST_SITES = 100_000
-MOST_CLASSES = 10_000
-WIDEST_EMBEDDING = 65_536
-_IDENTITY = 2_000_000  # characters; the names of the classes are in it
-_CANARY = 8 + WIDEST_EMBEDDING * 4 * 4 // 3
 _EVENT = 1_000
 _RUNS_OF_EVENTS = 2_000
 _SITE_ENTRY = 1_000  # characters of one site's entry in a table of secure aggregation
@@ -55,122 +49,12 @@ _ERROR_CODES = {
     LEFT: "left the federation",
 }
 _POLICY_RULE = re.compile(r"[a-z][a-z0-9_]{0,60}")
-_REFERENCE = re.compile(r"[0-9a-f]{8}")
 
 
 class Declined(WireError):
     """A site did not answer, or said by the rules that it can't or won't."""
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("expected printable characters")
-    return text
-
-
-Line = Annotated[str, AfterValidator(_printable)]
-ShortLine = Annotated[Line, Field(max_length=300)]
-# entry and digest of a ledger's head, and the site's own seal of it; empty where nothing was charged
-Receipt = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,15}:[0-9a-f]{64})?$")]
-Seal = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
-Charged = Annotated[str, Field(max_length=200_000)]
-Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$", max_length=1000)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class IdentityFields(_Model):
-    """The encoder's identity as a site tells it."""
-
-    encoder: ShortLine
-    revision: ShortLine
-    dimension: Annotated[int, Field(ge=1, le=WIDEST_EMBEDDING)]
-    preprocessing: Annotated[Line, Field(max_length=5000)]
-    weights_digest: ShortLine
-    precision: ShortLine
-    class_names: Annotated[tuple[ShortLine, ...], Field(min_length=1, max_length=MOST_CLASSES)]
-
-
-class HelloWords(_Model):
-    """What a site says of itself before a run."""
-
-    site: Annotated[str, StringConstraints(pattern=SITE_NAME)]
-    position: Annotated[int, Field(ge=-1, le=MOST_SITES)]
-    identity: Annotated[str, Field(max_length=_IDENTITY)]
-    canary: Annotated[str, Field(max_length=_CANARY)]
-    public: bool
-
-
-class ReleaseWords(_Model):
-    """What comes with a release: the head of the site's ledger, and what it was charged."""
-
-    receipt: Receipt
-    seal: Seal
-    charged: Charged
-
-
-class CardWords(_Model):
-    """Public keys for one secure sum."""
-
-    card: Annotated[Line, Field(max_length=4000)]
-
-
-class SharesWords(_Model):
-    """Sealed shares for the other sites and what binds to them, or the sites whose cards can't be used."""
-
-    boxes: Line = ""
-    commitments: Line = ""
-    refused: Line = "[]"
-
-
-class CheckWords(_Model):
-    """The sites whose sealed shares can't be used."""
-
-    refused: Line
-
-
-class MaskedWords(_Model):
-    """What comes with a masked vector."""
-
-    signature: Hex
-    receipt: Receipt
-    seal: Seal
-    charged: Charged
-
-
-class UnmaskWords(_Model):
-    """Shares that take the masks off a sum."""
-
-    shares: Line
-    receipt: Receipt
-    seal: Seal
-    charged: Charged
-
-
-class NoWords(_Model):
-    """A reply without words."""
-
-
-class ErrorWords(_Model):
-    """A site's refusal: a known code, and a reference to its own log."""
-
-    error: str
-    reference: Annotated[str, StringConstraints(pattern=rf"^{_REFERENCE.pattern}$")]
-
-
-WORDS: dict[Kind, type[_Model]] = {
-    "hello": HelloWords,
-    "statistics": ReleaseWords,
-    "train": ReleaseWords,
-    "evaluate": NoWords,
-    "secagg_keys": CardWords,
-    "secagg_shares": SharesWords,
-    "secagg_check": CheckWords,
-    "secagg_masked": MaskedWords,
-    "secagg_unmask": UnmaskWords,
-}
 _EventRun = tuple[Annotated[str, Field(max_length=_EVENT)], Annotated[int, Field(ge=1, le=1_000_000)]]
 _RUNS: TypeAdapter[list[_EventRun]] = TypeAdapter(
     Annotated[list[_EventRun], Field(max_length=_RUNS_OF_EVENTS)], config=ConfigDict(strict=True)
@@ -236,8 +120,8 @@ def read_reply(message: Message, expected: Expected) -> Reply:
     words = dict(content.config_records.get("words", {}))
     if "error" in words:
         raise _refusal(words)
-    if words or REPLY_WORDS[kind]:
-        words = _checked_words(kind, WORDS[kind], words).model_dump()
+    if words or REPLY_FIELDS[kind]:
+        words = check_fields(kind, words)
     if any(len(words.get(table, "")) > _SITE_ENTRY * expected.sites for table in _TABLES):
         raise WireError(f"message {kind}: a table is longer than its sites need; nothing of it is used")
     charged = read_charged(words["charged"], expected.charges) if "charged" in words else None
@@ -256,7 +140,7 @@ def facts_of(reply: Reply) -> SiteFacts:
         identity = EncoderIdentity(**IdentityFields.model_validate_json(words["identity"]).model_dump())
         canary = decode(words["canary"])
     except (ValidationError, DataError) as error:
-        which = _broken(error, IdentityFields) if isinstance(error, ValidationError) else "canary is no embedding"
+        which = broken_rule(error, IdentityFields) if isinstance(error, ValidationError) else "canary is no embedding"
         raise WireError(f"message hello: {which}; nothing of it is used") from None
     if words["canary"] and (canary.size != identity.dimension or not np.isfinite(canary).all()):
         raise WireError("message hello: canary is no embedding of the encoder's width; nothing of it is used")
@@ -264,7 +148,7 @@ def facts_of(reply: Reply) -> SiteFacts:
 
 
 def read_charged(text: str, charges: Charges) -> tuple[PrivacyEvent, ...]:
-    """What a site was charged, as `wire.tell_charged` wrote it: each mechanism once, with its number of releases.
+    """What a site was charged, as `encode_events` wrote it: each mechanism once, with its number of releases.
 
     Raises:
         WireError: it is none, or nothing that this run can have cost; nothing of it is quoted.
@@ -288,32 +172,12 @@ def _refusal(words: Mapping[str, Any]) -> WireError:
     code = str(words["error"])
     policy, _, rule = code.partition(":")
     try:
-        told = _checked_words("error", ErrorWords, words)
+        reference = check_refusal(words)
     except WireError as error:
         return error
     if code not in known_codes() and not (policy == "policy" and _POLICY_RULE.fullmatch(rule)):
         return WireError("sent an error of no known code")
-    return Declined(
-        f"refused: {code} (reference {told.model_dump()['reference']} in its own log){_ADVICE.get(code, '')}"
-    )
-
-
-def _checked_words(kind: str, model: type[_Model], words: Mapping[str, Any]) -> _Model:
-    unknown = sorted(set(words) - set(model.model_fields))
-    if unknown:
-        raise WireError(f"message {kind}: field {unknown[0][:40]!r} is not on the allow-list; nothing of it is used")
-    try:
-        return model.model_validate(words)
-    except ValidationError as error:
-        raise WireError(f"message {kind}: {_broken(error, model)}; nothing of it is used") from None
-
-
-def _broken(error: ValidationError, model: type[_Model]) -> str:
-    """The first rule that was broken: the field's name and the rule's, and nothing of what was sent."""
-    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    where = f"field {name!r}" if name in model.model_fields else "its content"
-    return f"{where} breaks the rule {first['type']}"
+    return Declined(f"refused: {code} (reference {reference} in its own log){_ADVICE.get(code, '')}")
 
 
 def _scores(kind: Kind, scores: Mapping[str, Any]) -> dict[str, float]:

@@ -59,7 +59,7 @@ class FederatedStrategy(Strategy):
         folder: where checkpoints go.
         watch: tells people how far it is.
         refusals: is told whose reply broke a rule.
-        look: (grid, members) -> members of the next round: whoever came meanwhile is among them.
+        admit: (grid, members) -> members of the next round, sites that came meanwhile among them.
         receipts: what sites gave in earlier runs, and get back.
     """
 
@@ -73,7 +73,7 @@ class FederatedStrategy(Strategy):
         folder: Path,
         watch: RunWatch,
         refusals: Refusals,
-        look: Callable[[Grid, Mapping[int, Member]], dict[int, Member]] = lambda _, members: dict(members),
+        admit: Callable[[Grid, Mapping[int, Member]], dict[int, Member]] = lambda _, members: dict(members),
         receipts: Receipts | None = None,
     ) -> None:
         self.method = method
@@ -81,7 +81,7 @@ class FederatedStrategy(Strategy):
         self.state = state
         self._folder = folder
         self._watch = watch
-        self._look = look
+        self._admit = admit
         self._started = time.monotonic() - progress.seconds
         self._refusals = refusals
         given = receipts or Receipts(None)
@@ -210,7 +210,7 @@ class FederatedStrategy(Strategy):
 
     def _welcome(self, grid: Grid) -> None:
         """Let sites in that came since the last round, and remember whose index is whose."""
-        self._link.members = self._look(grid, self.members)
+        self._link.members = self._admit(grid, self.members)
         known = {member.name: member.index for member in self.members.values()}
         self._link.progress = replace(self.progress, members={**self.progress.members, **known})
 

@@ -19,7 +19,7 @@ from client_app.task import Work
 from common.errors import ConfigError
 from common.methods import get_method
 from common.methods.base import RunContext
-from common.wire.allow_list import REQUEST_WORDS, Kind, load_context
+from common.wire.allow_list import REQUEST_FIELDS, Kind, load_context
 
 _LONGEST = 50_000_000  # characters: sealed shares for thousands of sites
 _MOST_TENSORS = 10_000
@@ -73,7 +73,7 @@ def read_words(kind: Kind, message: Message) -> dict[str, str | int | float]:
     if others or set(content.metric_records) or "words" not in content.config_records:
         raise ConfigError(f"message {kind}: expected the records words and tensors alone; nothing was charged")
     words = dict(content.config_records["words"])
-    needed, optional = REQUEST_WORDS[kind]
+    needed, optional = REQUEST_FIELDS[kind]
     wrong = sorted((needed - set(words)) | (set(words) - needed - optional))
     if wrong:
         raise ConfigError(f"message {kind}: word {wrong[0]!r:.100} is missing or not one of its words")

@@ -11,11 +11,11 @@ import math
 from flwr.app import RecordDict
 
 from common.errors import WireError
-from common.wire.allow_list import MASKED, Kind, check_scores, check_words, dtype_of
+from common.wire.allow_list import MASKED, Kind, check_scores, dtype_of
+from common.wire.reply_fields import check_fields
 
 # Kinds of message whose reply holds tensors.
 _WITH_TENSORS = frozenset({"statistics", "train", "secagg_masked"})
-_LONGEST_WORD = 10_000_000  # characters: a ledger's list of events grows with the rounds
 
 
 def check_reply(kind: Kind, content: RecordDict) -> None:
@@ -39,11 +39,8 @@ def check_reply(kind: Kind, content: RecordDict) -> None:
     for name, sort in found.items():
         if allowed.get(name) != sort:
             raise WireError(f"message {kind}: {sort} record {name!r} is not on the allow-list; nothing is sent")
-    words = dict(content.config_records["words"]) if "words" in found else {}
-    check_words(kind, words)
-    for name, value in words.items():
-        if not isinstance(value, (str, int, bool)) or len(str(value)) > _LONGEST_WORD:
-            raise WireError(f"message {kind}: word {name!r} must be a text or a whole number; nothing is sent")
+    if "words" in found:
+        check_fields(kind, dict(content.config_records["words"]))
     scores = dict(content.metric_records["scores"]) if "scores" in found else {}
     check_scores(scores)
     tensors = content.array_records["tensors"] if "tensors" in found else {}

@@ -16,7 +16,7 @@ from client_app.task import Work, fingerprint_of
 from common.durable import hold_room
 from common.errors import FedHypeVAEError
 from common.privacy.events import PrivacyEvent
-from common.wire.allow_list import settings_digest, tell_charged
+from common.wire.allow_list import encode_events, settings_digest
 
 # What ledger, witness and the site's log grow by in a message, generously: some kilobytes, in whole pages.
 _ENTRIES = 2**20
@@ -48,7 +48,7 @@ class Grant:
 
     def words(self) -> dict[str, str]:
         """What a reply says of the ledger: what this run was charged, and a receipt."""
-        charged = tell_charged(events_to_json(self.ledger.runs[self.work.run_id].charged))
+        charged = encode_events(events_to_json(self.ledger.runs[self.work.run_id].charged))
         return {"charged": charged, **receipt_words(self.place, self.ledger)}
 
 

@@ -24,7 +24,8 @@ from common.methods.base import RunContext
 from common.privacy.clipping import NEIGHBOURING
 from common.privacy.composition import epsilon_pld, epsilon_prv, epsilon_rdp
 from common.privacy.events import PrivacyEvent
-from common.wire.allow_list import REPLY_WORDS, SCORE_NAMES, Kind
+from common.wire.allow_list import SCORE_NAMES, Kind
+from common.wire.reply_fields import REPLY_FIELDS
 
 _SECAGG: tuple[Kind, ...] = ("secagg_keys", "secagg_shares", "secagg_check", "secagg_masked", "secagg_unmask")
 FORMAT = "fedhypevae-privacy-statement/1"
@@ -241,12 +242,12 @@ def _released(context: RunContext, public: bool) -> list[dict[str, Any]]:
     """Everything that leaves a site in the run, and what protects it."""
     method, plan = get_method(context.config.method), context.plan
     released = [
-        _release("facts", "before the run", sorted(REPLY_WORDS["hello"]), "public: says nothing of records"),
+        _release("facts", "before the run", sorted(REPLY_FIELDS["hello"]), "public: says nothing of records"),
     ]
     shared = context.config.privacy.trust == "secagg"
     masked = "masked, the sum over the sites alone known; " if shared else ""
     if shared:
-        names = sorted({word for kind in _SECAGG for word in REPLY_WORDS[kind]} - REPLY_WORDS["train"])
+        names = sorted({field for kind in _SECAGG for field in REPLY_FIELDS[kind]} - REPLY_FIELDS["train"])
         what, when = "keys, sealed shares, signatures, shares of masks", "with each sum, five messages a site"
         released.append(_release(what, when, names, "random or encrypted: hide each site's vector in the sum"))
     spec = method.statistics(context)
@@ -261,7 +262,7 @@ def _released(context: RunContext, public: bool) -> list[dict[str, Any]]:
         when = f"once in each of {plan.num_rounds} rounds, all rounds released"
         released.append(_release("sums of gradients", when, sorted(shapes), protection, values))
     receipts = "public: follows from what was asked; a receipt is a salted digest, a seal its MAC under the site's key"
-    released.append(_release("charges and receipts", "with each release", sorted(REPLY_WORDS["train"]), receipts))
+    released.append(_release("charges and receipts", "with each release", sorted(REPLY_FIELDS["train"]), receipts))
     errors = "a code and a reference; no text"
     released.append(_release("errors", "where a site refuses or fails", ["error", "reference"], errors))
     if public:

@@ -34,23 +34,6 @@ Kind = Literal[
     "secagg_unmask",
 ]
 
-# Words that a site's reply may hold beside its tensors, by kind of message. None of them depends on a record: what a
-# site was charged follows from what it was asked, the receipt is a salted digest of its ledger, and the seal a MAC of
-# the receipt under the site's own key: with its next request the server brings both back.
-REPLY_WORDS: dict[Kind, frozenset[str]] = {
-    "hello": frozenset({"site", "position", "identity", "canary", "public"}),
-    "statistics": frozenset({"receipt", "seal", "charged"}),
-    "train": frozenset({"receipt", "seal", "charged"}),
-    "evaluate": frozenset(),
-    # One secure sum: fresh public keys, sealed shares, a signature beside the masked vector, and shares of secrets that
-    # take the masks off the sum. Random or encrypted, all of it; no more records show in it than in the sum. `refused`
-    # names the sites whose cards or sealed shares can't be used.
-    "secagg_keys": frozenset({"card"}),
-    "secagg_shares": frozenset({"boxes", "commitments", "refused"}),
-    "secagg_check": frozenset({"refused"}),
-    "secagg_masked": frozenset({"signature", "receipt", "seal", "charged"}),
-    "secagg_unmask": frozenset({"shares", "receipt", "seal", "charged"}),
-}
 # The one tensor of a masked vector: integers modulo a power of two, as bytes.
 MASKED = "masked"
 
@@ -68,12 +51,12 @@ def num_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
 # Scores travel only where the site's policy declares its data public.
 SCORE_NAMES = ("local_only", "statistics_only", "synthetic_only", "mixed", "own_lambda", "personal")
 SCORE_PARTS = ("accuracy", "balanced_accuracy")
-# Words that a server's message may hold, by kind: those that must be there, and those that may.
+# Fields that a server's message may hold, by kind: those that must be there, and those that may.
 _PLACE = frozenset({"seed", "alpha", "output_dir", "pool", "data_is_public", "epsilon", "unit"})
 _TASK = frozenset({"context", "run", "index"})
 _SUM = _TASK | {"what", "attempt"}
 _RECEIPT = frozenset({"receipt", "seal"})
-REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
+REQUEST_FIELDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "hello": (_PLACE, frozenset()),
     "statistics": (_TASK, _RECEIPT),
     "train": (_TASK | {"round"}, _RECEIPT),
@@ -84,7 +67,6 @@ REQUEST_WORDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "secagg_masked": (_SUM, _RECEIPT | {"round"}),
     "secagg_unmask": (_SUM | {"survivors"}, _RECEIPT | {"round"}),
 }
-ERROR_WORDS = frozenset({"error", "reference"})
 # Settings that a run may change when it goes on: folders, patience, devices, and what is only told.
 MAY_DIFFER = frozenset({"output-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking", "device"})
 
@@ -142,14 +124,7 @@ def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_words(kind: Kind, words: Mapping[str, object]) -> None:
-    """Refuse a reply with a word that is not on the allow-list of its kind (WireError)."""
-    unknown = sorted(set(words) - REPLY_WORDS[kind])
-    if unknown:
-        raise WireError(f"message {kind}: field {unknown[0]!r} is not on the allow-list; nothing of it is used")
-
-
-def tell_charged(events: Sequence[str]) -> str:
+def encode_events(events: Sequence[str]) -> str:
     """What a site was charged, as the word of a reply: each event once with how often it follows itself.
 
     A ledger holds an event for every round; told one by one they would outgrow the sums that they are about.
@@ -177,7 +152,7 @@ def dump_context(context: RunContext) -> str:
     )
 
 
-def essence(context: str) -> dict[str, Any]:
+def run_identity(context: str) -> dict[str, Any]:
     """What makes a run this run and no other: its context (as JSON text) without the settings of `MAY_DIFFER`."""
     values: dict[str, Any] = json.loads(context)
     values["config"] = {key: value for key, value in values["config"].items() if key not in MAY_DIFFER}
@@ -185,8 +160,8 @@ def essence(context: str) -> dict[str, Any]:
 
 
 def settings_digest(context: RunContext) -> str:
-    """SHA-256 of `essence`, hexadecimal: the same for every message of a run, whenever it is resumed."""
-    return hashlib.sha256(json.dumps(essence(dump_context(context)), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of `run_identity`, hexadecimal: the same for every message of a run, whenever it is resumed."""
+    return hashlib.sha256(json.dumps(run_identity(dump_context(context)), sort_keys=True).encode()).hexdigest()
 
 
 def load_context(text: str) -> RunContext:

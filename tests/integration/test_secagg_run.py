@@ -18,7 +18,7 @@ from client_app.records import load_records, split_data
 from common.config.run import RunConfig
 from common.loop import run_loop
 from common.privacy.calibration import epsilon_pld
-from common.wire.allow_list import REPLY_WORDS
+from common.wire.reply_fields import REPLY_FIELDS
 from tests.harness import CLASSES, SMALL, Federation, Handler, HarnessSite, Killed, words_of
 from tests.secagg_cases import PHASES, ROUNDS_ONLY, SHARED, keyed_federation, phase_of, silent
 
@@ -68,7 +68,7 @@ def test_server_sees_masked_vectors_keys_and_shares_alone(ran: tuple[Federation,
     seen_bytes = []
     for seen in federation.sent():
         content, kind = seen.message.content, phase_of(seen.message)
-        assert set(content.config_records["words"]) <= REPLY_WORDS[kind]  # type: ignore[index]
+        assert set(content.config_records["words"]) <= REPLY_FIELDS[kind]  # type: ignore[index]
         arrays = dict(content.array_records.get("tensors", {}))
         assert set(arrays) == ({"masked"} if kind == "secagg_masked" else set())
         assert not content.metric_records

@@ -16,10 +16,11 @@ from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.privacy.events import PrivacyEvent
 from common.secagg.assumptions import Assumptions, charged_events
-from common.wire.allow_list import ERROR_WORDS, REPLY_WORDS, Kind, tell_charged
+from common.wire.allow_list import Kind, encode_events
+from common.wire.reply_fields import REPLIES, REPLY_FIELDS, ErrorFields
 from server_app.arrays import read_tensors
 from server_app.charges import NO_CHARGES, Charges
-from server_app.replies import WORDS, ErrorWords, Expected, known_codes, read_charged, read_reply
+from server_app.replies import Expected, known_codes, read_charged, read_reply
 
 SECAGG = {"trust": "secagg", "num-sites": 6, "dropouts": 1, "colluders": 1}
 
@@ -34,16 +35,28 @@ def charges_of(context: RunContext) -> Charges:
 
 
 def told(*events: PrivacyEvent) -> str:
-    return tell_charged([event.to_json() for event in events])
+    return encode_events([event.to_json() for event in events])
 
 
-def test_every_kind_of_reply_has_a_model_of_exactly_the_allowed_words() -> None:
-    assert set(WORDS) == set(REPLY_WORDS) == set(get_args(Kind))
-    for kind, model in WORDS.items():
-        assert set(model.model_fields) == REPLY_WORDS[kind]
+def test_every_kind_of_reply_has_a_model_of_exactly_the_allowed_fields() -> None:
+    charge = {"receipt", "seal", "charged"}
+    allowed: dict[str, set[str]] = {
+        "hello": {"site", "position", "identity", "canary", "public"},
+        "statistics": charge,
+        "train": charge,
+        "evaluate": set(),
+        "secagg_keys": {"card"},
+        "secagg_shares": {"boxes", "commitments", "refused"},
+        "secagg_check": {"refused"},
+        "secagg_masked": {"signature", *charge},
+        "secagg_unmask": {"shares", *charge},
+    }
+    assert {kind: set(fields) for kind, fields in REPLY_FIELDS.items()} == allowed
+    assert set(allowed) == set(get_args(Kind))
+    for model in REPLIES.values():
         assert model.model_config["extra"] == "forbid"
         assert model.model_config["strict"]
-    assert set(ErrorWords.model_fields) == ERROR_WORDS
+    assert set(ErrorFields.model_fields) == {"error", "reference"}
 
 
 def test_codes_are_those_of_the_projects_errors() -> None:
@@ -134,7 +147,7 @@ def test_table_that_is_longer_than_its_sites_need_is_refused(kind: Kind, monkeyp
         monkeypatch.setattr(TaskIdentity, name, 1, raising=False)
     asked = Message(RecordDict({}), dst_node_id=7, message_type=f"query.{kind}", ttl=60.0)
     asked.metadata.__dict__["_message_id"] = "1"
-    words = dict.fromkeys(REPLY_WORDS[kind], "")
+    words = dict.fromkeys(REPLY_FIELDS[kind], "")
     words |= {"charged": "[]"} if "charged" in words else {}
     table = sorted(set(words) & {"boxes", "refused", "shares"})[0]
     for length, fits in ((2999, True), (3001, False)):

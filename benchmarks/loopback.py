@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.floor_app import write_app
 from benchmarks.message_cost import CLASSES, DIM, NAMES, SETTINGS, make_sites
 from benchmarks.server import engine
+from common.config.presets import as_expert, resolve
 from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
@@ -63,7 +64,7 @@ def loopback_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
                 if kind == "cold":
                     _flwr_run(floor, "bench", environment, work, {"rounds": rounds, "sites": sites})
                 told = {**settings, "run-name": kind, "output-dir": f"outputs/{kind}"}
-                _flwr_run(_REPOSITORY, "bench", environment, work, told)
+                _flwr_run(_REPOSITORY, "bench", environment, work, {"expert": as_expert(resolve(told))})
             summary = json.loads((work / "outputs" / kind / "summary.json").read_text(encoding="utf-8"))
             seconds[kind] = [entry["seconds"] for entry in summary["history"]]
     base = json.loads((work / "floor.json").read_text())

@@ -20,7 +20,7 @@ import pytest
 
 from client_app.ledger.ledger import Ledger
 from client_app.policy.policy import load_policy
-from common.config.run import RunConfig, Scalar
+from common.config.run import Scalar
 from deploy.coordinator.folder import ServerFolder
 from deploy.coordinator.provision import FederationPlan, provision
 from deploy.coordinator.registry import list_sites, register
@@ -246,14 +246,7 @@ def listens(port: int) -> bool:
 def copy_app(target: Path) -> Path:
     """A copy of the app's own files, so that its digest does not depend on who edits what meanwhile."""
     target.mkdir(parents=True)
-    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    head, rest = text.split("[tool.flwr.app.config]\n")
-    settings, tail = rest.split("\n[", 1)
-    known = {line.split("=")[0].strip() for line in settings.splitlines()}
-    # Flower lets a run set only what the app's own settings name
-    more = {key: value for key, value in RunConfig().to_flat().items() if key not in known}
-    settings += "".join(f"{key} = {json.dumps(value)}\n" for key, value in more.items())
-    (target / "pyproject.toml").write_text(f"{head}[tool.flwr.app.config]\n{settings}\n[{tail}", encoding="utf-8")
+    shutil.copy(REPOSITORY / "pyproject.toml", target)
     for part in PARTS:
         shutil.copytree(REPOSITORY / part, target / part, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
     return target

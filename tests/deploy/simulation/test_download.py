@@ -17,9 +17,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from common.config.run import RunConfig
+from common.config.presets import resolve_listed
 from common.errors import DataError, FedHypeVAEError
 from deploy.simulation.download import SOURCES, RemoteFile, Source, download, fetch, unpack
+from tests.deploy.test_app_settings import listed
 
 TOOL = Path(sys.executable).parent / "fedhypevae"
 ROOT = Path(__file__).resolve().parents[3]
@@ -185,6 +186,7 @@ def test_download_refuses_with_one_line(tmp_path: Path, arguments: list[str], wo
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_settings_of_a_source_are_a_valid_run(source: Source) -> None:
     settings = tomllib.loads((ROOT / source.settings).read_text())
-    config = RunConfig.from_flat(settings)
+    assert settings.keys() <= listed().keys()  # Flower refuses others
+    config = resolve_listed(settings)
     assert (config.privacy.epsilon, config.privacy.delta, config.federation.num_sites) == (1.0, 1e-4, 10)
     assert config.federation.pool == f"downloads/{source.name}.parquet"

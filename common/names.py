@@ -1,3 +1,4 @@
-"""What a site may be called, wherever its name is registered, said or shown."""
+"""Names that several programs must share: what a site may be called, and the file of a run's status."""
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
+STATUS = "status.json"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from common.errors import ConfigError, FedHypeVAEError
+from common.errors import ConfigError, DataError, FedHypeVAEError
 
 # Python's `strip` leaves marks of width zero, which nobody sees: byte order mark, zero-width space and joiners
 _ENDS = re.compile(r"^[\s\ufeff\u200b-\u200f]+|[\s\ufeff\u200b-\u200f]+$")
@@ -62,6 +62,25 @@ def read_json(path: Path, error: type[FedHypeVAEError] = ConfigError) -> Any:
         return json.loads(read_text(path, error))
     except (ValueError, RecursionError) as reason:
         raise error(f"{path} is no JSON: {reason}") from None
+
+
+def read_object(path: Path, cure: str, error: type[FedHypeVAEError] = DataError) -> dict[str, Any]:
+    """The object of a JSON file; raises as `read_json`, and with a cure where the file is missing or no object."""
+    try:
+        content = read_json(path, error)
+    except OSError as reason:
+        raise error(f"{path} can't be read ({reason.strerror}): {cure}") from None
+    if not isinstance(content, dict):
+        raise error(f"{path} holds no JSON object: {cure}")
+    return content
+
+
+def object_or_empty(path: Path) -> dict[str, Any]:
+    """As `read_object`; empty where there is none, for what is looked at in passing."""
+    try:
+        return read_object(path, "")
+    except FedHypeVAEError:
+        return {}
 
 
 def neat(text: str) -> str:

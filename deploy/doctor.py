@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from common.errors import FedHypeVAEError
-from common.texts import read_json
+from common.texts import object_or_empty
 from deploy.coordinator.folder import ServerFolder
 from deploy.doctor_ledger import ledger_advice, ledger_faults
 from deploy.machine.keys import fingerprint, read_certificate
@@ -38,7 +38,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         settings = site.settings
     except FedHypeVAEError as error:
         return [f"settings: {error}; put the coordinator's site.toml there"]
-    agreed = _agreed(site.path / "federation.json")
+    agreed = object_or_empty(site.path / "federation.json")  # what the coordinator wrote down
     checks: list[Callable[[], Iterable[str]]] = [
         lambda: _versions(agreed),
         lambda: _disk(site.path),
@@ -116,15 +116,6 @@ def _refused(server: ServerFolder) -> Iterable[str]:
         f"fedhypevae site revoke {server.path} {name}"
         for name, one in found.items()
     ]
-
-
-def _agreed(path: Path) -> Mapping[str, object]:
-    """What the coordinator wrote down of the federation; empty where nothing was sent."""
-    try:
-        found = read_json(path)
-    except (OSError, FedHypeVAEError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _versions(agreed: Mapping[str, object]) -> Iterable[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import traceback
 from collections.abc import Mapping
@@ -20,7 +19,9 @@ from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext
 from common.methods.published import draw_published
 from common.methods.shared_sums import check_shares_noise
+from common.names import STATUS
 from common.publishing.generator_file import write_generator
+from common.texts import object_or_empty
 from common.wire.allow_list import dump_context, load_context, run_identity
 from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
@@ -32,7 +33,7 @@ from server_app.receipts import Receipts
 from server_app.refusals import Refusals
 from server_app.results import build_privacy_statement, build_summary, write_json, write_synthetic
 from server_app.strategy import FederatedStrategy
-from server_app.tracking import STATUS, RunWatch, check_tracking, now
+from server_app.tracking import RunWatch, check_tracking, now
 
 app = ServerApp()
 
@@ -167,13 +168,4 @@ def _report_failure(folder: Path, error: Exception) -> None:
     print(f"error: {line}", flush=True)
     code = error.exit_code if isinstance(error, FedHypeVAEError) else 1
     ended = {"status": "failed", "error": line, "exit_code": code, "updated": now()}
-    write_json(folder / STATUS, {**_last_status(folder), **ended})
-
-
-def _last_status(folder: Path) -> dict[str, Any]:
-    """How far the run had come."""
-    try:
-        content = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    write_json(folder / STATUS, {**object_or_empty(folder / STATUS), **ended})

@@ -17,11 +17,11 @@ from typing import Any, Literal, Protocol
 
 from common.durable import keep_private, make_private
 from common.errors import ConfigError
+from common.names import STATUS
 from server_app.progress import RoundPrinter, RoundRecord, finite_or_none
 from server_app.results import write_json
 
 Tracking = Literal["tensorboard", "mlflow", "off"]
-STATUS = "status.json"
 
 
 class Tracker(Protocol):

@@ -30,8 +30,10 @@ from common.generator.row_sets import MOST_TRIES, RowSet
 from common.methods import get_method
 from common.methods.base import Artifact, RunContext
 from common.methods.published import Code, class_weights, interleaved_labels, published_set, wanted_counts, with_code
-from common.publishing.generator_file import FORCED, GENERATOR, ROWS, read_generator
-from common.publishing.parquet import stream_rows
+from common.publishing.generator_file import FORCED, GENERATOR, ROWS
+from common.publishing.parquet import set_notes, sha256_of, stream_rows
+from common.tensor_file import read_tensors
+from common.texts import read_object
 from common.wire.allow_list import load_context
 from common.wire.identity import EncoderIdentity
 
@@ -185,6 +187,15 @@ class Bundle:
         parts = list(self.sample(rows, **options))
         return torch.cat([values for values, _ in parts]), torch.cat([labels for _, labels in parts])
 
+    def notes(self, reasons: Sequence[str], sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """What further rows say of themselves in their file: `reasons` why they are not private, and how drawn."""
+        return {
+            **set_notes(self.context, reasons),
+            "encoder": None if self.encoder is None else self.encoder.to_json(),
+            "generator_sha256": sha256_of(self.generator_file),
+            "sampling": dict(sampling),
+        }
+
     def _weights(self, balance: Balance, shares: Sequence[float] | None) -> list[float]:
         classes = len(self.class_names)
         if (balance == "given") != (shares is not None):
@@ -218,7 +229,7 @@ def load_bundle(path: Path | str) -> Bundle:
         raise DataError(
             f"no {GENERATOR} at {path}: name a bundle, the output folder of a completed run, or the generator's file"
         )
-    metadata, tensors = read_generator(file)
+    metadata, tensors = read_tensors(file)
     try:
         context = load_context(metadata["context"])
         artifact = Artifact(metadata["kind"], tensors, json.loads(metadata["settings"]))
@@ -228,21 +239,9 @@ def load_bundle(path: Path | str) -> Bundle:
     except (KeyError, ValueError, TypeError, RecursionError, FedHypeVAEError) as error:
         raise DataError(f"{file} is no generator of this project, or of another version ({error})") from None
     reasons = (*why_not_private(context), *forced)
-    return Bundle(
-        path, context, artifact, encoder, _read_statement(file.with_name(STATEMENT)), metadata.get(ROWS, ""), reasons
-    )
-
-
-def _read_statement(file: Path) -> Mapping[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise DataError(f"{file} is no JSON: fetch it again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file} is no privacy statement: fetch it again")
-    return content
+    beside = file.with_name(STATEMENT)
+    statement = read_object(beside, "fetch it again") if beside.is_file() else None
+    return Bundle(path, context, artifact, encoder, statement, metadata.get(ROWS, ""), reasons)
 
 
 def _check_labels(labels: Tensor, rows: int | None, num_classes: int) -> int:

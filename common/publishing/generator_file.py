@@ -6,16 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from common.assurance.statement import why_not_private
 from common.durable import write_output
-from common.errors import DataError
 from common.generator.row_sets import ROWS_FORMAT
 from common.methods.base import Artifact, RunContext
-from common.tensor_file import check_tensor_file
 from common.wire.allow_list import dump_context
 from common.wire.identity import EncoderIdentity
 
@@ -64,14 +60,3 @@ def generator_metadata(
         ROWS: ROWS_FORMAT,
         "encoder": json.dumps(None if encoder is None else encoder.to_json()),
     }
-
-
-def read_generator(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a generator's file, as they are. Raises DataError if it can't be read."""
-    check_tensor_file(file)
-    try:
-        with safe_open(file, framework="pt") as content:
-            names = content.keys()
-            return content.metadata() or {}, {name: content.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(f"{file} can't be read ({type(error).__name__}): fetch it again") from None

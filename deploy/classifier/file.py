@@ -23,7 +23,7 @@ from common.evaluation.scores import Split
 from common.publishing.bundle import Bundle
 from common.publishing.worth import Head, fit_head
 from common.records import on_sphere
-from common.tensor_file import check_tensor_file
+from common.tensor_file import read_tensors
 from common.wire.identity import EncoderIdentity
 
 FORMAT = "fedhypevae-head/1"
@@ -121,16 +121,10 @@ def load_head(path: Path) -> TrainedHead:
     Raises:
         DataError: the file is missing, damaged, or no classifier of this project.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise DataError(f"no classifier at {path}: make one with `fedhypevae train BUNDLE --out {path}`")
-    check_tensor_file(path)
+    notes, tensors = read_tensors(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            notes = file.metadata() or {}
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
         if notes.get("format") != FORMAT:
             raise DataError(f"{path} is no classifier of this project (format {notes.get('format')!r})")
         encoder = json.loads(notes["encoder"])
@@ -142,7 +136,7 @@ def load_head(path: Path) -> TrainedHead:
             own_rows=int(json.loads(notes["own_rows"])),
             not_private=tuple(str(reason) for reason in json.loads(notes["not_private"])),
         )
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} can't be read as a classifier ({type(error).__name__}): train it again") from None
     if trained.head.bias.shape != (len(trained.class_names),):
         raise DataError(f"{path} names {len(trained.class_names)} classes, its numbers are of another: train it again")

@@ -20,7 +20,7 @@ from common.methods.fedhypevae.joining import fit_code, sample_personal
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn.architectures import Architecture
 from common.publishing.bundle import Bundle
-from common.publishing.parquet import Written, sha256_of, write_rows
+from common.publishing.parquet import Written, write_rows
 from common.records import SiteData
 from deploy.classifier.file import TrainedHead
 
@@ -52,15 +52,7 @@ def personal_set(bundle: Bundle, own: Split, rows: int, seed: int, out: Path) ->
         sample_personal(bundle.context, bundle.artifact, code, part, seed + at)
         for at, part in enumerate(torch.split(labels, _BLOCK))
     )
-    notes = {
-        "synthetic": True,
-        "class_names": list(bundle.class_names),
-        "private": False,
-        "not_private_because": [STAYS, *bundle.not_private],
-        "encoder": None if bundle.encoder is None else bundle.encoder.to_json(),
-        "generator_sha256": sha256_of(bundle.generator_file),
-        "sampling": {"rows": rows, "code": "personal", "seed": seed},
-    }
+    notes = bundle.notes([STAYS, *bundle.not_private], {"rows": rows, "code": "personal", "seed": seed})
     return write_rows(out, blocks, dim=bundle.dim, class_names=bundle.class_names, notes=notes)
 
 

@@ -56,7 +56,7 @@ def synthesize(
 
     from common.errors import ConfigError
     from common.publishing.bundle import FREE_OF_COST, load_bundle
-    from common.publishing.parquet import sha256_of, write_rows
+    from common.publishing.parquet import write_rows
 
     bundle = load_bundle(run)
     weights = None if share is None else parse_shares(share, bundle.class_names)
@@ -66,23 +66,8 @@ def synthesize(
     out = Path(f"synthetic-{rows}-{seed}.parquet") if out is None else out
     if out.exists():
         raise ConfigError(f"{out} exists already: name a file that does not with --out")
-    notes = {
-        "synthetic": True,
-        "class_names": list(bundle.class_names),
-        "private": not bundle.not_private,
-        "not_private_because": list(bundle.not_private),
-        "encoder": None if bundle.encoder is None else bundle.encoder.to_json(),
-        "generator_sha256": sha256_of(bundle.generator_file),
-        "sampling": {
-            "rows": rows,
-            "balance": balance,
-            "shares": weights,
-            "code": code,
-            "seed": seed,
-            "as_drawn": as_drawn,
-        },
-        "config": bundle.config.to_flat(),
-    }
+    chosen = {"rows": rows, "balance": balance, "shares": weights, "code": code, "seed": seed, "as_drawn": as_drawn}
+    notes = bundle.notes(bundle.not_private, chosen)
     started = time.monotonic()
     shown = _with_progress(blocks, rows)
     written = write_rows(out, shown, dim=bundle.dim, class_names=bundle.class_names, notes=notes)

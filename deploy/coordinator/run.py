@@ -17,10 +17,11 @@ from typing import Any
 from common.config.run import RunConfig
 from common.durable import make_private
 from common.errors import ConfigError, FederationError, FedHypeVAEError
+from common.names import STATUS
 from deploy.coordinator.folder import CONNECTION, ServerFolder
 from deploy.machine.app_package import staged_app
 from deploy.machine.environment import tool
-from deploy.machine.live import STATUS, new_lines, read_status
+from deploy.machine.live import new_lines, read_status
 from deploy.settings import settings_file
 
 _POLL_S = 1.0

@@ -5,7 +5,6 @@ Nothing here runs in the programs that train: a reader looks at files that they 
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError, FedHypeVAEError
+from common.names import STATUS
+from common.texts import read_object
 
-STATUS = "status.json"
 POLL_S = 2.0
 _QUIET_S = 900.0  # longer than a round's time-out by default: then something hangs
 _PLACES = (STATUS, f"work/**/{STATUS}", f"outputs/*/{STATUS}", f"*/{STATUS}")
@@ -66,14 +66,10 @@ def find_status(path: Path) -> RunStatus:
 
 def read_status(file: Path) -> RunStatus:
     """Read one status file (DataError if it can't be read)."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        age = time.time() - file.stat().st_mtime
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} can't be read ({type(error).__name__}): is a run going on there?") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{file} is no status of a run")
-    return RunStatus(file.parent, values, max(age, 0.0))
+    values = read_object(file, "is a run going on there?")
+    with suppress(OSError):
+        return RunStatus(file.parent, values, max(time.time() - file.stat().st_mtime, 0.0))
+    raise DataError(f"{file} is gone: is a run going on there?")
 
 
 def status_rows(status: RunStatus) -> list[tuple[str, str]]:

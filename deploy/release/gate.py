@@ -7,7 +7,6 @@ draws, and, last, if an audit of its configuration does not contradict the claim
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ from common.assurance.audit import AuditResult
 from common.assurance.statement import check_statement
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.generator.row_sets import ROWS_FORMAT
+from common.names import STATUS
 from common.privacy.events import PrivacyEvent
 from common.publishing.bundle import Bundle, load_bundle
+from common.texts import object_or_empty
 from deploy.release.audits import AuditSize, audit_run, in_json, objections
 from deploy.release.ledgers import SiteLedger, checked_sites
 from deploy.release.promises import empty_statement, faults_of, largest_epsilon
@@ -83,7 +84,7 @@ def inspect_run(run: Path, ledgers: Path | None, size: AuditSize, watch: Watch) 
     if (run / "SHA256SUMS").exists():
         raise ConfigError(f"{run} is a bundle already: name the output folder of the run")
     watch("checking the privacy statement", 0, 1)
-    refusals = [] if _completed(run) else ["the run did not complete"]
+    refusals = [] if object_or_empty(run / STATUS).get("status") == "completed" else ["the run did not complete"]
     statement, faults = _statement(bundle)
     refusals += [f"the privacy statement is incomplete: {fault}" for fault in faults]
     refusals += [f"the run was not private end to end: {reason}" for reason in bundle.not_private]
@@ -100,14 +101,6 @@ def inspect_run(run: Path, ledgers: Path | None, size: AuditSize, watch: Watch) 
         audits, why_none = audit_run(bundle.context, size, watch)
         refusals += objections([in_json(result) for result in audits], why_none, largest_epsilon(statement))
     return Inspection(bundle, statement, found, audits, why_none, tuple(refusals))
-
-
-def _completed(run: Path) -> bool:
-    try:
-        content = json.loads((run / "status.json").read_text(encoding="utf-8"))
-        return isinstance(content, dict) and content.get("status") == "completed"
-    except (OSError, ValueError):
-        return False
 
 
 def _statement(bundle: Bundle) -> tuple[Mapping[str, Any], list[str]]:

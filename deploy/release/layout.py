@@ -16,6 +16,7 @@ from common.methods import get_method
 from common.privacy.statistics import ReleasedStatistics
 from common.publishing.bundle import Bundle
 from common.publishing.generator_file import generator_metadata
+from common.tensor_file import read_tensors
 
 
 def check_generator_layout(bundle: Bundle, forced: Sequence[str]) -> None:
@@ -28,10 +29,7 @@ def check_generator_layout(bundle: Bundle, forced: Sequence[str]) -> None:
     Raises:
         DataError: names what is too much, or of another shape or type.
     """
-    from safetensors import safe_open
-
-    with safe_open(bundle.generator_file, framework="pt") as content:
-        notes = dict(content.metadata() or {})
+    notes, _ = read_tensors(bundle.generator_file)
     due = generator_metadata(bundle.context, bundle.artifact, bundle.encoder, forced)
     # another version may know other settings; those of the file were read one by one, in any case
     due["context"] = json.dumps(json.loads(notes["context"]), sort_keys=True)

@@ -5,7 +5,6 @@ Made from the run's own files, all of which are published or public: no record i
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import torch
 
 from common.assurance.statement import check_statement
 from common.errors import DataError
-from common.publishing.bundle import Bundle, load_bundle
+from common.publishing.bundle import STATEMENT, Bundle, load_bundle
+from common.texts import read_object
 from deploy.report import draw
 from deploy.report.project import class_plane
 from embeddings.quality.page import Grid, Picture, render
@@ -31,6 +31,7 @@ WAYS = {
     "personal": "the model made for the site",
 }
 _DOTS = 3000
+_CURE = "name the output folder of a completed run (such as outputs/demo), or restore the file"
 _TEMPLATE = Path(__file__).with_name("run.html.j2")
 
 
@@ -62,7 +63,7 @@ def read_run(folder: Path) -> RunFacts:
     """
     if is_bundle(folder):
         return _read_bundle(folder)
-    summary, statement = _read(folder / "summary.json"), _read(folder / "privacy_statement.json")
+    summary, statement = read_object(folder / "summary.json", _CURE), read_object(folder / STATEMENT, _CURE)
     check_statement(statement)
     wanted = {"rounds", "rounds_taken_part", "rounds_missing", "scores", "privacy", "config", "synthetic_rows"}
     if not wanted <= set(summary):
@@ -76,7 +77,7 @@ def is_bundle(folder: Path) -> bool:
 
 
 def _read_bundle(folder: Path) -> RunFacts:
-    told, statement = _read(folder / "bundle.json"), _read(folder / "privacy_statement.json")
+    told, statement = read_object(folder / "bundle.json", _CURE), read_object(folder / STATEMENT, _CURE)
     check_statement(statement)
     bundle = load_bundle(folder)
     used = [site["rounds_used"] for site in statement["sites"].values()]
@@ -268,17 +269,3 @@ def _plain(value: Any) -> str:
 def _bytes(count: float) -> str:
     power = min(int(math.log10(max(count, 1)) / 3), 3)
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"no {path.name} in {path.parent}: name the output folder of a completed run (such as outputs/demo)"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({type(error).__name__}): run it again, or restore the file") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not what a run writes: restore the file")
-    return content

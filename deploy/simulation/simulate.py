@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common.config.run import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
+from common.texts import object_or_empty
 from deploy.console import say
 from deploy.machine.app_package import staged_app
 from deploy.machine.environment import flower_environment, tool
@@ -118,7 +119,7 @@ def show_lines(lines: Iterable[str], verbose: bool) -> list[str]:
 
 def _outcome(output: Path, code: int, tail: list[str], environment: Mapping[str, str], work_folder: Path) -> Path:
     """Whether the run completed: by its own status file and by Flower's word."""
-    status = _read_json(output / "status.json")
+    status = object_or_empty(output / "status.json")
     if status.get("status") == "failed":
         error = (
             ConfigError(str(status["error"])) if status.get("exit_code") == 2 else FedHypeVAEError(str(status["error"]))
@@ -166,11 +167,3 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from common.texts import is_text, neat, open_text, read_json, read_text, read_toml
+from common.texts import is_text, neat, object_or_empty, open_text, read_json, read_object, read_text, read_toml
 
 WORDS = "gutartig\nbösartig\n"
 RIGHT = {
@@ -116,3 +116,15 @@ def test_neat_leaves_plain_names(text: str) -> None:
 def test_is_text_knows_names_that_are_no_utf_8() -> None:
     assert is_text("größe")
     assert not is_text(b"gr\xf6\xdfe.png".decode("utf-8", "surrogateescape"))
+
+
+@pytest.mark.parametrize("content", [None, b"[1]", b"{", b"\xff", b"[" * 100_000])
+def test_read_object_says_what_to_do_where_there_is_none(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.json"):
+        read_object(path, "fetch it again")
+    assert object_or_empty(path) == {}
+    path.write_text('{"a": 1}')
+    assert read_object(path, "") == object_or_empty(path) == {"a": 1}

@@ -118,7 +118,7 @@ def test_run_page_of_a_method_without_a_generator_or_without_rounds(tmp_path: Pa
 
 def test_report_refuses_what_is_no_completed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("report", tmp_path) == 2
-    assert "no summary.json" in capsys.readouterr().err
+    assert "summary.json can't be read" in capsys.readouterr().err
     (tmp_path / "summary.json").write_text("{")
     assert command("report", tmp_path) == 2
     assert list(tmp_path.iterdir()) == [tmp_path / "summary.json"]

@@ -230,9 +230,7 @@ def test_tensor_files_stay_within_their_bound(tmp_path: Path) -> None:
         file.truncate(90_000_100)
     deep = json.dumps({"__metadata__": {"format": "x", "encoder": "[" * 200_000}}).encode()
     (tmp_path / "files" / "deep").write_bytes(len(deep).to_bytes(8, "little") + deep)
-    imports = (
-        "from deploy.classifier.file import load_head\nfrom common.publishing.generator_file import read_generator"
-    )
+    imports = "from deploy.classifier.file import load_head\nfrom common.tensor_file import read_tensors"
     told = under_limit(tmp_path / "files", imports, "load_head(path)")
     assert "expected at most 10,000,000" in told["header"]
     assert "no classifier of this project" in told["deep"]

@@ -23,17 +23,14 @@ from client_app.answers.peers import own_signer, pinned_peers
 from client_app.answers.training import site_state, state_bytes
 from client_app.ledger.charge import Reservation
 from client_app.ledger.receipts import message_ledger
-from client_app.ledger.runs import events_to_json
 from client_app.local_step import check_device, client_step
 from client_app.place import Place
-from client_app.policy.request import RunRequest
-from client_app.release.granted import Grant, committed_rounds, granted, room_for
+from client_app.release.granted import Admission, Grant, admit, committed_rounds, granted, locked_run, room_for
 from client_app.release.last_resort import from_records
-from client_app.release.log import ReleaseLog
 from client_app.site_log import write_log
 from client_app.state.private_state import PrivateState
 from client_app.state.secure_sum import Attempt, AttemptFile
-from client_app.task import Answer, Work, charged_under, check_round, request_of
+from client_app.task import Answer, Work, check_round
 from common.errors import BlameError, PolicyRefusal, ProtocolError
 from common.methods import get_method
 from common.methods.base import StepInput, Tensors
@@ -59,7 +56,7 @@ from common.secagg.messages import (
 )
 from common.secagg.primitives import digest
 from common.secagg.quantise import Words, encode, pack
-from common.wire.allow_list import MASKED, check_tensors, settings_digest
+from common.wire.allow_list import MASKED, check_tensors
 from common.wire.received import check_received
 
 STATISTICS = "statistics"
@@ -71,7 +68,7 @@ class _Task:
     """What one message is about, once policy and plan allow it."""
 
     session: Session
-    request: RunRequest
+    admission: Admission
     round_key: str
     events: tuple[PrivacyEvent, ...]
     private: PrivateState
@@ -134,7 +131,7 @@ def answer_masked(place: Place, work: Work) -> Answer:
         # answered from here on, whatever happens: a second vector under the same masks would give away the difference
         attempt = replace(attempt, phase="masked", asked=asked_digest(work.round_index, work.tensors))
         task.file.save(attempt)
-        with granted(place, work, task.request) as grant:
+        with granted(task.admission) as grant:
             key, (step, size, bits) = _fresh_key(grant.committed, task.round_key), _begin(place, work, task, grant)
             with room_for(place, size):
                 reservation = grant.reserve(key, task.events)
@@ -171,13 +168,11 @@ def answer_unmask(place: Place, work: Work) -> Answer:
         if not attempt.payload_digest:
             raise ProtocolError("this site sent no masked vector in this attempt")
         site.check_survivors(session, work.index, cards, shares, attempt.asked, survivors)
-        with granted(place, work, task.request) as grant:
+        with granted(task.admission) as grant:
             held = Reservation(work.run_id, attempt.round_key, attempt.reservation, attempt.attempt)
             grant.ledger.commit(held, attempt.payload_digest)
+            grant.log(attempt.round_key, task.events, attempt.payload_digest, attempt.payload_bytes)
             words = grant.words()
-        log = ReleaseLog(place.folder / "releases.jsonl")
-        events = events_to_json(task.events)
-        log.append(work.run_id, attempt.round_key, events, attempt.payload_digest, attempt.payload_bytes)
         given = site.reveal(shares, survivors)
         task.file.erase()  # before the answer leaves: nothing is revealed twice
     return Answer({}, {"shares": table_to_json(given), **words})
@@ -186,8 +181,7 @@ def answer_unmask(place: Place, work: Work) -> Answer:
 @contextmanager
 def _task(place: Place, work: Work) -> Iterator[_Task]:
     """The message's task under the run's lock, if the site's policy allows it; no record is read."""
-    context, policy = work.context, place.policy
-    what = str(work.words["what"])
+    context, what = work.context, str(work.words["what"])
     if context.config.privacy.trust != "secagg":
         raise PolicyRefusal("request", "the run's trust is not secagg; nothing was charged")
     check_shares_noise(get_method(context.config.method), context)
@@ -200,18 +194,14 @@ def _task(place: Place, work: Work) -> Iterator[_Task]:
         events = context.plan.round_events
     if not events or not 0 <= work.index < context.problem.num_sites:
         raise PolicyRefusal("request", "there is nothing to sum, or no such index; nothing was charged")
-    request = request_of(context, least_colluders=policy.least_colluders)
-    policy.check(request, recompute_epsilon=False)
+    admission = admit(place, work)
     text = str(work.words["attempt"])
     if re.fullmatch("[0-9a-f]{32}", text) is None:
         raise ProtocolError("an attempt is named by 32 hexadecimal digits")
     public = digest("context", str(work.words["context"]))
     session = Session(work.run_id, what, text, public, assumptions_of(context))
-    private = PrivateState(place.folder / "state", work.run_id)
-    charged = charged_under(context, events, policy.least_colluders)
-    with private.locked():
-        private.claim(settings_digest(context))
-        yield _Task(session, request, what, charged, private, AttemptFile(private))
+    with locked_run(admission) as private:
+        yield _Task(session, admission, what, events, private, AttemptFile(private))
 
 
 def _begin(place: Place, work: Work, task: _Task, grant: Grant) -> tuple[_Step, int, int]:

@@ -6,13 +6,15 @@ import torch
 
 from client_app.local_step import check_device, client_step
 from client_app.place import Place
-from client_app.release.release import Computed, Step, release
+from client_app.release.granted import Admission, admit
+from client_app.release.release import Begin, Computed, Step, release
 from client_app.state.private_state import PrivateState
-from client_app.task import Answer, Work, check_round, fingerprint_of, request_of
+from client_app.task import Answer, Work, check_round
 from common.errors import PolicyRefusal
 from common.methods import get_method
-from common.methods.base import RunContext, SiteState, StepInput
+from common.methods.base import RunContext, Shapes, SiteState, StepInput
 from common.methods.site_release import noise_source, site_statistics
+from common.privacy.events import PrivacyEvent
 from common.privacy.mechanism import planned_noise
 from common.records import SiteData
 from common.wire.received import check_received
@@ -31,7 +33,8 @@ def answer_statistics(place: Place, work: Work) -> Answer:
         return Computed(site_statistics(context, spec, planned_noise(context.plan.statistics_noise), data, source))
 
     step = Step(compute)
-    return release(place, work, "statistics", context.plan.statistics_events, spec.shapes, lambda _, __: step)
+    events = context.plan.statistics_events
+    return _released(admit(place, work), "statistics", events, spec.shapes, lambda _, __: step)
 
 
 def answer_train(place: Place, work: Work) -> Answer:
@@ -39,8 +42,7 @@ def answer_train(place: Place, work: Work) -> Answer:
     context, method = work.context, get_method(work.context.config.method)
     _check_local(context)
     check_round(work)
-    place.policy.check(request_of(context), recompute_epsilon=False)
-    fingerprint_of(place, work)  # a message about other records than this site's claims no run's name here
+    admission = admit(place, work)
     check_received(context, method, work.index, work.tensors)
 
     def begin(private: PrivateState, committed: frozenset[int]) -> Step:
@@ -55,14 +57,8 @@ def answer_train(place: Place, work: Work) -> Answer:
 
         return Step(compute, state_bytes(work, site))
 
-    return release(
-        place,
-        work,
-        f"round-{work.round_index + 1}",
-        context.plan.round_events,
-        method.shapes_from(context, work.index),
-        begin,
-    )
+    events, shapes = context.plan.round_events, method.shapes_from(context, work.index)
+    return _released(admission, f"round-{work.round_index + 1}", events, shapes, begin)
 
 
 def site_state(private: PrivateState, work: Work, committed: frozenset[int]) -> SiteState:
@@ -87,3 +83,13 @@ def _check_local(context: RunContext) -> None:
     """Refuse to send a whole noised vector where the run says that its noise is shared."""
     if context.config.privacy.trust != "local":
         raise PolicyRefusal("request", "under trust secagg nothing leaves but masked vectors; nothing was charged")
+
+
+def _released(
+    admission: Admission, round_key: str, events: tuple[PrivacyEvent, ...], shapes: Shapes, begin: Begin
+) -> Answer:
+    if admission.request.protected:
+        return release(admission, round_key, events, shapes, begin)
+    from client_app.release.unprotected import release_unprotected
+
+    return release_unprotected(admission, round_key, shapes, begin)

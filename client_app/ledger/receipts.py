@@ -25,7 +25,7 @@ from pathlib import Path
 from client_app.ledger.chain import Head
 from client_app.ledger.ledger import Ledger
 from client_app.place import Place
-from client_app.release.log import Release, ReleaseLog
+from client_app.release.log import LOG_FILE, Release, ReleaseLog
 from client_app.task import Work
 from common.durable import lock_file, make_private, write_atomically
 from common.errors import LedgerError, ReceiptError
@@ -48,7 +48,7 @@ def message_ledger(place: Place, work: Work) -> Iterator[Ledger]:
             used.
     """
     # read before the ledger: what another message's process logs in between, that ledger holds already
-    last = ReleaseLog(place.folder / "releases.jsonl").last_charged()
+    last = ReleaseLog(place.folder / LOG_FILE).last_charged()
     with Ledger.open(
         place.policy.ledger_path(place.folder),
         place.policy.cohort_id,

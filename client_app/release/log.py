@@ -19,6 +19,7 @@ from common.durable import lock_file, sync_path
 from common.errors import LedgerError
 
 LOCK_TIMEOUT_S = 20.0
+LOG_FILE = "releases.jsonl"
 _NO_PREVIOUS = "0" * 64
 
 

@@ -8,24 +8,20 @@ on the disk, and then sent. From the first record on nothing can fail for a reas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from client_app.ledger.runs import events_to_json
-from client_app.place import Place
-from client_app.records import training_data
-from client_app.release.granted import committed_rounds, granted, room_for
+from client_app.release.granted import Admission, committed_rounds, granted, locked_run, room_for
 from client_app.release.last_resort import from_records
-from client_app.release.log import ReleaseLog
 from client_app.state.private_state import PrivateState
-from client_app.task import Answer, Work, request_of
+from client_app.task import Answer, Work
 from common.methods.base import Shapes, Tensors
 from common.privacy.events import PrivacyEvent
 from common.records import SiteData
-from common.wire.allow_list import Kind, check_tensors, num_bytes, settings_digest
+from common.wire.allow_list import Kind, check_tensors, num_bytes
 
 _HEADER = 2**16  # bytes of a payload beside its values
 
@@ -50,69 +46,56 @@ class Step:
     state_bytes: int = 0
 
 
+Begin = Callable[[PrivateState, frozenset[int]], Step]
+"""(private state, rounds whose state counts: those that were committed) -> the step."""
+
+
 def release(
-    place: Place,
-    work: Work,
-    round_key: str,
-    events: tuple[PrivacyEvent, ...],
-    shapes: Mapping[str, tuple[int, ...]],
-    begin: Callable[[PrivateState, frozenset[int]], Step],
+    admission: Admission, round_key: str, events: tuple[PrivacyEvent, ...], shapes: Shapes, begin: Begin
 ) -> Answer:
     """Check, reserve, compute, keep, commit, log: the only way anything about records leaves.
 
     Args:
-        place: the site.
-        work: its task.
+        admission: the site's task, which the policy let pass.
         round_key: the release's name in ledger and log.
         events: what it is charged.
         shapes: allowed names and shapes of what is computed.
-        begin: (private state, rounds whose state counts: those that were committed) -> the step; before any charge.
+        begin: makes the step, before any charge.
 
     Returns:
         What leaves. A release that was committed before leaves as the same bytes again.
     """
-    request = request_of(work.context)
-    kind: Kind = "statistics" if round_key == "statistics" else "train"
-    private = PrivateState(place.folder / "state", work.run_id)
-    log = ReleaseLog(place.folder / "releases.jsonl")
-
-    def packed(step: Step, data: SiteData) -> tuple[bytes, Tensors | None]:
-        computed = step.compute(data)
-        return payload_of(kind, computed.tensors, shapes), computed.state
-
-    def keep(payload: bytes, state: Tensors | None) -> str:
-        if state is not None:
-            # under the next round's number: it counts only once this round is committed
-            private.save(work.round_index + 1, state)
-        return private.save_payload(round_key, payload)
-
-    place.policy.check(request, recompute_epsilon=False)  # the cheap rules, before anything is opened
-    if not request.protected:
-        with private.locked():
-            private.claim(settings_digest(work.context))
-            done = (release.round_key for release in log.read() if release.run_id == work.run_id)
-            step = begin(private, committed_rounds(done))
-            payload, state = packed(step, training_data(place.records, place.cache_dir, work.context))
-            log.append(work.run_id, round_key, (), keep(payload, state), len(payload))
-            private.drop_payloads(round_key)
-        return Answer(load_tensors(payload), {"receipt": "", "seal": "", "charged": "[]"})
-    with private.locked():
-        private.claim(settings_digest(work.context))
-        with granted(place, work, request) as grant:
-            digest = grant.rounds[round_key].payload_digest if round_key in grant.rounds else None
-            if digest is not None:
-                payload = private.load_payload(round_key, digest)
-            else:
-                step = begin(private, committed_rounds(grant.committed))
-                with room_for(place, num_bytes(shapes) + _HEADER + step.state_bytes):
-                    reservation = grant.reserve(round_key, events)
-                    payload, state = from_records(place, work, lambda data: packed(step, data))
-                digest = keep(payload, state)
-                grant.ledger.commit(reservation, digest)
-            log.append(work.run_id, round_key, events_to_json(events), digest, len(payload))
-            private.drop_payloads(round_key)
-            words = grant.words()
+    place, work = admission.place, admission.work
+    with locked_run(admission) as private, granted(admission) as grant:
+        digest = grant.rounds[round_key].payload_digest if round_key in grant.rounds else None
+        if digest is not None:
+            payload = private.load_payload(round_key, digest)
+        else:
+            step = begin(private, committed_rounds(grant.committed))
+            with room_for(place, num_bytes(shapes) + _HEADER + step.state_bytes):
+                reservation = grant.reserve(round_key, events)
+                payload, state = from_records(place, work, lambda data: packed(step, data, round_key, shapes))
+            digest = keep(private, work, round_key, payload, state)
+            grant.ledger.commit(reservation, digest)
+        grant.log(round_key, events, digest, len(payload))
+        private.drop_payloads(round_key)
+        words = grant.words()
     return Answer(load_tensors(payload), words)
+
+
+def packed(step: Step, data: SiteData, round_key: str, shapes: Shapes) -> tuple[bytes, Tensors | None]:
+    """What a step makes of the records, as the bytes that leave, and the private state after it."""
+    computed = step.compute(data)
+    kind: Kind = "statistics" if round_key == "statistics" else "train"
+    return payload_of(kind, computed.tensors, shapes), computed.state
+
+
+def keep(private: PrivateState, work: Work, round_key: str, payload: bytes, state: Tensors | None) -> str:
+    """Put state and payload on the disk, and return the payload's digest."""
+    if state is not None:
+        # under the next round's number: it counts only once this round is committed
+        private.save(work.round_index + 1, state)
+    return private.save_payload(round_key, payload)
 
 
 def payload_of(kind: Kind, tensors: Tensors, shapes: Shapes) -> bytes:

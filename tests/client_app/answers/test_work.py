@@ -80,7 +80,7 @@ def only_run(site: HarnessSite) -> Any:
 PLACES = {
     "while computing": "client_app.release.release.payload_of",
     "before the commit": "client_app.ledger.ledger.Ledger.commit",
-    "before the log": "client_app.release.release.ReleaseLog.append",
+    "before the log": "client_app.release.granted.ReleaseLog.append",
     "before the charge": "client_app.ledger.ledger.Ledger.reserve",
 }
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from common.durable import lock_file, make_private, write_atomically
 from common.errors import LedgerError
 
 NO_PREVIOUS = "0" * 64
+COLUMNS = ("seq", "at", "kind", "run_id", "round_key", "body", "previous", "digest")
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class Entry:
 
     @property
     def row(self) -> tuple[int | str, ...]:
-        """The fields in the order of the table's columns."""
-        text = (self.at, self.kind, self.run_id, self.round_key, self.body_json, self.previous, self.digest)
-        return (self.seq, *text)
+        """The fields, in the order of `COLUMNS`."""
+        return astuple(self)
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,18 @@ class Head:
 def make_entry(seq: int, kind: str, run_id: str, round_key: str, body: Mapping[str, Any], previous: str) -> Entry:
     """An entry of this moment, with its digest. Raises ValueError or TypeError if `body` is not JSON."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    body_json = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    digest = _digest((seq, at, kind, run_id, round_key, body_json, previous))
-    return Entry(seq, at, kind, run_id, round_key, body_json, previous, digest)
+    content = (seq, at, kind, run_id, round_key, canonical(body), previous)
+    return Entry(*content, chained(content))
+
+
+def canonical(body: Mapping[str, Any]) -> str:
+    """An entry's content as the text that its digest is over."""
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def chained(fields: Sequence[object]) -> str:
+    """SHA-256, in a chain, over the canonical form (a JSON array without spaces) of all fields but the digest."""
+    return hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()
 
 
 def check_chain(path: Path, known: Sequence[Entry], found: Sequence[Entry]) -> None:
@@ -79,16 +88,7 @@ def check_chain(path: Path, known: Sequence[Entry], found: Sequence[Entry]) -> N
     """
     previous = known[-1].digest if known else NO_PREVIOUS
     for place, entry in enumerate(found, start=len(known) + 1):
-        content = (
-            entry.seq,
-            entry.at,
-            entry.kind,
-            entry.run_id,
-            entry.round_key,
-            entry.body_json,
-            entry.previous,
-        )
-        if entry.seq != place or entry.previous != previous or entry.digest != _digest(content):
+        if entry.seq != place or entry.previous != previous or entry.digest != chained(entry.row[:-1]):
             raise LedgerError(
                 f"privacy ledger {path} was altered at entry {place}: an entry was changed or removed; restore it"
             )
@@ -159,8 +159,3 @@ def put_witness(path: Path, witness: Witness) -> None:
     """Replace the file, whatever it says; the caller holds its lock."""
     note = {"cohort_id": witness.cohort_id, "seq": witness.head.seq, "digest": witness.head.digest}
     write_atomically(path, json.dumps(note).encode(), mode=0o600)
-
-
-def _digest(fields: tuple[int, str, str, str, str, str, str]) -> str:
-    """SHA-256 over the canonical form (a JSON array without spaces) of an entry's fields but the digest."""
-    return hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()

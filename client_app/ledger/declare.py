@@ -54,10 +54,7 @@ def declare(
         "limits": asdict(limits),
         "fingerprint": fingerprint,
         "settings": settings,
-        "run_epsilon": assessment.run_epsilon,
-        "lifetime_epsilon": assessment.lifetime_epsilon,
-        "filter_share": assessment.filter_share,
-        "counts_whole": assessment.counts_whole,
+        **asdict(assessment),
     }
     store.append("declare", run_id, "", body)
 

@@ -25,32 +25,28 @@ and what it spent stays spent for the whole cohort, whoever joins or leaves.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-from client_app.ledger import upkeep
-from client_app.ledger.chain import Head, check_receipt
+from client_app.ledger.chain import Entry, Head, check_receipt
 from client_app.ledger.charge import Reservation, check_open, check_settings, commit_round, reserve_round
 from client_app.ledger.declare import declare
 from client_app.ledger.limits import BudgetLimits
 from client_app.ledger.runs import Run, RunBook, same_events
-from client_app.ledger.store import LOCK_TIMEOUT_S, EntryStore, create_store, open_store
+from client_app.ledger.store import LOCK_TIMEOUT_S, EntryStore, check_not_moved, create_store, open_store
 from common.errors import LedgerError
 from common.privacy.composition import epsilon_pld
 from common.privacy.events import PrivacyEvent
 
 
-class Ledger:
+class Ledger(AbstractContextManager["Ledger"]):
     """An open ledger; use it as a context manager. One thread at a time; any number of processes."""
 
     def __init__(self, store: EntryStore) -> None:
-        """Not for use outside: call `Ledger.open` or `Ledger.create`."""
-        self._store = store
-        self._book = RunBook()
-        self._book.follow(store.entries)
+        """Not for use outside: call `Ledger.open` or `Ledger.create`. What looks after the file takes `store`."""
+        self.store = store
+        self._book = RunBook(store.entries)
 
     @classmethod
     def create(cls, path: Path, cohort_id: str, witness_path: Path | None = None) -> Ledger:
@@ -108,45 +104,44 @@ class Ledger:
                     "point the site at the ledger of its own cohort"
                 )
             if not allow_moved:
-                upkeep.check_not_moved(store)
+                check_not_moved(store)
             return cls(store)
         except BaseException:
             store.close()
             raise
 
-    def __enter__(self) -> Ledger:
-        """Nothing more to do: an open ledger is ready."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self.close()
 
     def close(self) -> None:
         """Close the file."""
-        self._store.close()
+        self.store.close()
 
     @property
     def path(self) -> Path:
         """The ledger's file."""
-        return self._store.path
+        return self.store.path
 
     @property
     def cohort_id(self) -> str:
         """The cohort whose budget this is."""
-        return self._store.cohort_id
+        return self.store.cohort_id
 
     @property
     def head(self) -> Head:
         """The receipt of the present state."""
-        return self._store.head
+        return self.store.head
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries as of the last read or write, first to last."""
+        return self.store.entries
 
     @property
     def runs(self) -> dict[str, Run]:
         """All runs, as of the last read or write, in the order of their declaration."""
-        self._book.follow(self._store.entries)
+        self._book.follow(self.store.entries)
         return self._book.runs()
 
     def declare_run(
@@ -198,7 +193,7 @@ class Ledger:
                         "needs a new name"
                     )
             declare(
-                self._store,
+                self.store,
                 run_id,
                 planned if run is None else run.planned,
                 limits,
@@ -239,7 +234,7 @@ class Ledger:
             run = self._run(run_id)
             if run is None:
                 raise LedgerError(f"run {run_id} was not declared to the ledger: call declare_run before its rounds")
-            return reserve_round(self._store, run, round_key, events, limits=limits, fingerprint=fingerprint)
+            return reserve_round(self.store, run, round_key, events, limits=limits, fingerprint=fingerprint)
 
     def commit(self, reservation: Reservation, payload_digest: str) -> Head:
         """Note that a payload is about to leave: when it is on the disk, before it is sent.
@@ -257,7 +252,7 @@ class Ledger:
         if len(payload_digest) != 64:
             raise LedgerError("a payload's digest has 64 hexadecimal digits")
         with self._writing():
-            commit_round(self._store, self._run(reservation.run_id), reservation, payload_digest)
+            commit_round(self.store, self._run(reservation.run_id), reservation, payload_digest)
         return self.head
 
     def close_run(self, run_id: str, reason: str) -> Head:
@@ -271,16 +266,12 @@ class Ledger:
             if run is None:
                 raise LedgerError(f"no run {run_id} in ledger {self.path}")
             if not run.closed:
-                self._store.append("close", run_id, "", {"reason": reason})
+                self.store.append("close", run_id, "", {"reason": reason})
         return self.head
-
-    def spent(self, delta: float) -> upkeep.Spent:
-        """ε overall and per run, add/remove of one unit; takes seconds. Raises ConfigError for a bad δ."""
-        return upkeep.spent(list(self.runs.values()), self.head, delta)
 
     def check(self, receipt: Head) -> None:
         """Look for a head that was noted elsewhere. Raises LedgerError if the entries read last do not hold it."""
-        check_receipt(self.path, self._store.entries, receipt)
+        check_receipt(self.path, self.store.entries, receipt)
 
     def verify(self, receipt: Head | None = None) -> Head:
         """Check the whole chain again, the sense of every entry, the witness, and a receipt.
@@ -291,42 +282,19 @@ class Ledger:
         Raises:
             LedgerError: says which entry was changed, or that the file was rolled back.
         """
-        self._store.reread()
-        self._book = RunBook()
-        self._book.follow(self._store.entries)
+        self.store.reread()
+        self._book = RunBook(self.store.entries)
         if receipt is not None:
             self.check(receipt)
-        return self.head
-
-    def export(self) -> dict[str, Any]:
-        """The whole ledger as JSON values: cohort, head and every entry."""
-        return upkeep.export(self._store)
-
-    def export_to(self, destination: Path) -> None:
-        """Write `export` to a file, whole or not at all. Raises LedgerError if the disk refuses."""
-        upkeep.export_to(self._store, destination)
-
-    def backup(self, destination: Path) -> Head:
-        """Copy the ledger as it is now and check the copy. Raises LedgerError if the file exists."""
-        return upkeep.backup(self._store, destination)
-
-    def move(self, destination: Path) -> Head:
-        """Move the ledger to another disk; the old file refuses every further use (`upkeep.move`)."""
-        return upkeep.move(self._store, destination)
-
-    def accept_witness(self, witness_path: Path) -> Head:
-        """Write a witness anew, after a person decided that this ledger is the newest there is."""
-        self._store.witness_path = witness_path
-        self._store.note_head(replace=True)
         return self.head
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Alone with the newest entries; refused where the ledger was moved."""
-        with self._store.writing():
-            upkeep.check_not_moved(self._store)
+        with self.store.writing():
+            check_not_moved(self.store)
             yield
 
     def _run(self, run_id: str) -> Run | None:
-        self._book.follow(self._store.entries)
+        self._book.follow(self.store.entries)
         return self._book.run(run_id)

@@ -36,10 +36,10 @@ class Run:
     counts_whole: bool
     first_at: str
     last_at: str
-    charged: tuple[PrivacyEvent, ...]
-    closed: bool
-    rounds: Mapping[str, Round]
     settings: str = ""
+    charged: tuple[PrivacyEvent, ...] = ()
+    closed: bool = False
+    rounds: Mapping[str, Round] = field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[PrivacyEvent, ...]:
@@ -65,29 +65,22 @@ def same_events(some: Iterable[PrivacyEvent], others: Iterable[PrivacyEvent]) ->
 
 @dataclass
 class _Tally:
-    """A run while its entries are added up."""
+    """A run while its entries are added up: `run` without what was charged, and that, which grows with each round."""
 
-    run_id: str
-    first_at: str
-    declared: tuple[PrivacyEvent, ...]
-    planned: tuple[PrivacyEvent, ...]
-    limits: BudgetLimits
-    counts_whole: bool
-    last_at: str
-    settings: str = ""
+    run: Run
     charged: list[PrivacyEvent] = field(default_factory=list)
-    closed: bool = False
     rounds: dict[str, Round] = field(default_factory=dict)
 
 
 class RunBook:
     """Adds up entries as they come, so that a long run does not start over at every round."""
 
-    def __init__(self) -> None:
-        """An empty book."""
+    def __init__(self, entries: Sequence[Entry] = ()) -> None:
+        """A book of some entries; raises as `follow`."""
         self._tallies: dict[str, _Tally] = {}
         self._read = 0
         self._last_digest = ""
+        self.follow(entries)
 
     def follow(self, entries: Sequence[Entry]) -> None:
         """Take in the entries that were not taken in yet; starts over if the earlier ones are others.
@@ -109,19 +102,7 @@ class RunBook:
         tally = self._tallies.get(run_id)
         if tally is None:
             return None
-        return Run(
-            run_id=tally.run_id,
-            declared=tally.declared,
-            planned=tally.planned,
-            limits=tally.limits,
-            counts_whole=tally.counts_whole,
-            first_at=tally.first_at,
-            last_at=tally.last_at,
-            charged=tuple(tally.charged),
-            closed=tally.closed,
-            rounds=dict(tally.rounds),
-            settings=tally.settings,
-        )
+        return replace(tally.run, charged=tuple(tally.charged), rounds=dict(tally.rounds))
 
     def runs(self) -> dict[str, Run]:
         """All runs in the order of their declaration."""
@@ -147,11 +128,9 @@ class RunBook:
             if before.reservation != int(body["reservation"]):
                 raise ValueError("a commit without its reservation")
             tally.rounds[entry.round_key] = replace(before, payload_digest=str(body["payload_digest"]))
-        elif entry.kind == "close":
-            tally.closed = True
-        else:
+        elif entry.kind != "close":
             raise ValueError("an unknown kind of entry")
-        tally.last_at = entry.at
+        tally.run = replace(tally.run, last_at=entry.at, closed=tally.run.closed or entry.kind == "close")
 
     def _take_declaration(self, entry: Entry) -> None:
         body = entry.body
@@ -159,20 +138,17 @@ class RunBook:
         whole = bool(body["counts_whole"])
         tally = self._tallies.get(entry.run_id)
         if tally is None:
-            told = str(body.get("settings", ""))  # older ledgers noted none
-            self._tallies[entry.run_id] = _Tally(
-                entry.run_id, entry.at, planned, planned, limits, whole, last_at=entry.at, settings=told
-            )
+            settings = str(body.get("settings", ""))  # older ledgers noted none
+            run = Run(entry.run_id, planned, planned, limits, whole, entry.at, entry.at, settings)
+            self._tallies[entry.run_id] = _Tally(run)
             return
-        tally.planned, tally.limits, tally.last_at = planned, limits, entry.at
-        tally.counts_whole = tally.counts_whole or whole
+        whole = whole or tally.run.counts_whole
+        tally.run = replace(tally.run, planned=planned, limits=limits, last_at=entry.at, counts_whole=whole)
 
 
 def fold_entries(entries: Sequence[Entry]) -> dict[str, Run]:
     """All runs of a ledger's entries. Raises LedgerError if they make no sense."""
-    book = RunBook()
-    book.follow(entries)
-    return book.runs()
+    return RunBook(entries).runs()
 
 
 def _events(texts: Iterable[str]) -> tuple[PrivacyEvent, ...]:

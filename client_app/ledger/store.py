@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from client_app.ledger.chain import (
+    COLUMNS,
     NO_PREVIOUS,
     Entry,
     Head,
@@ -48,7 +49,7 @@ CREATE TRIGGER entries_no_delete BEFORE DELETE ON entries
     BEGIN SELECT RAISE(ABORT, 'entries are append-only'); END;
 CREATE UNIQUE INDEX one_commit_per_round ON entries (run_id, round_key) WHERE kind = 'commit';
 """
-_COLUMNS = "seq, at, kind, run_id, round_key, body, previous, digest"
+_COLUMNS = ", ".join(COLUMNS)
 _INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -272,6 +273,16 @@ def open_store(
     except BaseException:
         connection.close()
         raise
+
+
+def check_not_moved(store: EntryStore) -> None:
+    """Refuse the file that a moved ledger left behind. Raises LedgerError that says where it went."""
+    last = store.entries[-1]
+    if last.kind == "moved":
+        raise LedgerError(
+            f"privacy ledger {store.path} was moved to {last.body['destination']} on {last.at}: use that "
+            "one, or complete a move that broke off with `fedhypevae ledger move`"
+        )
 
 
 def _make_durable(path: Path, connection: sqlite3.Connection) -> None:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client_app.ledger.chain import Head
-from client_app.ledger.runs import Run
-from client_app.ledger.store import EntryStore, open_store
+from client_app.ledger.chain import COLUMNS, Head
+from client_app.ledger.ledger import Ledger
+from client_app.ledger.store import check_not_moved, open_store
 from common.durable import NAME_ANOTHER, write_output
 from common.errors import LedgerError
 from common.privacy.composition import epsilon_from_rdp, epsilon_pld, rdp_curve
@@ -46,12 +46,11 @@ class Spent:
     head: Head
 
 
-def spent(runs: Sequence[Run], head: Head, delta: float) -> Spent:
+def spent(ledger: Ledger, delta: float) -> Spent:
     """Add up the ledger in figures.
 
     Args:
-        runs: all runs of the ledger.
-        head: where the ledger stands.
+        ledger: an open one.
         delta: δ at which ε is stated, in (0, 1).
 
     Returns:
@@ -60,6 +59,7 @@ def spent(runs: Sequence[Run], head: Head, delta: float) -> Spent:
     Raises:
         ConfigError: δ out of range.
     """
+    runs = ledger.runs.values()
     figures = tuple(
         RunSpent(
             run_id=run.run_id,
@@ -76,7 +76,7 @@ def spent(runs: Sequence[Run], head: Head, delta: float) -> Spent:
     )
     charged = [run.charged for run in runs if run.charged]
     promised = [run.counted for run in runs if run.counted]
-    return Spent(delta, _together(charged, delta), _together(promised, delta), figures, head)
+    return Spent(delta, _together(charged, delta), _together(promised, delta), figures, ledger.head)
 
 
 def _together(blocks: Sequence[Sequence[Any]], delta: float) -> float:
@@ -88,29 +88,18 @@ def _together(blocks: Sequence[Sequence[Any]], delta: float) -> float:
     return epsilon_from_rdp(rdp_curve([event for block in blocks for event in block]), delta)
 
 
-def export(store: EntryStore) -> dict[str, Any]:
+def export(ledger: Ledger) -> dict[str, Any]:
     """The whole ledger as JSON values: cohort, head and every entry."""
-    entries = [
-        {
-            "seq": entry.seq,
-            "at": entry.at,
-            "kind": entry.kind,
-            "run_id": entry.run_id,
-            "round_key": entry.round_key,
-            "body": entry.body,
-            "digest": entry.digest,
-        }
-        for entry in store.entries
-    ]
-    return {"cohort_id": store.cohort_id, "head": asdict(store.head), "entries": entries}
+    entries = [{**dict(zip(COLUMNS, entry.row, strict=True)), "body": entry.body} for entry in ledger.entries]
+    return {"cohort_id": ledger.cohort_id, "head": asdict(ledger.head), "entries": entries}
 
 
-def export_to(store: EntryStore, destination: Path) -> None:
+def export_to(ledger: Ledger, destination: Path) -> None:
     """Write `export` to a file, whole or not at all. Raises LedgerError if the disk refuses."""
-    write_output(destination, json.dumps(export(store), indent=1).encode(), kind=LedgerError, cure=NAME_ANOTHER)
+    write_output(destination, json.dumps(export(ledger), indent=1).encode(), kind=LedgerError, cure=NAME_ANOTHER)
 
 
-def backup(store: EntryStore, destination: Path) -> Head:
+def backup(ledger: Ledger, destination: Path) -> Head:
     """Copy a ledger as it is now, and check the copy.
 
     A backup put back later is a rolled-back ledger: the witness says so, since it forgot what was spent
@@ -119,7 +108,7 @@ def backup(store: EntryStore, destination: Path) -> Head:
     Raises:
         LedgerError: the destination exists, or can't be written or verified.
     """
-    store.copy_to(destination)
+    ledger.store.copy_to(destination)
     copy = open_store(destination, None, read_only=True)
     try:
         return copy.head
@@ -127,24 +116,14 @@ def backup(store: EntryStore, destination: Path) -> Head:
         copy.close()
 
 
-def check_not_moved(store: EntryStore) -> None:
-    """Refuse the file that a moved ledger left behind. Raises LedgerError that says where it went."""
-    last = store.entries[-1]
-    if last.kind == "moved":
-        raise LedgerError(
-            f"privacy ledger {store.path} was moved to {last.body['destination']} on {last.at}: use that "
-            "one, or complete a move that broke off with `fedhypevae ledger move`"
-        )
-
-
-def move(store: EntryStore, destination: Path) -> Head:
-    """End `store` for ever with a last entry, then let a copy of it, which alone goes on, appear elsewhere.
+def move(ledger: Ledger, destination: Path) -> Head:
+    """End a ledger for ever with a last entry, then let a copy of it, which alone goes on, appear elsewhere.
 
     The order makes two live ledgers impossible: between the two steps there is none. Killed in between, the
     same call completes it.
 
     Args:
-        store: the ledger to be moved; its witness stays where it is.
+        ledger: the one to be moved; its witness stays where it is.
         destination: a file that does not exist, on a local disk.
 
     Returns:
@@ -153,7 +132,7 @@ def move(store: EntryStore, destination: Path) -> Head:
     Raises:
         LedgerError: the destination exists or can't be written, or the ledger was moved elsewhere before.
     """
-    target = str(destination.absolute())
+    target, store = str(destination.absolute()), ledger.store
     if destination.exists():
         raise LedgerError(f"{destination} exists already: name a file that does not")
     if not destination.parent.is_dir():
@@ -181,3 +160,10 @@ def move(store: EntryStore, destination: Path) -> Head:
         return moved.head
     finally:
         moved.close()
+
+
+def accept_witness(ledger: Ledger, witness_path: Path) -> Head:
+    """Write a witness anew, after a person decided that this ledger is the newest there is."""
+    ledger.store.witness_path = witness_path
+    ledger.store.note_head(replace=True)
+    return ledger.head

@@ -3,11 +3,14 @@
 Each line holds the SHA-256 of itself and of the line before, so a changed, removed or exchanged line is
 found. A release is logged when it was committed to the ledger and before it is sent: a line says "may have
 left". Payloads are not kept here, only their digest and size.
+
+The ledger holds each commit as well, and the log is no view of it, for three reasons. It shows an old ledger that was
+put back, without a witness and without a server (`receipts._check_logged`). It lists what the ledger never hears of:
+what leaves from public data, without charge. And it is text, which people read without a program.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -15,12 +18,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from client_app.ledger.chain import NO_PREVIOUS, chained
 from common.durable import lock_file, sync_path
 from common.errors import LedgerError
 
 LOCK_TIMEOUT_S = 20.0
 LOG_FILE = "releases.jsonl"
-_NO_PREVIOUS = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -67,28 +70,17 @@ class ReleaseLog:
         Raises:
             LedgerError: the log can't be locked, verified or written: send nothing.
         """
+        payload = (run_id, round_key, payload_digest)
         try:
             with lock_file(self.path.with_name(f"{self.path.name}.lock"), timeout_s=self._timeout_s):
                 releases, length = self._read()
                 for release in reversed(releases):
-                    if (release.run_id, release.round_key, release.payload_digest) == (
-                        run_id,
-                        round_key,
-                        payload_digest,
-                    ):
+                    if (release.run_id, release.round_key, release.payload_digest) == payload:
                         return release
-                at = datetime.now(UTC).isoformat(timespec="milliseconds")
-                previous = releases[-1].digest if releases else _NO_PREVIOUS
-                content = (
-                    len(releases) + 1,
-                    at,
-                    run_id,
-                    round_key,
-                    tuple(events),
-                    payload_digest,
-                    payload_bytes,
-                )
-                release = Release(*content, previous, _digest(*content, previous))
+                place, at = len(releases) + 1, datetime.now(UTC).isoformat(timespec="milliseconds")
+                previous = releases[-1].digest if releases else NO_PREVIOUS
+                content = (place, at, run_id, round_key, tuple(events), payload_digest, payload_bytes, previous)
+                release = Release(*content, chained(content))
                 self._write(release, length)
                 return release
         except (OSError, ValueError, TypeError) as error:
@@ -98,10 +90,7 @@ class ReleaseLog:
 
     def read(self) -> tuple[Release, ...]:
         """All releases, first to last, with the chain checked. Raises LedgerError if it is broken."""
-        try:
-            return self._read()[0]
-        except OSError as error:
-            raise LedgerError(f"release log {self.path} can't be read ({error})") from error
+        return self._read()[0]
 
     def last_charged(self) -> Release | None:
         """The last release that was charged; None if there is none. Only the lines from there on are read.
@@ -109,10 +98,7 @@ class ReleaseLog:
         Raises:
             LedgerError: the log can't be read, or such a line was altered.
         """
-        try:
-            lines = self._content().splitlines()
-        except OSError as error:
-            raise LedgerError(f"release log {self.path} can't be read ({error})") from error
+        lines = self._content().splitlines()
         for place in range(len(lines), 0, -1):
             release = _parse(lines[place - 1])
             if release is None or release.place != place:
@@ -145,7 +131,7 @@ class ReleaseLog:
         """The whole lines and their length in bytes."""
         content = self._content()
         releases: list[Release] = []
-        previous = _NO_PREVIOUS
+        previous = NO_PREVIOUS
         for place, line in enumerate(content.splitlines(), start=1):
             release = _parse(line)
             if release is None or release.place != place or release.previous != previous:
@@ -160,6 +146,8 @@ class ReleaseLog:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return b""
+        except OSError as error:
+            raise LedgerError(f"release log {self.path} can't be read ({error}); nothing is sent") from error
         return content[: content.rfind(b"\n") + 1]
 
     def _altered(self, place: int) -> LedgerError:
@@ -189,8 +177,4 @@ def _parse(line: bytes) -> Release | None:
     except (ValueError, TypeError, KeyError):
         return None
     fields = list(asdict(release).values())
-    return release if release.digest == _digest(*fields[:-1]) else None
-
-
-def _digest(*content: object) -> str:
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    return release if release.digest == chained(fields[:-1]) else None

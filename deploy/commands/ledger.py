@@ -51,6 +51,7 @@ def show(
     Example: fedhypevae ledger show /srv/site/ledger.db
     """
 
+    from client_app.ledger import upkeep
     from client_app.ledger.ledger import Ledger
     from common.privacy.filter import filter_share_spent
 
@@ -64,7 +65,7 @@ def show(
         limits = runs[-1].limits
         stated = limits.lifetime_delta if delta is None else delta
         with working("composing the privacy loss of every run"):
-            figures = ledger.spent(stated)
+            figures = upkeep.spent(ledger, stated)
             counted = [event for run in runs for event in run.counted]
             share = filter_share_spent(counted, limits.lifetime_epsilon, limits.lifetime_delta)
     printed.print(_table(figures))
@@ -133,13 +134,14 @@ def export(path: LedgerPath, destination: Destination, witness: WitnessPath = No
 
     Example: fedhypevae ledger export /srv/site/ledger.db ledger.json
     """
+    from client_app.ledger import upkeep
     from client_app.ledger.ledger import Ledger
     from common.errors import DataError
 
     if destination.exists():
         raise DataError(f"{destination} exists already: name a file that does not")
     with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
-        ledger.export_to(destination)
+        upkeep.export_to(ledger, destination)
         say(f"wrote {ledger.head.seq} entries to {destination}")
 
 
@@ -149,10 +151,11 @@ def backup(path: LedgerPath, destination: Destination, witness: WitnessPath = No
 
     Example: fedhypevae ledger backup /srv/site/ledger.db /mnt/backup/ledger-2026-11-21.db
     """
+    from client_app.ledger import upkeep
     from client_app.ledger.ledger import Ledger
 
     with Ledger.open(path, None, witness, read_only=True) as ledger:
-        say(f"copied to {destination}; receipt {ledger.backup(destination)}")
+        say(f"copied to {destination}; receipt {upkeep.backup(ledger, destination)}")
 
 
 @app.command("move")
@@ -161,10 +164,11 @@ def move(path: LedgerPath, destination: Destination, witness: WitnessPath = None
 
     Example: fedhypevae ledger move /srv/site/ledger.db /data/site/ledger.db --witness /mnt/b/witness.json
     """
+    from client_app.ledger import upkeep
     from client_app.ledger.ledger import Ledger
 
     with Ledger.open(path, None, witness, allow_moved=True) as ledger:
-        head = ledger.move(destination)
+        head = upkeep.move(ledger, destination)
     say(f"moved to {destination}; receipt {head}. Name the new file in policy.toml (ledger = ...)")
 
 
@@ -196,9 +200,10 @@ def accept_witness(
 
     Example: fedhypevae ledger witness /srv/site/ledger.db /mnt/b/witness.json
     """
+    from client_app.ledger import upkeep
     from client_app.ledger.ledger import Ledger
 
     with Ledger.open(path, None) as ledger:
         if not yes:
             typer.confirm(f"Is {path}, with {ledger.head.seq} entries, the newest ledger of this site?", abort=True)
-        say(f"wrote {witness}; receipt {ledger.accept_witness(witness)}")
+        say(f"wrote {witness}; receipt {upkeep.accept_witness(ledger, witness)}")

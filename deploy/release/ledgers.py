@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client_app.ledger.chain import NO_PREVIOUS, Entry, Head, check_chain, check_receipt
+from client_app.ledger.chain import COLUMNS, NO_PREVIOUS, Entry, Head, canonical, check_chain, check_receipt
 from client_app.ledger.ledger import Ledger
-from client_app.ledger.runs import fold_entries
+from client_app.ledger.runs import Run, fold_entries
 from common.errors import FedHypeVAEError, LedgerError
 from common.methods.base import RunContext
 from common.privacy.events import PrivacyEvent, mechanism_counts
@@ -34,15 +34,9 @@ class SiteLedger:
     path: Path
     entries: tuple[Entry, ...]
 
-    def charged(self, run: str) -> tuple[PrivacyEvent, ...]:
-        """What it charged for a run; nothing where it does not know the run."""
-        found = fold_entries(self.entries).get(run)
-        return () if found is None else found.charged
-
-    def settings(self, run: str) -> str:
-        """Digest of the settings that a run came with; empty where none was noted."""
-        found = fold_entries(self.entries).get(run)
-        return "" if found is None else found.settings
+    def run(self, name: str) -> Run | None:
+        """All it knows of a run; None where it does not know the run."""
+        return fold_entries(self.entries).get(name)
 
 
 def find_ledger(site: str, places: Sequence[Path]) -> Path | None:
@@ -68,7 +62,7 @@ def read_ledger(path: Path) -> SiteLedger:
     else:
         with Ledger.open(path, None, read_only=True, allow_moved=True) as ledger:
             ledger.verify()
-            entries = _from_export(ledger.export()["entries"])
+            entries = ledger.entries
     check_entries(path, entries)
     return SiteLedger(path, entries)
 
@@ -97,13 +91,15 @@ def check_charges(
         LedgerError: the receipt is not of this ledger, or the ledger charged other events or has other settings.
     """
     check_receipt(ledger.path, ledger.entries, Head.parse(receipt))
-    if mechanism_counts(ledger.charged(run)) != mechanism_counts(told):
-        charged = sum(event.count for event in ledger.charged(run))
+    found = ledger.run(run)
+    charged = () if found is None else found.charged
+    if mechanism_counts(charged) != mechanism_counts(told):
+        count = sum(event.count for event in charged)
         raise LedgerError(
-            f"privacy ledger {ledger.path} charged {charged} releases for run {run}, and the privacy statement has "
+            f"privacy ledger {ledger.path} charged {count} releases for run {run}, and the privacy statement has "
             f"{sum(event.count for event in told)}, or others: the statement is not the run's"
         )
-    agreed = ledger.settings(run)
+    agreed = "" if found is None else found.settings
     if agreed and agreed != settings_digest(context):  # older ledgers noted none
         raise LedgerError(
             f"privacy ledger {ledger.path} holds other settings of run {run} than the generator: these are not the "
@@ -116,19 +112,7 @@ def published_rows(ledger: SiteLedger | None, run: str, site: str, told: Sequenc
     if ledger is not None and public:
         return {
             "checked": "the site's ledger, and shown here",
-            "rows": [
-                {
-                    "seq": entry.seq,
-                    "at": entry.at,
-                    "kind": entry.kind,
-                    "run_id": entry.run_id,
-                    "round_key": entry.round_key,
-                    "body": entry.body_json,
-                    "previous": entry.previous,
-                    "digest": entry.digest,
-                }
-                for entry in ledger.entries
-            ],
+            "rows": [dict(zip(COLUMNS, entry.row, strict=True)) for entry in ledger.entries],
         }
     rows, previous = [], _start(run, site)
     for event in told:
@@ -155,7 +139,7 @@ def check_published(
     """
     name, rows = Path(f"ledgers.json, {site}"), part["rows"]
     if rows and "seq" in rows[0]:
-        entries = [Entry(*(row[field] for field in _COLUMNS)) for row in rows]
+        entries = [Entry(*(row[field] for field in COLUMNS)) for row in rows]
         check_entries(name, entries)
         check_charges(SiteLedger(name, tuple(entries)), run, receipt or "", told, context)
         return
@@ -171,16 +155,13 @@ def check_published(
         raise LedgerError(f"{name}: its rows charge other events than the privacy statement")
 
 
-_COLUMNS = ("seq", "at", "kind", "run_id", "round_key", "body", "previous", "digest")
-
-
 def _from_export(rows: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
     entries, previous = [], NO_PREVIOUS
     for row in rows:
-        body = json.dumps(row["body"], sort_keys=True, separators=(",", ":"), allow_nan=False)
         at, kind, run_id, round_key = (str(row[field]) for field in ("at", "kind", "run_id", "round_key"))
-        entries.append(Entry(int(row["seq"]), at, kind, run_id, round_key, body, previous, str(row["digest"])))
-        previous = str(row["digest"])
+        body, digest = canonical(row["body"]), str(row["digest"])
+        entries.append(Entry(int(row["seq"]), at, kind, run_id, round_key, body, previous, digest))
+        previous = entries[-1].digest
     return tuple(entries)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from client_app.ledger import upkeep
 from client_app.ledger.ledger import Ledger
 from client_app.ledger.upkeep import Spent
 from client_app.place import Place
@@ -16,7 +17,7 @@ def read_spent(place: Place) -> Spent:
     policy = place.policy
     witness = policy.witness_path(place.folder)
     with Ledger.open(policy.ledger_path(place.folder), None, witness, read_only=True, allow_moved=True) as ledger:
-        return ledger.spent(policy.lifetime_delta)
+        return upkeep.spent(ledger, policy.lifetime_delta)
 
 
 def budget_meters(place: Place, spent: Spent) -> list[dict[str, Any]]:

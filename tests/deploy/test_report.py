@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from client_app.ledger import upkeep
 from deploy.report.run import read_run, render_run
 from embeddings.quality.quality import inspect
 from embeddings.quality.quality_page import render_page
@@ -140,7 +141,7 @@ def test_site_page_shows_its_images_scores_and_ledger(reported: Reported) -> Non
     words = words_of(page)
     assert page.count("data:image/jpeg;base64,") == 8  # a middling record of each of three classes, and five extremes
     with reported.site.ledger() as ledger:
-        spent = ledger.spent(1e-5)
+        spent = upkeep.spent(ledger, 1e-5)
     assert f"{spent.epsilon:.2f} of 8" in words
     assert f"{spent.runs[0].epsilon:.3f}" in words
     assert f"{len(reported.site.releases())} " in words

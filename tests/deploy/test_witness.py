@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from client_app.ledger import upkeep
 from client_app.ledger.chain import read_witness
 from client_app.ledger.ledger import Ledger
 from client_app.ledger.receipts import key_path
@@ -65,8 +66,8 @@ def test_site_init_writes_nothing_that_others_may_read(folder: Path) -> None:
         init(folder)
         site, witness = SiteFolder(folder), folder.resolve().with_name("st-anna-witness")
         with Ledger.open(folder / "ledger.db", COHORT, site.default_witness) as ledger:
-            ledger.backup(folder / "copy.db")
-            ledger.export_to(folder / "export.json")
+            upkeep.backup(ledger, folder / "copy.db")
+            upkeep.export_to(ledger, folder / "export.json")
             beside = list(folder.glob("ledger.db*"))
             assert len(beside) == 3  # the log and its index, too
             private = [*beside, folder / "copy.db", folder / "export.json", site.default_witness, key_path(folder)]
@@ -163,9 +164,9 @@ def test_ledger_cannot_be_made_again_once_it_was_used(tmp_path: Path) -> None:
         Ledger.create(path, "another cohort", witness)
     with Ledger.create(path, COHORT, witness) as ledger:
         assert ledger.head != first
-        ledger.accept_witness(witness)
+        upkeep.accept_witness(ledger, witness)
     with Ledger.open(path, COHORT, witness) as ledger:
-        ledger.move(tmp_path / "moved.db")
+        upkeep.move(ledger, tmp_path / "moved.db")
     path.unlink()
     with pytest.raises(LedgerError, match="there is, or was"):
         Ledger.create(path, COHORT, witness)

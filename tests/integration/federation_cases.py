@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from client_app.ledger import upkeep
 from client_app.ledger.ledger import Ledger
 from client_app.policy.policy import load_policy
 from common.config.run import Scalar
@@ -300,6 +301,6 @@ def charged_events(site: SiteFolder, run: str) -> int:
     """How many events a site's ledger holds against a run; opening it checks its whole chain."""
     policy = load_policy(site.path / "policy.toml")
     with Ledger.open(policy.ledger_path(site.path), policy.cohort_id, read_only=True) as ledger:
-        spent = ledger.spent(policy.lifetime_delta)
+        spent = upkeep.spent(ledger, policy.lifetime_delta)
         assert spent.epsilon <= policy.lifetime_epsilon
         return sum(event.count for event in ledger.runs[run].charged)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from client_app.ledger import upkeep
 from client_app.ledger.ledger import Ledger
 from client_app.ledger.limits import BudgetLimits
 from common.errors import BudgetExceeded, LedgerError
@@ -63,7 +64,7 @@ def test_ledger_spent_agrees_with_the_exact_gaussian(ledger: Ledger) -> None:
     ledger.declare_run("run", PLAN, LIMITS, fingerprint="f")
     for number in range(4):
         release(ledger, "run", f"round-{number}")
-    figures = ledger.spent(1e-5)
+    figures = upkeep.spent(ledger, 1e-5)
     (run,) = figures.runs
     assert (run.rounds_reserved, run.rounds_committed, run.closed) == (4, 4, False)
     assert figures.epsilon == run.epsilon
@@ -99,7 +100,7 @@ def test_ledger_growing_data_keeps_what_was_spent(ledger: Ledger) -> None:
     ledger.declare_run("later", PLAN, LIMITS, fingerprint="one image more")
     ledger.reserve("later", "round-1", [ROUND], limits=LIMITS, fingerprint="one image more")
     assert charged_count(ledger) == 2
-    recorded = [entry["body"].get("fingerprint") for entry in ledger.export()["entries"]]
+    recorded = [entry["body"].get("fingerprint") for entry in upkeep.export(ledger)["entries"]]
     assert recorded == [None, "before", "before", "one image more", "one image more"]
 
 
@@ -278,7 +279,7 @@ def test_move_leaves_one_live_ledger(ledger: Ledger, tmp_path: Path) -> None:
     witness = tmp_path / "elsewhere" / "witness.json"
     ledger.declare_run("run", PLAN, LIMITS, fingerprint="f")
     pending = ledger.reserve("run", "round-1", [ROUND], limits=LIMITS, fingerprint="f")
-    ledger.move(tmp_path / "new.db")
+    upkeep.move(ledger, tmp_path / "new.db")
     for use in (
         lambda: ledger.commit(pending, DIGEST),
         lambda: ledger.reserve("run", "round-2", [ROUND], limits=LIMITS, fingerprint="f"),
@@ -297,14 +298,14 @@ def test_move_leaves_one_live_ledger(ledger: Ledger, tmp_path: Path) -> None:
         pytest.raises(LedgerError, match=r"moved|rolled back"),
         Ledger.open(tmp_path / "ledger.db", "cohort-1", witness, allow_moved=True) as old,
     ):
-        old.move(tmp_path / "new.db")
+        upkeep.move(old, tmp_path / "new.db")
 
 
 def test_moved_ledger_is_not_opened_where_no_witness_tells(tmp_path: Path) -> None:
     """Without a witness the last entry alone says that the ledger lives elsewhere now."""
     with Ledger.create(tmp_path / "old.db", "cohort-1") as ledger:
         ledger.declare_run("run", PLAN, LIMITS, fingerprint="f")
-        ledger.move(tmp_path / "new.db")
+        upkeep.move(ledger, tmp_path / "new.db")
         with pytest.raises(LedgerError, match="moved"):
             ledger.declare_run("next", PLAN, LIMITS, fingerprint="f")
     with pytest.raises(LedgerError, match="moved"):
@@ -316,24 +317,24 @@ def test_move_that_broke_off_is_completed(ledger: Ledger, tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(LedgerError, match="killed"):
-            ledger.move(tmp_path / "new.db")
+            upkeep.move(ledger, tmp_path / "new.db")
     with pytest.raises(LedgerError, match="moved"):
         Ledger.open(ledger.path, "cohort-1")
     with Ledger.open(ledger.path, "cohort-1", tmp_path / "elsewhere" / "witness.json", allow_moved=True) as old:
         with pytest.raises(LedgerError, match="was moved to"):
-            old.move(tmp_path / "third.db")
-        old.move(tmp_path / "new.db")
+            upkeep.move(old, tmp_path / "third.db")
+        upkeep.move(old, tmp_path / "new.db")
     with Ledger.open(tmp_path / "new.db", "cohort-1", tmp_path / "elsewhere" / "witness.json") as moved:
         moved.reserve("run", "round-1", [ROUND], limits=LIMITS, fingerprint="f")
 
 
 def test_backup_is_whole_and_refuses_to_replace(ledger: Ledger, tmp_path: Path) -> None:
     ledger.declare_run("run", PLAN, LIMITS, fingerprint="f")
-    assert ledger.backup(tmp_path / "backup.db") == ledger.head
+    assert upkeep.backup(ledger, tmp_path / "backup.db") == ledger.head
     with Ledger.open(tmp_path / "backup.db", "cohort-1", read_only=True) as copy:
-        assert copy.export()["entries"] == ledger.export()["entries"]
+        assert upkeep.export(copy)["entries"] == upkeep.export(ledger)["entries"]
     with pytest.raises(LedgerError, match="exists already"):
-        ledger.backup(tmp_path / "backup.db")
+        upkeep.backup(ledger, tmp_path / "backup.db")
 
 
 def test_backup_works_on_a_disk_without_hard_links(
@@ -343,10 +344,10 @@ def test_backup_works_on_a_disk_without_hard_links(
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    assert ledger.backup(tmp_path / "backup.db") == ledger.head
+    assert upkeep.backup(ledger, tmp_path / "backup.db") == ledger.head
     before = (tmp_path / "backup.db").read_bytes()
     with pytest.raises(LedgerError, match="exists already"):
-        ledger.backup(tmp_path / "backup.db")
+        upkeep.backup(ledger, tmp_path / "backup.db")
     assert (tmp_path / "backup.db").read_bytes() == before
 
 

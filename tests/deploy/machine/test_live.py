@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from client_app.ledger import upkeep
 from common.errors import DataError
 from deploy.machine import live
 from deploy.machine.live import find_status, new_lines, site_line, status_rows, watch_run, watch_site
@@ -118,7 +119,7 @@ def test_watchers_tell_of_rounds_and_of_releases(tmp_path: Path, monkeypatch: py
         thread.join()
     assert any("round   2/2   sites 2/2" in line for line in run_lines)
     with federation.sites[0].ledger() as ledger:
-        epsilon = ledger.spent(1e-5).runs[0].epsilon
+        epsilon = upkeep.spent(ledger, 1e-5).runs[0].epsilon
     assert f"study: round 2 sent; epsilon {epsilon:.2f} of 3.2 for a run" in site_lines[-1]
     assert site_line(folder) in site_lines[-1]
     told = [line.split(" ", 1)[1] for line in site_lines]

@@ -112,3 +112,14 @@ class _SeededDraws(TorchFunctionMode):
         if func in _DRAWS and given.get("generator") is not None and given.get("device") is None:
             return func(*args, **{**given, "device": "cpu"}).to(self._device)
         return func(*args, **given)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread within the block: small matrices gain nothing from more, and sums keep their order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,6 +35,24 @@ def console(*, stderr: bool = False) -> Console:
 def working(text: str) -> Status:
     """A sign on standard error that something is being done; `said` words it anew."""
     return console(stderr=True).status(said(text))
+
+
+@contextmanager
+def watching() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each thing that is done."""
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def watch(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[what] = bar.add_task(what, total=total if done else None)
+            bar.update(tasks[what], completed=done, total=total if done else None)
+
+        yield watch
 
 
 def said(text: str) -> Text:

@@ -66,12 +66,16 @@ def embed_batches(items: Iterable[Item], encoder: Encoder, *, workers: int | Non
     Yields:
         One `Batch` per `encoder.batch_size` items. An item whose `load` raises `DataError` is in `rejected`.
     """
+    from common.devices import one_thread  # torch is imported where it is used
+
     slots = core_count() if encoder.device == "cpu" else 1
     threads = slots + 1 if encoder.device == "cpu" else core_count() + 1
     threads = threads if workers is None else workers
     forward_slots = threading.Semaphore(slots)
     batches = enumerate(_cut(items, encoder.batch_size))
-    with _one_thread_each(encoder.device), ThreadPoolExecutor(threads, "embed") as pool:
+    # every forward pass on one thread while the pool runs
+    alone = one_thread() if encoder.device == "cpu" else contextlib.nullcontext()
+    with alone, ThreadPoolExecutor(threads, "embed") as pool:
         pending: deque[Future[Batch]] = deque()
         try:
             for index, batch in batches:
@@ -113,19 +117,3 @@ def _cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-@contextlib.contextmanager
-def _one_thread_each(device: str) -> Iterator[None]:
-    """Give every forward pass one thread while the pool runs; restore torch's setting afterwards."""
-    if device != "cpu":
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

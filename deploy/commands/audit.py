@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploy.console import say
+from deploy.console import say, watching
 
 if TYPE_CHECKING:
     from common.assurance.audit import AuditResult
@@ -81,50 +81,10 @@ def audit(
 def _audits(
     config: RunConfig, dim: int, classes: int, draws: int, canaries: int, confidence: float
 ) -> list[AuditResult]:
-    from rich.progress import Progress
+    from common.assurance.audit_run import AuditSize, audit_run
 
-    from common.assurance.audit import one_run_audit, two_world_audit
-    from common.assurance.audit_statistics import audit_statistics
-    from common.methods import get_method
-
-    results = []
-    with Progress(transient=True) as bar:
-        if get_method(config.method).plan(config).training_noise is None:  # it releases statistics, and trains nothing
-            only = bar.add_task("two worlds: the statistics", total=draws)
-            if draws:
-                found = audit_statistics(
-                    config,
-                    draws=draws,
-                    confidence=confidence,
-                    progress=lambda done, _: bar.update(only, completed=done),
-                )
-                results.append(found)
-            return results
-        if draws:
-            task = bar.add_task("two worlds: one step", total=draws)
-            results.append(
-                two_world_audit(
-                    config,
-                    dim=dim,
-                    num_classes=classes,
-                    draws=draws,
-                    confidence=confidence,
-                    progress=lambda done, _: bar.update(task, completed=done),
-                )
-            )
-        if canaries:
-            whole = bar.add_task("one run: all rounds", total=config.training.num_rounds)
-            results.append(
-                one_run_audit(
-                    config,
-                    dim=dim,
-                    num_classes=classes,
-                    canaries=canaries,
-                    confidence=confidence,
-                    progress=lambda done, _: bar.update(whole, completed=done),
-                )
-            )
-    return results
+    with watching() as watch:
+        return audit_run(config, dim, classes, AuditSize(draws, canaries), confidence, watch)
 
 
 def _line(result: AuditResult, trains: bool) -> str:

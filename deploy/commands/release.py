@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
 from typer.core import TyperGroup
 
-from deploy.console import say
+from deploy.console import say, watching
 
 if TYPE_CHECKING:
     from deploy.release.verify import Verdict
@@ -64,14 +62,14 @@ def make(
 
     Example: fedhypevae release outputs/demo --out bundle --name "CT embeddings, four hospitals"
     """
+    from common.assurance.audit_run import AuditSize
     from common.errors import FedHypeVAEError
-    from deploy.release.audits import AuditSize
     from deploy.release.build import check_place, write_bundle
     from deploy.release.gate import inspect_run
     from deploy.release.signing import default_key, fingerprint, load_or_make_key
 
     check_place(out, name, license_name)
-    with _watching() as watch:
+    with watching() as watch:
         found = inspect_run(run, ledgers, AuditSize(audit_draws, audit_canaries), watch)
     for audit in found.audits:
         say(f"audit, {audit.kind}: epsilon is at least {audit.epsilon_bound:.3f}, claimed {audit.epsilon_claimed:.3f}")
@@ -83,7 +81,7 @@ def make(
     reasons = found.refusals or (("released with --force, so without the gate's word",) if force else ())
     place = default_key() if key is None else key
     secret, made = load_or_make_key(place)
-    with _watching() as watch:
+    with watching() as watch:
         write_bundle(out, found, reasons, title=name, license_name=license_name, key=secret, watch=watch)
     signer = fingerprint(secret.public_key())
     if made:
@@ -120,7 +118,7 @@ def verify(
     from deploy.release.verify import verify_bundle
 
     pinned = None if key is None else read_pinned(key)
-    with _watching() as watch:
+    with watching() as watch:
         verdict = verify_bundle(bundle, pinned, watch, quick=quick)
     _print(verdict, pinned is not None)
     if not verdict.intact:
@@ -150,21 +148,3 @@ def _print(verdict: Verdict, pinned: bool) -> None:
         say(f"NOT PRIVATE: {reason}")
     if not verdict.not_private_because:
         say(f"epsilon {verdict.epsilon:.4f} at delta {verdict.delta:g}, recomputed from the events of every site")
-
-
-@contextmanager
-def _watching() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each thing that is done."""
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def watch(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                for task in tasks.values():
-                    bar.update(task, visible=False)
-                tasks[what] = bar.add_task(what, total=total if done else None)
-            bar.update(tasks[what], completed=done, total=total if done else None)
-
-        yield watch

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
-from common.assurance.audit import AuditResult, one_run_audit, two_world_audit
-from common.assurance.audit_statistics import audit_statistics
+from common.assurance.audit import AuditResult
+from common.assurance.audit_run import AuditSize, Watch, audit_run
 from common.errors import ConfigError
 from common.methods.base import RunContext
 
@@ -23,67 +19,18 @@ _IN_WORDS = (
     "were read. Under secure aggregation it is the sum that is attacked, with its whole noise, not the masks. A bound "
     "below the claim proves nothing by itself: the power says what would have gone unseen."
 )
-Watch = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class AuditSize:
-    """How long to look: draws of each world of the two-world audit, canaries of the one-run audit."""
-
-    draws: int = 1000
-    canaries: int = 500
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small matrices gain nothing from more threads, and on a busy machine the threads wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def audit_run(context: RunContext, size: AuditSize, watch: Watch) -> tuple[list[AuditResult], str]:
+def audit_published(context: RunContext, size: AuditSize, watch: Watch) -> tuple[list[AuditResult], str]:
     """Audit a run's configuration; about half a minute at the default size.
-
-    Args:
-        context: the run's.
-        size: how long to look.
-        watch: called now and then with (what, done, in all).
 
     Returns:
         The results, and why there is none where none can be made.
     """
-    # Under secure aggregation the server sees the sum, with the noise of all honest sites together: the same steps at
-    # one site with the whole noise. The masks are not attacked here.
-    config = context.config.replace(trust="local")
     dim, classes = min(context.problem.dim, _MOST_DIM), context.problem.num_classes
-    canaries = max(min(size.canaries, dim * classes), 10)
-    one_step, all_rounds = "audit: two worlds, one step", "audit: one run, all rounds"
+    size = replace(size, canaries=max(min(size.canaries, dim * classes), 10))
     try:
-        with _one_thread():
-            if context.plan.training_noise is None:
-                watched = partial(watch, one_step)
-                return [audit_statistics(config, draws=size.draws, confidence=CONFIDENCE, progress=watched)], ""
-            step = two_world_audit(
-                config,
-                dim=dim,
-                num_classes=classes,
-                draws=size.draws,
-                confidence=CONFIDENCE,
-                progress=partial(watch, one_step),
-            )
-            run = one_run_audit(
-                config,
-                dim=dim,
-                num_classes=classes,
-                canaries=canaries,
-                confidence=CONFIDENCE,
-                progress=partial(watch, all_rounds),
-            )
-            return [step, run], ""
+        return audit_run(context.config, dim, classes, size, CONFIDENCE, watch), ""
     except ConfigError as error:
         return [], str(error)
 

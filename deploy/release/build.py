@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.assurance.audit_run import Watch
 from common.assurance.statement import check_statement
 from common.durable import whole_folder, write_atomically
 from common.errors import ConfigError, FedHypeVAEError
@@ -40,7 +41,6 @@ FILES = (
     STATEMENT,
 )
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
-Watch = Callable[[str, int, int], None]
 
 
 def check_place(out: Path, title: str, license_name: str) -> None:

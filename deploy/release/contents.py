@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.assurance.audit_run import Watch
 from common.config.run import RunConfig
 from common.errors import FedHypeVAEError
 from common.generator.row_sets import ROWS_FORMAT
@@ -22,7 +23,7 @@ from deploy.release.describe import BUNDLE_FORMAT, DATA_FILE, NOT_PRIVATE
 from deploy.release.layout import check_generator_layout
 from deploy.release.ledgers import check_published
 from deploy.release.promises import faults_of, largest_epsilon
-from deploy.release.redraw import FOREIGN, Watch, check_every_row, check_sampled_rows
+from deploy.release.redraw import FOREIGN, check_every_row, check_sampled_rows
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._/-]{1,200})")
 _CLAIM_TOLERANCE = 1e-4

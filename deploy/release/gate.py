@@ -7,12 +7,13 @@ draws, and, last, if an audit of its configuration does not contradict the claim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.assurance.audit import AuditResult
+from common.assurance.audit_run import AuditSize, Watch
 from common.assurance.statement import check_statement
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.generator.row_sets import ROWS_FORMAT
@@ -20,12 +21,10 @@ from common.names import STATUS
 from common.privacy.events import PrivacyEvent
 from common.publishing.bundle import Bundle, load_bundle
 from common.texts import object_or_empty
-from deploy.release.audits import AuditSize, audit_run, in_json, objections
+from deploy.release.audits import audit_published, in_json, objections
 from deploy.release.ledgers import SiteLedger, checked_sites
 from deploy.release.promises import empty_statement, faults_of, largest_epsilon
 from deploy.release.redraw import check_every_row
-
-Watch = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def inspect_run(run: Path, ledgers: Path | None, size: AuditSize, watch: Watch) 
     audits: list[AuditResult] = []
     why_none = "the gate refused before: there is no promise to audit"
     if not refusals:
-        audits, why_none = audit_run(bundle.context, size, watch)
+        audits, why_none = audit_published(bundle.context, size, watch)
         refusals += objections([in_json(result) for result in audits], why_none, largest_epsilon(statement))
     return Inspection(bundle, statement, found, audits, why_none, tuple(refusals))
 

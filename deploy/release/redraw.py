@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.assurance.audit_run import Watch
 from common.errors import FedHypeVAEError
 from common.evaluation.scores import Split
 from common.generator.row_sets import RowSet, piece_rows
@@ -28,7 +29,6 @@ _BORDER = 1e-9  # of a class score; float64 sums are ten thousand times closer
 _MOST_ON_BORDERS = 3  # rows of a set; a million rows have one with a chance of one in a hundred thousand
 _MOST_STEPS = 1e-4  # share of all coordinates that may be a step away: two in a million are, or fewer
 _FEW_STEPS = 16
-Watch = Callable[[str, int, int], None]
 
 
 def check_every_row(bundle: Bundle, watch: Watch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from common.assurance.audit_run import AuditSize
 from common.assurance.audit_statistics import audit_statistics
 from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.privacy.noise import SecureNoise
-from deploy.release.audits import AuditSize, audit_run, in_json, objections
+from deploy.release.audits import audit_published, in_json, objections
 
 SMALL = AuditSize(draws=100, canaries=20)
 
@@ -32,7 +33,7 @@ def context_of(**settings: str | int | float | bool) -> RunContext:
 )
 def test_audit_of_honest_code_stands(settings: dict[str, str | int], kinds: list[str]) -> None:
     context = context_of(**settings)
-    results, why_none = audit_run(context, SMALL, lambda *_: None)
+    results, why_none = audit_published(context, SMALL, lambda *_: None)
     assert [result.kind for result in results] == kinds
     assert why_none == ""
     assert objections([in_json(result) for result in results], "", 3.0) == []
@@ -48,7 +49,7 @@ def test_audit_of_statistics_finds_weak_noise(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_audit_of_nothing_private_says_why() -> None:
-    results, why_none = audit_run(context_of(method="fedavg"), SMALL, lambda *_: None)
+    results, why_none = audit_published(context_of(method="fedavg"), SMALL, lambda *_: None)
     assert results == []
     assert "private method" in why_none
     assert objections([], why_none, 3.0) == [f"no audit could be made: {why_none}"]

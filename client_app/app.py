@@ -9,8 +9,9 @@ import json
 import secrets
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -29,6 +30,16 @@ from client_app.task import Answer, Work
 from common.config.run import RunConfig
 from common.errors import FedHypeVAEError, PolicyRefusal
 from common.wire.allow_list import Kind
+
+ANSWERS: Mapping[Kind, Callable[[Place, Work], Answer]] = {
+    "statistics": answer_statistics,
+    "secagg_keys": answer_keys,
+    "secagg_shares": answer_shares,
+    "secagg_check": answer_check,
+    "secagg_masked": answer_masked,
+    "secagg_unmask": answer_unmask,
+}
+"""What a site answers to a query within a run; `hello`, training and evaluation have Flower's own forms."""
 
 app = ClientApp()
 
@@ -54,16 +65,10 @@ def hello(message: Message, context: Context) -> Message:
     return _guarded("hello", message, context, reply)
 
 
-@app.query("statistics")
-def statistics(message: Message, context: Context) -> Message:
-    """Release the noised class statistics."""
-    return _answered("statistics", message, context, answer_statistics)
-
-
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Release one round's noised sums."""
-    return _answered("train", message, context, answer_train)
+    return _answered("train", answer_train, message, context)
 
 
 @app.evaluate()
@@ -76,43 +81,13 @@ def evaluate(message: Message, context: Context) -> Message:
     return _guarded("evaluate", message, context, reply)
 
 
-@app.query("secagg_keys")
-def secagg_keys(message: Message, context: Context) -> Message:
-    """Show fresh public keys for a secure sum."""
-    return _answered("secagg_keys", message, context, answer_keys)
-
-
-@app.query("secagg_shares")
-def secagg_shares(message: Message, context: Context) -> Message:
-    """Give sealed shares of this site's secrets for the others."""
-    return _answered("secagg_shares", message, context, answer_shares)
-
-
-@app.query("secagg_check")
-def secagg_check(message: Message, context: Context) -> Message:
-    """Open what the other sites sealed for this one, and say whose can't be used."""
-    return _answered("secagg_check", message, context, answer_check)
-
-
-@app.query("secagg_masked")
-def secagg_masked(message: Message, context: Context) -> Message:
-    """Send the masked statistics, or a round's masked sums."""
-    return _answered("secagg_masked", message, context, answer_masked)
-
-
-@app.query("secagg_unmask")
-def secagg_unmask(message: Message, context: Context) -> Message:
-    """Help to take the masks off the sum."""
-    return _answered("secagg_unmask", message, context, answer_unmask)
-
-
 def _read(kind: Kind, message: Message, context: Context) -> tuple[Place, Work]:
     """The site and its task; the policy is loaded, no record is."""
     work = read_work(kind, message)
     return find_place(context.node_config, work.context.config.federation, work.context.config.privacy), work
 
 
-def _answered(kind: Kind, message: Message, context: Context, answer: Callable[[Place, Work], Answer]) -> Message:
+def _answered(kind: Kind, answer: Callable[[Place, Work], Answer], message: Message, context: Context) -> Message:
     """The reply to a task of a run: what the site answers, as Flower's records."""
 
     def reply() -> RecordDict:
@@ -123,6 +98,10 @@ def _answered(kind: Kind, message: Message, context: Context, answer: Callable[[
         return content
 
     return _guarded(kind, message, context, reply)
+
+
+for _kind, _answer in ANSWERS.items():
+    app.query(_kind)(partial(_answered, _kind, _answer))
 
 
 def _guarded(kind: Kind, message: Message, context: Context, reply: Callable[[], RecordDict]) -> Message:

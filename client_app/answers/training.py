@@ -71,7 +71,7 @@ def site_state(private: PrivateState, work: Work, committed: frozenset[int]) -> 
     if not earlier:
         return get_method(work.context.config.method).init_site(work.context, work.index)
     saved = private.load(max(earlier))
-    return SiteState({name: torch.from_numpy(value.copy()) for name, value in saved.tensors.items()})
+    return SiteState({name: torch.from_numpy(value.copy()) for name, value in saved.items()})
 
 
 def state_bytes(work: Work, site: SiteState) -> int:

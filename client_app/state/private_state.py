@@ -15,7 +15,6 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +31,6 @@ _FORMAT = "1"
 _SETTINGS = "settings.sha256"
 
 Tensors = Mapping[str, ArrayLike]
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """One round's private tensors as they were saved, with the notes saved beside them."""
-
-    round_index: int
-    tensors: dict[str, NDArray[np.generic]]
-    notes: dict[str, str]
 
 
 class PrivateState:
@@ -95,22 +85,19 @@ class PrivateState:
                 "nothing was charged",
             )
 
-    def save(self, round_index: int, tensors: Tensors, notes: Mapping[str, str] | None = None) -> None:
+    def save(self, round_index: int, tensors: Tensors) -> None:
         """Save the state that a round leaves behind; older rounds but one are removed.
 
         Args:
             round_index: the round, >= 0; 0 for the state before the first.
             tensors: arrays, or tensors on the CPU, of any shape and number type (the code, the encoder, ...).
-            notes: short texts to keep beside them.
 
         Raises:
             FedHypeVAEError: the disk refuses; the states of other rounds are unharmed.
         """
         from safetensors.numpy import save
 
-        metadata = {"format": _FORMAT, "run_id": self.run_id, "round": str(round_index), **(notes or {})}
-        if notes and {"format", "run_id", "round"} & notes.keys():
-            raise DataError("notes beside a private state may not be named format, run_id or round")
+        metadata = {"format": _FORMAT, "run_id": self.run_id, "round": str(round_index)}
         arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         write_output(self._state_path(round_index), save(arrays, metadata=metadata), cure=NOTHING_SENT)
         kept = [index for index in self.rounds() if index <= round_index][-KEPT_ROUNDS:]
@@ -118,7 +105,7 @@ class PrivateState:
             if index < kept[0]:
                 self._state_path(index).unlink(missing_ok=True)
 
-    def load(self, round_index: int) -> SavedState:
+    def load(self, round_index: int) -> dict[str, NDArray[np.generic]]:
         """The state that a round left behind.
 
         Args:
@@ -140,10 +127,10 @@ class PrivateState:
                 f"private state of run {self.run_id}, round {round_index}, can't be read ({error}); rounds "
                 f"there: {self.rounds()}; the site can join again with a new run"
             ) from error
-        found = (notes.pop("format", ""), notes.pop("run_id", ""), notes.pop("round", ""))
+        found = tuple(notes.get(name, "") for name in ("format", "run_id", "round"))
         if found != (_FORMAT, self.run_id, str(round_index)):
             raise DataError(f"{path} belongs to another run, round or format: found {found}")
-        return SavedState(round_index, tensors, notes)
+        return tensors
 
     def rounds(self) -> list[int]:
         """The rounds whose state is there, ascending."""

@@ -20,7 +20,14 @@ from common.publishing.bundle import Bundle
 from common.records import on_sphere
 
 HeadKind = Literal["linear", "mlp", "knn"]
-HEADS: tuple[HeadKind, ...] = ("linear", "mlp", "knn")
+HEADS: dict[HeadKind, str] = {"linear": "linear", "mlp": "small network", "knn": "nearest neighbours"}
+WAYS = {
+    "local_only": "own data only",
+    "synthetic_only": "synthetic set only",
+    "pooled": "both in one training",
+    "mixed": "two classifiers, mixed",
+}
+"""Ways to train, as fields of `HeadScores`, in words."""
 
 
 class Head(Protocol):
@@ -70,7 +77,7 @@ def evaluate(
     splits: Sequence[str] | None = None,
     synthetic: Split | None = None,
     mixing: float | None = None,
-    heads: Sequence[HeadKind] = HEADS,
+    heads: Sequence[HeadKind] = tuple(HEADS),
     seed: int = 0,
 ) -> Evaluation:
     """Train heads on one's own rows, on the published set, on both, and score them on one's own test rows.

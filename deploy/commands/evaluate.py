@@ -14,14 +14,6 @@ if TYPE_CHECKING:
 
     from common.publishing.worth import Evaluation, HeadKind
 
-_HEADS = {"linear": "linear", "mlp": "small network", "knn": "nearest neighbours"}
-_WAYS = {
-    "local_only": "own data",
-    "synthetic_only": "synthetic",
-    "pooled": "both in one training",
-    "mixed": "two classifiers, mixed",
-}
-
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="The published bundle, or a run's output folder.")],
@@ -85,11 +77,13 @@ def _table(found: Evaluation) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from common.publishing.worth import HEADS, WAYS
+
     table = Table(title="accuracy/balanced accuracy in %, on the site's own test records", box=SIMPLE_HEAD)
     table.add_column("trained on", no_wrap=True)
     for kind in found.scores:
-        table.add_column(_HEADS[kind], justify="right")
-    for way, label in _WAYS.items():
+        table.add_column(HEADS[kind], justify="right")
+    for way, label in WAYS.items():
         parts = [getattr(scores, way) for scores in found.scores.values()]
         table.add_row(label, *(f"{100 * part.accuracy:.1f}/{100 * part.balanced_accuracy:.1f}" for part in parts))
     table.add_row("weight of own in the mix", *(f"{scores.mixing:.1f}" for scores in found.scores.values()))

@@ -22,7 +22,7 @@ from common.errors import ConfigError, DataError
 from common.evaluation.neighbours import nearest_neighbour_warning
 from common.evaluation.scores import Split
 from common.publishing.bundle import Bundle
-from common.publishing.worth import Evaluation, evaluate
+from common.publishing.worth import HEADS, WAYS, Evaluation, evaluate
 from deploy.report import draw
 from deploy.report.budget import budget_meters, read_spent, release_grid, run_grid
 from deploy.report.fidelity import (
@@ -39,13 +39,6 @@ from embeddings.pipeline import Item
 from embeddings.quality.page import Grid, Picture, render
 
 PAGE = "report.html"
-HEADS = {"linear": "linear", "mlp": "small network", "knn": "nearest neighbours"}
-WAYS = {
-    "local_only": "own data only",
-    "synthetic_only": "synthetic set only",
-    "pooled": "both in one training",
-    "mixed": "two classifiers, mixed",
-}
 _DOTS = 1500
 _TEMPLATE = Path(__file__).with_name("site.html.j2")
 Tell = Callable[[str], None]

@@ -72,12 +72,16 @@ class EmbeddingSet:
 
     def take(self, rows: NDArray[Any]) -> EmbeddingSet:
         """Return the set of the given rows (indices or a mask), with the class counts of those rows."""
-        labels = self.labels[rows]
-        counts = tuple(int(count) for count in np.bincount(labels, minlength=self.num_classes))
-        return EmbeddingSet(
+        counts = tuple(int(count) for count in np.bincount(self.labels[rows], minlength=self.num_classes))
+        metadata = dataclasses.replace(self.metadata, class_counts=counts, fingerprint="")
+        return dataclasses.replace(self.rows(rows), metadata=metadata)
+
+    def rows(self, rows: NDArray[Any] | slice) -> EmbeddingSet:
+        """As `take`, with the metadata as it is."""
+        return dataclasses.replace(
+            self,
             embeddings=self.embeddings[rows],
-            labels=labels,
-            metadata=dataclasses.replace(self.metadata, class_counts=counts, fingerprint=""),
+            labels=self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
             splits=None if self.splits is None else self.splits[rows],
             columns={name: values[rows] for name, values in self.columns.items()},
@@ -223,8 +227,8 @@ def regroup(chunks: Iterable[EmbeddingSet], size: int) -> Iterator[EmbeddingSet]
         held.append(chunk)
         while sum(map(len, held)) >= size:
             joined = concatenate(held)
-            yield _slice(joined, 0, size)
-            held = [_slice(joined, size, len(joined))] if len(joined) > size else []
+            yield joined.rows(slice(0, size))
+            held = [joined.rows(slice(size, None))] if len(joined) > size else []
     if held:
         yield concatenate(held)
 
@@ -246,16 +250,4 @@ def concatenate(parts: list[EmbeddingSet]) -> EmbeddingSet:
         splits=joined([part.splits for part in parts]),
         columns={name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns},
         keys=joined([part.keys for part in parts]),
-    )
-
-
-def _slice(data: EmbeddingSet, start: int, stop: int) -> EmbeddingSet:
-    return dataclasses.replace(
-        data,
-        embeddings=data.embeddings[start:stop],
-        labels=data.labels[start:stop],
-        groups=None if data.groups is None else data.groups[start:stop],
-        splits=None if data.splits is None else data.splits[start:stop],
-        columns={name: values[start:stop] for name, values in data.columns.items()},
-        keys=None if data.keys is None else data.keys[start:stop],
     )

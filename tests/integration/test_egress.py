@@ -45,7 +45,7 @@ class Recorded:
             if message.metadata.message_type == "train":
                 private = PrivateState(site.folder / "state", str(words["run"]))
                 for index in private.rounds():
-                    self.states += [np.asarray(value) for value in private.load(index).tensors.values()]
+                    self.states += [np.asarray(value) for value in private.load(index).values()]
             return reply
 
         self.summary = self.federation.run(num_rounds=ROUNDS, tamper=watch)

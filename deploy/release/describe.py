@@ -12,6 +12,7 @@ from typing import Any
 from common.plain import plain as seen
 from common.publishing.bundle import FREE_OF_COST, Bundle
 from common.publishing.parquet import Written
+from common.templates import fill
 from deploy.release.audits import CONFIDENCE
 from deploy.release.promises import largest_epsilon
 
@@ -93,11 +94,6 @@ def front_matter(facts: Facts) -> dict[str, Any]:
 
 def card(facts: Facts) -> str:
     """The dataset card, README.md."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
-    environment.filters["plain"] = plain
     bundle, statement = facts.bundle, facts.statement
     sites = [
         {
@@ -109,27 +105,28 @@ def card(facts: Facts) -> str:
         for name, site in statement["sites"].items()
     ]
     counted = zip(bundle.class_names, facts.data.class_counts, strict=True)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        front=front_matter(facts),
-        name=facts.name,
-        not_private_because=facts.not_private_because,
-        rows=facts.data.rows,
-        dim=bundle.dim,
-        classes=[{"name": name, "rows": rows} for name, rows in counted],
-        uneven=max(facts.data.class_counts) > _EVEN * max(min(facts.data.class_counts), 1)
+    values: dict[str, object] = {
+        "front": front_matter(facts),
+        "name": facts.name,
+        "not_private_because": facts.not_private_because,
+        "rows": facts.data.rows,
+        "dim": bundle.dim,
+        "classes": [{"name": name, "rows": rows} for name, rows in counted],
+        "uneven": max(facts.data.class_counts) > _EVEN * max(min(facts.data.class_counts), 1)
         and bundle.config.synthesis.balance == "uniform",
-        sites=sites,
-        method=bundle.config.method,
-        encoder=None if bundle.encoder is None else bundle.encoder.to_json(),
-        free_of_cost=FREE_OF_COST,
-        statement=statement,
-        shared=statement.get("secure_aggregation"),
-        epsilon=largest_epsilon(statement),
-        confidence=f"{CONFIDENCE:.1%}",
-        audits=facts.audits,
-        why_none=facts.why_none,
-        signed_by=facts.signed_by,
-    )
+        "sites": sites,
+        "method": bundle.config.method,
+        "encoder": None if bundle.encoder is None else bundle.encoder.to_json(),
+        "free_of_cost": FREE_OF_COST,
+        "statement": statement,
+        "shared": statement.get("secure_aggregation"),
+        "epsilon": largest_epsilon(statement),
+        "confidence": f"{CONFIDENCE:.1%}",
+        "audits": facts.audits,
+        "why_none": facts.why_none,
+        "signed_by": facts.signed_by,
+    }
+    return fill(_TEMPLATE, values, {"plain": plain})
 
 
 def plain(text: object) -> str:
@@ -157,7 +154,7 @@ def croissant(facts: Facts) -> dict[str, Any]:
         "sha256": facts.data.sha256,
     }
     return {
-        "@context": _CONTEXT,
+        "@context": json.loads(Path(__file__).with_name("croissant_context.json").read_text(encoding="utf-8")),
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": re.sub(r"[^A-Za-z0-9_-]+", "-", facts.name).strip("-") or "synthetic-embeddings",
@@ -191,25 +188,3 @@ def _field(name: str, kind: str, **more: Any) -> dict[str, Any]:
     told = {"embedding": "Coordinates of the embedding.", "label": "Number of the class."}[name]
     common = {"@type": "cr:Field", "@id": f"synthetic/{name}", "name": name, "description": told, "dataType": kind}
     return {**common, **more, "source": source}
-
-
-_TERMS = (
-    "arrayShape citeAs column containedIn equivalentProperty extract field fileProperty fileObject fileSet format "
-    "includes isArray isLiveDataset jsonPath key md5 parentField path recordSet references regex repeated replace "
-    "samplingRate separator source subField transform"
-)
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    **{term: f"cr:{term}" for term in _TERMS.split()},
-    "conformsTo": "dct:conformsTo",
-    "cr": "http://mlcommons.org/croissant/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "description": {"@container": "@language"},
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "name": {"@container": "@language"},
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "sc": "https://schema.org/",
-}

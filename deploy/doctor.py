@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from common.errors import FedHypeVAEError
+from common.errors import FedHypeVAEError, ProtocolError
 from common.texts import object_or_empty
 from deploy.coordinator.folder import ServerFolder
 from deploy.doctor_ledger import ledger_advice, ledger_faults
@@ -155,20 +155,15 @@ def _secrets(paths: Iterable[Path]) -> Iterable[str]:
 def _node_key(site: SiteFolder) -> Iterable[str]:
     if not site.node_key.is_file():
         return []  # told as a missing secret
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from common.secagg.primitives import load_signer, public_line
 
     public = site.node_key.with_suffix(".pub")
     fingerprint(public)
     try:
-        key = serialization.load_ssh_private_key(site.node_key.read_bytes(), None)
-    except ValueError:
-        return [f"node key: {site.node_key} can't be read: restore it, or `fedhypevae site renew-key` and rotate"]
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        return [f"node key: {site.node_key} is no ECDSA key: `fedhypevae site renew-key` and rotate"]
-    form = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    told = public.read_bytes().split()[:2]
-    if key.public_key().public_bytes(*form).split()[:2] != told:
+        key = load_signer(site.node_key.read_bytes())
+    except ProtocolError as error:
+        return [f"node key: {error} ({site.node_key}): restore it, or `fedhypevae site renew-key` and rotate"]
+    if public_line(key.public_key()).split() != public.read_text(encoding="utf-8").split()[:2]:
         return [f"node key: {public} does not belong to {site.node_key}: `fedhypevae site renew-key` and rotate"]
     return []
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client_app.place import Place
 from common.durable import PUBLISHED, write_atomically
 from common.errors import ConfigError, ProtocolError
-from common.secagg.primitives import load_public, load_signer
+from common.secagg.primitives import load_public, load_signer, new_node_key
 from common.texts import read_json
 
 PEERS_FILE = "peers.json"
@@ -78,13 +78,9 @@ def _read_list(path: Path) -> dict[str, str]:
 
 
 def _make_simulated_key(path: Path) -> None:
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    private, public = new_node_key()
     write_atomically(path, private, mode=0o600)
-    write_atomically(path.with_suffix(".pub"), public + b"\n", mode=PUBLISHED)
+    write_atomically(path.with_suffix(".pub"), public, mode=PUBLISHED)
 
 
 def _raw(key: ec.EllipticCurvePublicKey) -> bytes:

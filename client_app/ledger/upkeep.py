@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,8 @@ def backup(ledger: Ledger, destination: Path) -> Head:
         LedgerError: the destination exists, or can't be written or verified.
     """
     ledger.store.copy_to(destination)
-    copy = open_store(destination, None, read_only=True)
-    try:
+    with closing(open_store(destination, None, read_only=True)) as copy:
         return copy.head
-    finally:
-        copy.close()
 
 
 def move(ledger: Ledger, destination: Path) -> Head:
@@ -145,21 +143,16 @@ def move(ledger: Ledger, destination: Path) -> Head:
         check_not_moved(store)
 
     def arrive(partial: Path) -> None:
-        copy = open_store(partial, store.witness_path)  # refuses a copy that forgets what was spent since
-        try:
+        # refuses a copy that forgets what was spent since
+        with closing(open_store(partial, store.witness_path)) as copy:
             copy.witness_path = None  # not before the file has its name: a kill would leave the witness ahead
             with copy.writing():
                 copy.append("arrived", "", "", {"destination": target})
-        finally:
-            copy.close()
 
     store.copy_to(destination, finish=arrive)
-    moved = open_store(destination, store.witness_path)
-    try:
+    with closing(open_store(destination, store.witness_path)) as moved:
         moved.note_head()
         return moved.head
-    finally:
-        moved.close()
 
 
 def accept_witness(ledger: Ledger, witness_path: Path) -> Head:

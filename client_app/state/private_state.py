@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +49,12 @@ class PrivateState:
         Raises:
             FedHypeVAEError: another process holds it for longer than the time-out, or the disk refuses.
         """
-        holder = lock_file(self.folder / "lock", timeout_s=self._timeout_s)
-        try:
-            holder.__enter__()
-        except OSError as error:
-            raise FedHypeVAEError(f"private state of run {self.run_id} can't be locked: {error}") from error
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock_file(self.folder / "lock", timeout_s=self._timeout_s))
+            except OSError as error:
+                raise FedHypeVAEError(f"private state of run {self.run_id} can't be locked: {error}") from error
             yield
-        finally:
-            holder.__exit__(None, None, None)
 
     def claim(self, settings: str) -> None:
         """Hold the run's name to the settings that it first came with; the caller holds the lock.

@@ -125,6 +125,15 @@ def public_line(public: ec.EllipticCurvePublicKey) -> str:
     return public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
 
 
+def new_node_key() -> tuple[bytes, bytes]:
+    """A new registered key, in OpenSSH format: the private half, and the public one as a line."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    return private, public_line(key.public_key()).encode() + b"\n"
+
+
 def load_signer(content: bytes) -> ec.EllipticCurvePrivateKey:
     """A site's own registered key, in OpenSSH format.
 

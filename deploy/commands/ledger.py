@@ -12,6 +12,7 @@ from deploy.console import console, say, working
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from client_app.ledger.ledger import Ledger
     from client_app.ledger.upkeep import Spent
 
 app = typer.Typer(no_args_is_help=True, help="Show, check, copy and move a site's privacy ledger.")
@@ -52,10 +53,9 @@ def show(
     """
 
     from client_app.ledger import upkeep
-    from client_app.ledger.ledger import Ledger
     from common.privacy.filter import filter_share_spent
 
-    with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
+    with _opened(path, witness, read_only=True, allow_moved=True) as ledger:
         runs = list(ledger.runs.values())
         printed = console()
         printed.print(f"Cohort {ledger.cohort_id}, {ledger.head.seq} entries, head {ledger.head.digest}")
@@ -111,10 +111,9 @@ def verify(
     Example: fedhypevae ledger verify /srv/site/ledger.db --witness /mnt/b/witness.json --receipt 12:5f0c...
     """
     from client_app.ledger.chain import Head
-    from client_app.ledger.ledger import Ledger
     from client_app.release.log import ReleaseLog
 
-    with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
+    with _opened(path, witness, read_only=True, allow_moved=True) as ledger:
         head = ledger.verify(None if receipt is None else Head.parse(receipt))
         say(f"ledger {path}: {head.seq} entries, unbroken")
         if log is not None:
@@ -135,12 +134,11 @@ def export(path: LedgerPath, destination: Destination, witness: WitnessPath = No
     Example: fedhypevae ledger export /srv/site/ledger.db ledger.json
     """
     from client_app.ledger import upkeep
-    from client_app.ledger.ledger import Ledger
     from common.errors import DataError
 
     if destination.exists():
         raise DataError(f"{destination} exists already: name a file that does not")
-    with Ledger.open(path, None, witness, read_only=True, allow_moved=True) as ledger:
+    with _opened(path, witness, read_only=True, allow_moved=True) as ledger:
         upkeep.export_to(ledger, destination)
         say(f"wrote {ledger.head.seq} entries to {destination}")
 
@@ -152,9 +150,8 @@ def backup(path: LedgerPath, destination: Destination, witness: WitnessPath = No
     Example: fedhypevae ledger backup /srv/site/ledger.db /mnt/backup/ledger-2026-11-21.db
     """
     from client_app.ledger import upkeep
-    from client_app.ledger.ledger import Ledger
 
-    with Ledger.open(path, None, witness, read_only=True) as ledger:
+    with _opened(path, witness, read_only=True) as ledger:
         say(f"copied to {destination}; receipt {upkeep.backup(ledger, destination)}")
 
 
@@ -165,9 +162,8 @@ def move(path: LedgerPath, destination: Destination, witness: WitnessPath = None
     Example: fedhypevae ledger move /srv/site/ledger.db /data/site/ledger.db --witness /mnt/b/witness.json
     """
     from client_app.ledger import upkeep
-    from client_app.ledger.ledger import Ledger
 
-    with Ledger.open(path, None, witness, allow_moved=True) as ledger:
+    with _opened(path, witness, allow_moved=True) as ledger:
         head = upkeep.move(ledger, destination)
     say(f"moved to {destination}; receipt {head}. Name the new file in policy.toml (ledger = ...)")
 
@@ -182,9 +178,7 @@ def close(
 
     Example: fedhypevae ledger close /srv/site/ledger.db spring-run --witness /mnt/b/witness.json
     """
-    from client_app.ledger.ledger import Ledger
-
-    with Ledger.open(path, None, witness) as ledger:
+    with _opened(path, witness) as ledger:
         say(f"closed {run}; receipt {ledger.close_run(run, 'closed by the site')}")
 
 
@@ -201,9 +195,15 @@ def accept_witness(
     Example: fedhypevae ledger witness /srv/site/ledger.db /mnt/b/witness.json
     """
     from client_app.ledger import upkeep
-    from client_app.ledger.ledger import Ledger
 
-    with Ledger.open(path, None) as ledger:
+    with _opened(path, None) as ledger:
         if not yes:
             typer.confirm(f"Is {path}, with {ledger.head.seq} entries, the newest ledger of this site?", abort=True)
         say(f"wrote {witness}; receipt {upkeep.accept_witness(ledger, witness)}")
+
+
+def _opened(path: Path, witness: Path | None, *, read_only: bool = False, allow_moved: bool = False) -> Ledger:
+    """A ledger for a command, whichever cohort it belongs to."""
+    from client_app.ledger.ledger import Ledger
+
+    return Ledger.open(path, None, witness, read_only=read_only, allow_moved=allow_moved)

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def revoke(server: ServerFolder, name: str) -> Registered:
     if site is None:
         raise ConfigError(f"no site {name} is registered; see `fedhypevae site list`")
     _flower(server, "unregister", site.node_id, CONNECTION)
-    revoked = Registered(site.name, site.node_id, site.fingerprint, site.since, REVOKED)
+    revoked = replace(site, status=REVOKED)
     _write(server, [revoked if one is site else one for one in book])
     return revoked
 
@@ -100,9 +100,7 @@ def list_sites(server: ServerFolder) -> list[Registered]:
     answer = _flower(server, "list", CONNECTION)
     status = {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
     return [
-        site
-        if site.status == REVOKED
-        else Registered(site.name, site.node_id, site.fingerprint, site.since, status.get(site.node_id, "unknown"))
+        site if site.status == REVOKED else replace(site, status=status.get(site.node_id, "unknown"))
         for site in _read(server)
     ]
 

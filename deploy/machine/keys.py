@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.durable import make_private
-from common.errors import ConfigError
+from common.errors import ConfigError, ProtocolError
+from common.secagg.primitives import load_public, new_node_key
 
 CA_DAYS = 3650
 SERVER_DAYS = 825
@@ -104,15 +105,11 @@ def make_node_key(path: Path) -> str:
     Raises:
         ConfigError: a key is there already.
     """
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
+    private, line = new_node_key()
     write_new(path, private, 0o600)
     public = path.with_suffix(".pub")
     public.unlink(missing_ok=True)  # of a private key that was moved away
-    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    write_new(public, line + b"\n")
+    write_new(public, line)
     return fingerprint(public)
 
 
@@ -129,11 +126,9 @@ def fingerprint(public: Path) -> str:
     if b"PRIVATE" in content:
         raise ConfigError(f"{public} is a private key, which never leaves its site: send the .pub file, make a new key")
     try:
-        key = serialization.load_ssh_public_key(content)
-    except ValueError:
-        raise ConfigError(f"{public} holds no public key in OpenSSH format") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise ConfigError(f"{public} is not an ECDSA P-384 key: make one with `fedhypevae site init`")
+        key = load_public(content.decode("utf-8", "replace"))
+    except ProtocolError as error:
+        raise ConfigError(f"{public}: {error}: make one with `fedhypevae site init`") from None
     raw = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     digest = hashlib.sha256(raw).hexdigest()
     return ":".join(digest[start : start + 4] for start in range(0, 32, 4))

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from common.config.run import RunConfig
 from common.errors import FedHypeVAEError
 from common.generator.row_sets import ROWS_FORMAT
 from common.privacy.events import PrivacyEvent
-from common.publishing.bundle import STATEMENT, load_bundle
+from common.publishing.bundle import STATEMENT, Bundle, load_bundle
 from common.publishing.generator_file import GENERATOR
 from common.publishing.parquet import check_layout, read_notes, set_notes, stream_rows
 from deploy.release.audits import objections
@@ -56,6 +57,11 @@ class Contents:
         self._json: dict[str, Any] = {}
         self.missed_share: float | None = None
 
+    @cached_property
+    def bundle(self) -> Bundle:
+        """What the files publish; read once, for all checks."""
+        return load_bundle(self._folder)
+
     def json(self, name: str) -> dict[str, Any]:
         """One of the JSON files."""
         if name not in self._json:
@@ -69,7 +75,7 @@ class Contents:
         """Whether this version can draw the rows again."""
         found = self.json("bundle.json").get("format")
         require(
-            found == BUNDLE_FORMAT and load_bundle(self._folder).rows_format == ROWS_FORMAT,
+            found == BUNDLE_FORMAT and self.bundle.rows_format == ROWS_FORMAT,
             f"expected {BUNDLE_FORMAT}, rows of {ROWS_FORMAT}, found {found!r:.40}: this version can't draw its rows "
             "again; verify it with the version that made it, or ask for a release of today's format",
         )
@@ -89,7 +95,7 @@ class Contents:
         guarantee = self.json(STATEMENT)["guarantee"]
         require(guarantee["end_to_end"] is private, f"{STATEMENT} says otherwise than bundle.json")
         require(list(guarantee["why_not"]) == reasons, f"{STATEMENT} gives other reasons than bundle.json")
-        require(bool(load_bundle(self._folder).not_private) is not private, f"{GENERATOR} says otherwise")
+        require(bool(self.bundle.not_private) is not private, f"{GENERATOR} says otherwise")
         card, sums = ((self._folder / name).read_text(encoding="utf-8") for name in ("README.md", SUMS))
         described = str(self.json("croissant.json")["description"])
         for name, text in (("README.md", card), (SUMS, sums), ("croissant.json", described)):
@@ -97,7 +103,7 @@ class Contents:
 
     def check_config(self) -> None:
         """Whether every file names the same settings, classes, encoder and run."""
-        bundle = load_bundle(self._folder)
+        bundle = self.bundle
         told, config = self.json("bundle.json"), bundle.config.to_flat()
         for name in ("bundle.json", "audit.json"):
             found = RunConfig.from_flat(self.json(name)["config"]).to_flat()
@@ -113,7 +119,7 @@ class Contents:
     def check_statement(self) -> None:
         """Whether every figure of the privacy statement comes out the same."""
         withdrawn = self.json("bundle.json")["not_private_because"]
-        faults = faults_of(self.json(STATEMENT), load_bundle(self._folder).context, withdrawn)
+        faults = faults_of(self.json(STATEMENT), self.bundle.context, withdrawn)
         if withdrawn:  # a run that charged nobody can be released by force: it promises nothing
             faults = [fault for fault in faults if "names no site" not in fault and "was not charged" not in fault]
         require(not faults, "; ".join(faults))
@@ -121,7 +127,7 @@ class Contents:
     def check_ledgers(self) -> None:
         """Whether the charges are chained, and are those of the statement."""
         sites, shown = self.json(STATEMENT)["sites"], self.json("ledgers.json")["sites"]
-        context = load_bundle(self._folder).context
+        context = self.bundle.context
         require(set(sites) == set(shown), "ledgers.json and the privacy statement name different sites")
         for site, facts in sites.items():
             told = [PrivacyEvent(**event) for event in facts["events"]]
@@ -147,7 +153,7 @@ class Contents:
 
     def check_generator(self) -> None:
         """Whether the generator holds what its method publishes, and rows can be drawn."""
-        bundle = load_bundle(self._folder)
+        bundle = self.bundle
         check_generator_layout(bundle, self.json("bundle.json")["not_private_because"])
         embeddings, labels = bundle.draw(len(bundle.class_names), threads=1)
         fits = embeddings.shape == (len(bundle.class_names), bundle.dim) and bool(embeddings.isfinite().all())
@@ -155,7 +161,7 @@ class Contents:
 
     def check_data(self) -> None:
         """Whether the set's file holds its rows, as many as said, and nothing else."""
-        told, bundle = self.json("bundle.json"), load_bundle(self._folder)
+        told, bundle = self.json("bundle.json"), self.bundle
         check_layout(self._folder / DATA_FILE, bundle.dim, bundle.class_names)
         due = set_notes(bundle.context, told["not_private_because"])
         require(read_notes(self._folder / DATA_FILE) == due, f"{DATA_FILE} notes other facts than the bundle's")
@@ -172,9 +178,9 @@ class Contents:
         if any(FOREIGN in reason for reason in self.json("bundle.json")["not_private_because"]):
             return
         if quick:
-            self.missed_share = check_sampled_rows(load_bundle(self._folder), watch)
+            self.missed_share = check_sampled_rows(self.bundle, watch)
         else:
-            check_every_row(load_bundle(self._folder), watch)
+            check_every_row(self.bundle, watch)
 
     def check_descriptions(self) -> None:
         """Whether card and Croissant are of this set."""

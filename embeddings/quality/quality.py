@@ -54,7 +54,7 @@ class Quality:
     near_duplicates: tuple[tuple[int, int], ...]
     conflicts: int
     leaks: int
-    norm_quantiles: tuple[float, float, float, float, float]
+    norm_quantiles: tuple[float, ...]
     probe: Probe | None
 
     @property
@@ -124,13 +124,7 @@ def inspect(data: EmbeddingSet, rng: np.random.Generator) -> Quality:
         near_duplicates=_pairs(near),
         conflicts=int((data.labels[first] != data.labels[second]).sum()),
         leaks=0 if data.splits is None else int((data.splits[first] != data.splits[second]).sum()),
-        norm_quantiles=(
-            float(quantiles[0]),
-            float(quantiles[1]),
-            float(quantiles[2]),
-            float(quantiles[3]),
-            float(quantiles[4]),
-        ),
+        norm_quantiles=tuple(quantiles.tolist()),
         probe=linear_probe(good, rng),
     )
 

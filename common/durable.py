@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -158,6 +159,12 @@ def write_output(
         write_atomically(path, content)
     except OSError as error:
         raise kind(f"can't write {path} ({error.strerror or error}): {cure}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def erase(path: Path) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.assurance.statement import why_not_private
 from common.config.run import RunConfig
+from common.durable import sha256_of
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.generator.row_numbers import row_key
@@ -31,7 +32,7 @@ from common.methods import get_method
 from common.methods.base import Artifact, RunContext
 from common.methods.published import Code, class_weights, interleaved_labels, published_set, wanted_counts, with_code
 from common.publishing.generator_file import FORCED, GENERATOR, ROWS
-from common.publishing.parquet import set_notes, sha256_of, stream_rows
+from common.publishing.parquet import set_notes, stream_rows
 from common.tensor_file import read_tensors
 from common.texts import read_object
 from common.wire.allow_list import load_context

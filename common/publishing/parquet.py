@@ -7,7 +7,6 @@ bytes: nothing of the time or the machine is written.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from common.durable import whole_file
+from common.durable import sha256_of, whole_file
 from common.errors import DataError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.methods.base import RunContext
@@ -221,12 +220,6 @@ def _check_chunks(path: Path, metadata: Any, dim: int, num_classes: int) -> None
                     "found others, which could hold more than the rows: fetch the bundle again"
                 )
             place += chunk.total_compressed_size
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_block(path: Path, embeddings: torch.Tensor, labels: torch.Tensor, dim: int, num_classes: int) -> None:

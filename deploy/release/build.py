@@ -14,13 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from common.assurance.audit_run import Watch
 from common.assurance.statement import check_statement
-from common.durable import whole_folder, write_atomically
+from common.durable import sha256_of, whole_folder, write_atomically
 from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.privacy.events import PrivacyEvent
 from common.publishing.bundle import STATEMENT, Bundle
 from common.publishing.generator_file import GENERATOR, write_generator
-from common.publishing.parquet import Written, set_notes, sha256_of, write_rows
+from common.publishing.parquet import Written, set_notes, write_rows
 from deploy.release.audits import audit_file, in_json
 from deploy.release.describe import DATA_FILE, NOT_PRIVATE, Facts, bundle_json, card, croissant
 from deploy.release.gate import Inspection

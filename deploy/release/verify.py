@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from common.assurance.audit_run import Watch
+from common.durable import sha256_of
 from common.errors import DataError, FedHypeVAEError
 from common.publishing.bundle import STATEMENT
-from common.publishing.parquet import sha256_of
 from deploy.release.build import FILES, SIGNATURE, SUMS
 from deploy.release.contents import Contents, read_sums, require
 from deploy.release.promises import largest_epsilon

@@ -7,7 +7,6 @@ into the convolutions (a frozen network computes the same, up to rounding, in ab
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.durable import sha256_of
 from common.errors import ConfigError
 from common.wire.identity import EncoderIdentity
 from embeddings.encoders.base import OFFLINE_ENCODER, EncoderOptions
@@ -68,7 +68,7 @@ class EfficientNetLite0:
                 "leave --revision, --pooling and --precision out, or choose another encoder"
             )
         path = _weights_path()
-        digest = file_digest(path)
+        digest = sha256_of(path)
         if digest != WEIGHTS_DIGEST:
             raise ConfigError(
                 f"{path}: expected weights with SHA-256 {WEIGHTS_DIGEST[:16]}..., found {digest[:16]}...; "
@@ -130,12 +130,6 @@ def offline_identity(class_names: Sequence[str]) -> EncoderIdentity:
         precision="float32",
         class_names=tuple(class_names),
     )
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights_path() -> Path:

@@ -18,8 +18,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from common.config.federation import FederationConfig
+from common.durable import sha256_of
 from common.errors import ConfigError, DataError
-from embeddings.encoders.efficientnet import file_digest, offline_identity
+from embeddings.encoders.efficientnet import offline_identity
 from embeddings.simulation.partition import majority_labels, partition_dirichlet, partition_iid, split_site
 from embeddings.store.file import read_store
 from embeddings.store.sets import EmbeddingSet
@@ -165,7 +166,7 @@ def _find_images() -> Path:
     """The images: beside this module, or in the clone that a bare `flwr run .` started from (the app has code only)."""
     home = Path(os.environ.get("FEDHYPEVAE_HOME", "")).resolve()
     for file in (DEMO_FILE, home / "embeddings" / "demo" / DEMO_FILE.name):
-        if file.is_file() and file_digest(file) == DEMO_DIGEST:
+        if file.is_file() and sha256_of(file) == DEMO_DIGEST:
             return file
     raise DataError(
         f"{DEMO_FILE}: expected the demonstration's images (SHA-256 {DEMO_DIGEST[:16]}...), found none or others; "

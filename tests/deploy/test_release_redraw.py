@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.config.run import RunConfig
+from common.durable import sha256_of
 from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.methods import get_method
@@ -27,7 +28,7 @@ from common.methods.published import draw_published
 from common.privacy.statistics import ReleasedStatistics
 from common.publishing.bundle import Bundle, load_bundle
 from common.publishing.generator_file import write_generator
-from common.publishing.parquet import read_notes, set_notes, sha256_of, write_rows
+from common.publishing.parquet import read_notes, set_notes, write_rows
 from deploy.release import redraw
 from deploy.release.describe import DATA_FILE
 from deploy.release.layout import check_generator_layout

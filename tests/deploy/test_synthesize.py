@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from common.durable import sha256_of
 from common.errors import ConfigError, DataError
-from common.publishing.parquet import read_notes, sha256_of
+from common.publishing.parquet import read_notes
 from deploy.commands.synthesize import parse_shares
 from tests.deploy.release_cases import invoke
 

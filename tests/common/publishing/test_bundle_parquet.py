@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.durable import sha256_of
 from common.errors import DataError
 from common.publishing import parquet as bundle_parquet
-from common.publishing.parquet import check_layout, read_notes, sha256_of, stream_rows, write_rows
+from common.publishing.parquet import check_layout, read_notes, stream_rows, write_rows
 
 NAMES = ("liver", "lung")
 # As the writer sets them: a file written so differs from its files by nothing else.

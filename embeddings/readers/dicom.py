@@ -48,6 +48,7 @@ _HEADER_TAGS = (
 )
 _PLACES = (
     "InstanceNumber",
+    "SliceLocation",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "SharedFunctionalGroupsSequence",
@@ -143,11 +144,13 @@ def read_frame(path: Path, name: str, frame: int = 0, window: Window | None = No
             samples = _check_frame(dataset, syntax, file, name, frame)
             # The RLE plugin written in Rust panics on damaged input; pydicom's own decoder raises.
             plugin = "pydicom" if syntax == pydicom.uid.RLELossless else ""
-            raw = as_stored(str(dataset.get("PhotometricInterpretation")), samples.bits, int(dataset.BitsAllocated))
+            allocated = 8 if samples.narrow else int(dataset.BitsAllocated)
+            raw = as_stored(str(dataset.get("PhotometricInterpretation")), samples.bits, allocated)
             with decoding(int(dataset.Columns) * int(dataset.Rows)):
+                form = {"bits_allocated": 8, "bits_stored": min(samples.bits, 8)} if samples.narrow else {}
                 # pydicom clears unused bits as if the sample were always the lowest ones: `Samples` looks where it lies
                 pixels = pydicom.pixels.pixel_array(
-                    file, index=frame, decoding_plugin=plugin, raw=raw, correct_unused_bits=False
+                    file, index=frame, decoding_plugin=plugin, raw=raw, correct_unused_bits=False, **form
                 )
                 return render(Source(dataset, frame, samples, name), pixels, window)
     except (DataError, KeyboardInterrupt, SystemExit):

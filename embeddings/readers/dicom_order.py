@@ -18,10 +18,11 @@ _DECIMALS = 3  # of a position in mm: the rest is rounding
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slice:
-    """What a slice says of its place: `position` (3,) and `orientation` (6,) in the patient, and a number."""
+    """What a slice says of its place: `position` (3,), `orientation` (6,) and `location` in mm, and a number."""
 
     position: tuple[float, ...] | None = None
     orientation: tuple[float, ...] | None = None
+    location: float | None = None
     number: int | None = None
 
 
@@ -30,19 +31,20 @@ NO_PLACE = Slice()
 
 def slice_of(dataset: Any) -> Slice:
     """The place of a file of one frame; what can't be read is left out."""
-    number = _numbers(dataset, "InstanceNumber", 1)
-    position, orientation = (
+    location, number = _numbers(dataset, "SliceLocation", 1), _numbers(dataset, "InstanceNumber", 1)
+    return Slice(
         _numbers(dataset, "ImagePositionPatient", 3),
         _numbers(dataset, "ImageOrientationPatient", 6),
+        None if location is None else location[0],
+        None if number is None else int(number[0]),
     )
-    return Slice(position, orientation, None if number is None else int(number[0]))
 
 
 def in_order(slices: Sequence[Slice], names: Sequence[str]) -> list[int]:
     """The numbers of slices, in order.
 
-    By the position along their common normal where every slice has one; slices of one place, and others, by their
-    instance numbers where every slice has one, and by their names, in which digits count as numbers.
+    By the position along their common normal where every slice has one, else by their locations. Slices of one place,
+    and others, by their instance numbers where every slice has one, and by their names, whose digits are numbers.
 
     Args:
         slices: of one series.
@@ -64,7 +66,7 @@ def middle_frame(dataset: Any, frames: int) -> int:
         Slice(
             _numbers(_group((groups,), "PlanePositionSequence"), "ImagePositionPatient", 3),
             _numbers(_group((groups, *shared[:1]), "PlaneOrientationSequence"), "ImageOrientationPatient", 6),
-            number,
+            number=number,
         )
         for number, groups in enumerate(per_frame)
     ]
@@ -77,15 +79,14 @@ def natural(name: str) -> list[str | int]:
 
 
 def _along(slices: Sequence[Slice]) -> list[float] | None:
-    """Places along the normal in mm; None where slices have no position, or no common plane."""
-    if any(one.position is None or one.orientation is None for one in slices):
-        return None
-    planes = np.asarray([one.orientation for one in slices])
-    if not np.abs(planes - planes[0]).max() <= _SAME_PLANE:
-        return None
-    normal = np.cross(planes[0, :3], planes[0, 3:])
-    places = np.round(np.asarray([one.position for one in slices]) @ normal, _DECIMALS)
-    return [float(place) for place in places]
+    """Places along the normal in mm; None where slices have neither positions in a common plane nor locations."""
+    if all(one.position is not None and one.orientation is not None for one in slices):
+        planes = np.asarray([one.orientation for one in slices])
+        if np.abs(planes - planes[0]).max() <= _SAME_PLANE:
+            normal = np.cross(planes[0, :3], planes[0, 3:])
+            return [round(float(np.dot(one.position, normal)), _DECIMALS) for one in slices if one.position is not None]
+    locations = [one.location for one in slices if one.location is not None]
+    return locations if len(locations) == len(slices) else None
 
 
 def _group(groups: Sequence[Any], keyword: str) -> Any:

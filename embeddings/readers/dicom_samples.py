@@ -25,6 +25,7 @@ class Samples:
 
     `bits` of each, the lowest of them `shift` places above the cell's lowest; `signed` in two's complement; `lossy`
     where the decoder may give values beyond the range; `floating` where pixels are floats and the rest says nothing.
+    `narrow` where cells are said to be larger than a byte and the frame's decoder gives bytes.
     """
 
     bits: int
@@ -32,6 +33,7 @@ class Samples:
     signed: bool = False
     lossy: bool = False
     floating: bool = False
+    narrow: bool = False
 
     @property
     def low(self) -> int:
@@ -46,7 +48,7 @@ class Samples:
     def of_cells(self, cells: NDArray[Any]) -> NDArray[Any]:
         """The values that lie in cells of the same type; the bits of a cell that are not the sample's say nothing."""
         spare = 8 * cells.dtype.itemsize - self.bits - self.shift
-        if self.floating or (spare == 0 and self.shift == 0):
+        if self.floating or spare < 0 or (spare == 0 and self.shift == 0):
             return cells
         if self.lossy:
             return np.clip(cells, self.low, self.high)
@@ -95,7 +97,8 @@ def sample_form(
             f"{name}: samples of {bits} bits below bit {high} in {allocated}, sign {signed}{told}, as {colour}: they "
             "can't be placed; correct the header or leave the file out"
         )
-    return Samples(bits, shift, bool(signed), lossy and encoded is not None)
+    narrow = encoded is not None and encoded.bits <= 8 < allocated
+    return Samples(bits, shift, bool(signed), lossy and encoded is not None, narrow=narrow)
 
 
 def as_stored(colour: str, bits: int, allocated: int) -> bool:

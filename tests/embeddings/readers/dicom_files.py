@@ -19,9 +19,11 @@ from pydicom.uid import (  # noqa: E402
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     RLELossless,
 )
 
+JPEG = JPEGBaseline8Bit
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
 PACKED = (RLELossless, JPEG2000Lossless)
 
@@ -62,11 +64,15 @@ def dataset_of(cells: np.ndarray, syntax: Any = ExplicitVRLittleEndian, **attrib
     elif syntax == RLELossless:  # by hand: pydicom drops the upper byte of cells of 16 bits where 8 are stored
         count = known["NumberOfFrames"]
         planes = np.frombuffer(data, np.uint8).reshape(count, -1, known["SamplesPerPixel"], width)
-        dataset.PixelData = encapsulate([_run_lengths(frame.transpose(1, 2, 0)[:, ::-1]) for frame in planes])
-        dataset.file_meta.TransferSyntaxUID = syntax
-        dataset["PixelData"].VR = "OB"
-        dataset["PixelData"].is_undefined_length = True
+        wrap(dataset, syntax, [_run_lengths(frame.transpose(1, 2, 0)[:, ::-1]) for frame in planes])
     return dataset
+
+
+def wrap(dataset: FileDataset, syntax: Any, frames: list[bytes]) -> None:
+    """Put encoded frames into a data set."""
+    dataset.PixelData = encapsulate(frames)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
 
 
 def _run_lengths(planes: np.ndarray) -> bytes:

@@ -61,6 +61,11 @@ def test_numbers_count_where_a_position_is_missing_or_planes_differ(tmp_path: Pa
     assert _series(tmp_path / "scans", headers, _names(5)) == ["a/IM3"]
 
 
+def test_locations_count_where_positions_are_missing(tmp_path: Path) -> None:
+    headers = [{"SliceLocation": place, "InstanceNumber": number} for number, place in enumerate((9.5, -3, 10, 100, 8))]
+    assert _series(tmp_path / "scans", headers, _names(5)) == ["a/IM1"]
+
+
 @pytest.mark.parametrize("header", [{}, {"InstanceNumber": 1}])
 def test_names_count_as_numbers_where_nothing_else_is_known(tmp_path: Path, header: dict[str, Any]) -> None:
     assert _series(tmp_path / "scans", [header] * 11, _names(11)) == ["a/IM6"]
@@ -115,7 +120,7 @@ def test_slices_are_ordered_along_any_normal(heights: list[int], angle: float, s
     row, column = np.asarray([1.0, 0, 0]), np.asarray([0.0, np.cos(angle), np.sin(angle)])
     normal = np.asarray([0.0, -np.sin(angle), np.cos(angle)])
     slices = [
-        Slice(tuple((height * normal + shift * place * row + place * column).tolist()), (*row, *column), 7)
+        Slice(tuple((height * normal + shift * place * row + place * column).tolist()), (*row, *column), None, 7)
         for place, height in enumerate(heights)
     ]
     order = in_order(slices, ["x"] * len(heights))

@@ -112,6 +112,25 @@ def test_palette(tmp_path: Path, case: dict[str, Any]) -> None:
     np.testing.assert_array_equal(_shown(tmp_path, dataset).reshape(-1, 3), np.stack(expected, axis=-1))
 
 
+@pytest.mark.parametrize("form", ["words", "bytes", "list", "bytes list"])
+@pytest.mark.parametrize("kind", ["VOILUTSequence", "ModalityLUTSequence", "PALETTE COLOR"])
+def test_eight_bits_of_4096_entries(tmp_path: Path, kind: str, form: str) -> None:
+    """Each entry stands for sixteen inputs: an index of one byte would begin again after 256."""
+    values, table = np.arange(4096).reshape(64, 64), np.arange(4096) // 16
+    packed = _packed(table, form, ExplicitVRLittleEndian)
+    if kind == "PALETTE COLOR":
+        dataset = dataset_of(values, PhotometricInterpretation=kind)
+        for colour in COLOURS:
+            dataset.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [4096, 0, 8])
+            data = packed if isinstance(packed, bytes) else np.asarray(packed, "<u2").tobytes()
+            dataset.add_new(f"{colour}PaletteColorLookupTableData", "OW", data)
+        expected = np.repeat(values[..., None] // 16, 3, axis=-1)
+    else:
+        dataset = dataset_of(values, BitsStored=12, **{kind: [table_item((4096, 0, 8), packed)]})
+        expected = values // 16
+    np.testing.assert_array_equal(_shown(tmp_path, dataset), expected)
+
+
 def test_table_of_65536_entries(tmp_path: Path) -> None:
     table = np.arange(65536)[::-1]
     item = table_item((0, 0, 16), table.astype("<u2").tobytes())

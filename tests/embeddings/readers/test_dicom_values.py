@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from common.errors import DataError
 from embeddings.readers.dicom import read_frame
 from tests.embeddings.readers.dicom_files import (
+    JPEG,
     NATIVE,
     PACKED,
     Dataset,
@@ -25,6 +28,7 @@ from tests.embeddings.readers.dicom_files import (
     range_of,
     save,
     window_of,
+    wrap,
 )
 
 RNG = np.random.default_rng(3)
@@ -130,6 +134,31 @@ def test_jpeg_2000_frames_of_more_or_fewer_bits_than_the_header_says(tmp_path: P
     between = dataset_of(values, JPEG2000Lossless, **form)
     between.BitsStored, between.HighBit = 10, 15
     _refused(tmp_path, between, "in a frame of 12 bits")
+
+
+@pytest.mark.parametrize("header", [(8, 8, 0), (16, 8, 0), (16, 12, 0), (16, 8, 1)])
+@pytest.mark.parametrize("colour", ["MONOCHROME2", "YBR_FULL_422", "RGB"])
+def test_jpeg_of_bytes_in_cells_of_any_size(tmp_path: Path, header: tuple[int, int, int], colour: str) -> None:
+    """Against Pillow's decoder; a signed frame and colour of fewer bits than the header says can't be placed."""
+    allocated, bits, signed = header
+    ramp = np.cumsum(RNG.integers(0, 3, (48, 64)), axis=1)
+    values = (ramp if colour == "MONOCHROME2" else np.stack([ramp, ramp[::-1], 255 - ramp], axis=-1)).astype(np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(values).save(
+        sink, "JPEG", quality=95, subsampling=0, **({"keep_rgb": True} if colour == "RGB" else {})
+    )
+    form = {"BitsAllocated": allocated, "BitsStored": bits, "PixelRepresentation": signed}
+    samples = 1 if values.ndim == 2 else 3
+    dataset = dataset_of(values, PhotometricInterpretation=colour, SamplesPerPixel=samples, **form)
+    wrap(dataset, JPEG, [sink.getvalue()])
+    if samples == 3 and (signed or bits == 12):
+        _refused(tmp_path, dataset, "can't be placed")
+        return
+    decoded = np.asarray(Image.open(sink)).astype(float)
+    if signed:
+        decoded -= 256 * (decoded > 127)
+    expected = range_of(decoded, np.zeros(decoded.shape, bool)) if samples == 1 else decoded
+    assert np.abs(_shown(tmp_path, dataset) - expected).max() <= 4
 
 
 @st.composite

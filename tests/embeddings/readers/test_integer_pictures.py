@@ -19,7 +19,9 @@ FAST = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCh
 WIDTH, HEIGHT = 13, 5
 
 
-def tiff(values: np.ndarray, bits: int, *, white: bool = False, form: int = 1, big: bool = False) -> bytes:
+def tiff(
+    values: np.ndarray, bits: int, *, white: bool = False, form: int = 1, big: bool = False, packed: bool = False
+) -> bytes:
     """A TIFF of one strip, by hand: samples of so many bits packed into bytes, (h, w) or (h, w, 3)."""
     order, samples = ">" if big else "<", 1 if values.ndim == 2 else values.shape[2]
     flat = values.reshape(len(values), -1)
@@ -29,7 +31,13 @@ def tiff(values: np.ndarray, bits: int, *, white: bool = False, form: int = 1, b
     else:
         kind = {1: "u", 2: "i", 3: "f"}[form]
         strip = flat.astype(f"{order}{kind}{bits // 8}").tobytes()
-    tags = [(256, 4, 1, values.shape[1]), (257, 4, 1, values.shape[0]), (259, 3, 1, 1), (277, 3, 1, samples)]
+    strip = zlib.compress(strip) if packed else strip
+    tags = [
+        (256, 4, 1, values.shape[1]),
+        (257, 4, 1, values.shape[0]),
+        (259, 3, 1, 8 if packed else 1),
+        (277, 3, 1, samples),
+    ]
     tags += [
         (262, 3, 1, 2 if samples == 3 else 0 if white else 1),
         (278, 4, 1, values.shape[0]),
@@ -43,8 +51,8 @@ def tiff(values: np.ndarray, bits: int, *, white: bool = False, form: int = 1, b
     table = struct.pack(f"{order}H", len(tags))
     for tag, kind_of, count, value in sorted(tags):
         short = kind_of == 3 and count == 1
-        packed = struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
-        table += struct.pack(f"{order}HHI", tag, kind_of, count) + packed
+        field = struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+        table += struct.pack(f"{order}HHI", tag, kind_of, count) + field
     more = b"".join(struct.pack(f"{order}3H", *(numbers * 3)[:3]) for numbers in triples.values())
     return (b"MM\0*" if big else b"II*\0") + struct.pack(f"{order}I", 8) + table + bytes(4) + more + strip
 
@@ -84,14 +92,15 @@ def _expected(values: np.ndarray, bits: int, white: bool = False) -> np.ndarray:
     white=st.booleans(),
     big=st.booleans(),
     colour=st.booleans(),
+    packed=st.booleans(),
     seed=st.integers(0, 1 << 32),
 )
 def test_tiff_of_every_form_is_right(
-    tmp_path: Path, bits: int, white: bool, big: bool, colour: bool, seed: int
+    tmp_path: Path, bits: int, white: bool, big: bool, colour: bool, packed: bool, seed: int
 ) -> None:
     colour, white = colour and bits in (8, 16), white and not colour
     values = np.random.default_rng(seed).integers(0, 1 << bits, (HEIGHT, WIDTH, 3) if colour else (HEIGHT, WIDTH))
-    content = tiff(values, bits, white=white, big=big)
+    content = tiff(values, bits, white=white, big=big, packed=packed)
     shown = _read(tmp_path, content)
     np.testing.assert_array_equal(shown.reshape(values.shape), _expected(values, bits, white))
 

@@ -27,6 +27,7 @@ from tests.embeddings.readers.dicom_files import (
     dataset_of,
     range_of,
     save,
+    table_item,
     window_of,
     wrap,
 )
@@ -205,6 +206,7 @@ def _grey(draw: st.DrawFn) -> dict[str, Any]:
         unsigned = draw(st.booleans())  # of whatever type the writer chose
         kind = "US" if unsigned else "SS"
         wrapped = [end & 0xFFFF if unsigned else (end & 0xFFFF) - ((end & 0x8000) << 1) for end in ends]
+        wrapped = wrapped[::-1] if draw(st.booleans()) else wrapped  # with white at zero the limit is the lower one
         header["padding"] = (kind, wrapped if ends[0] != ends[1] else wrapped[:1])
     inside = ~((values >= ends[0]) & (values <= ends[1])) if padded else np.ones(values.shape, bool)
     cells = cells_of(values, bits, high, junk)
@@ -289,10 +291,48 @@ def test_floats_have_padding_of_their_own(tmp_path: Path, double: bool, syntax: 
     np.testing.assert_array_equal(_shown(tmp_path, dataset), [[0, 0, 128, 255]])
 
 
+@pytest.mark.parametrize("syntax", NATIVE)
+@pytest.mark.parametrize("signed", [0, 1])
+def test_cells_of_32_bits(tmp_path: Path, syntax: Any, signed: int) -> None:
+    values = RNG.integers(-(1 << 19) if signed else 0, 1 << (19 if signed else 20), (5, 8))
+    cells = cells_of(values, 20, 25, RNG.integers(0, 1 << 32, values.shape))
+    dataset = dataset_of(cells, syntax, BitsAllocated=32, BitsStored=20, HighBit=25, PixelRepresentation=signed)
+    expected = range_of(values, np.zeros(values.shape, bool))
+    assert np.abs(_shown(tmp_path, dataset) - expected).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 5), (4, 6, 3), (3, 5, 3)])
+def test_bytes_in_words_of_big_endian(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    values = RNG.integers(0, 256, shape)
+    form = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"} if len(shape) == 3 else {}
+    dataset = dataset_of(values, ExplicitVRBigEndian, BitsAllocated=8, **form)
+    words = np.frombuffer(dataset.PixelData, "<u2").astype(">u2")  # the first of two pixels is the lower byte
+    dataset.add_new("PixelData", "OW", words.tobytes())
+    expected = values if len(shape) == 3 else range_of(values, np.zeros(shape, bool))
+    assert np.abs(_shown(tmp_path, dataset) - expected).max() <= 0.5 + 1e-6
+
+
 def test_the_first_window_of_several_that_can_be_used(tmp_path: Path) -> None:
     values = np.asarray([[-1000, 0, 40, 80, 3000]])
     dataset = dataset_of(values, PixelRepresentation=1, WindowCenter=[0, 40, 9], WindowWidth=[0, 81, 9])
     np.testing.assert_array_equal(_shown(tmp_path, dataset), np.rint(window_of(values, 40, 81, "LINEAR")))
+
+
+@pytest.mark.parametrize("group", ["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"])
+def test_tables_and_rescales_of_functional_groups_come_first(tmp_path: Path, group: str) -> None:
+    values = np.asarray([[[0, 1, 2, 3]]] * 2)
+    dataset = dataset_of(values, WindowCenter=500, WindowWidth=3, RescaleSlope=7)
+    item, table, rescale = Dataset(), Dataset(), Dataset()
+    table.VOILUTSequence = [table_item((4, 2, 8), [0, 51, 102, 255])]
+    rescale.RescaleSlope, rescale.RescaleIntercept = 1, 2
+    item.FrameVOILUTSequence, item.PixelValueTransformationSequence = [table], [rescale]
+    setattr(dataset, group, [Dataset(), item] if group.startswith("Per") else [item])
+    np.testing.assert_array_equal(_shown(tmp_path, dataset, 1), [[0, 51, 102, 255]])
+    rescale.RescaleSlope = 0
+    with pytest.raises(DataError, match="rescale slope of 0"):
+        _shown(tmp_path, dataset, 1)
+    if group.startswith("Per"):
+        np.testing.assert_array_equal(_shown(tmp_path, dataset, 0), [[0, 0, 0, 0]])
 
 
 def test_a_cell_beside_the_sample_says_nothing_also_in_big_endian(tmp_path: Path) -> None:

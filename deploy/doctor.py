@@ -5,6 +5,7 @@ A check returns lines; none means that all is well. No check changes anything, a
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import stat
@@ -51,7 +52,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         _gpu,
         lambda: _device(settings.device),
         lambda: _ports((settings.runtime_port, settings.health_port)) if online else (),
-        lambda: examine_link(settings.server, site.path / "ca.crt") if online else (),
+        lambda: examine_link(settings.server, site.path / "ca.crt", os.environ) if online else (),
     ]
     return _all(checks)
 
@@ -74,7 +75,7 @@ def examine_server(server: ServerFolder, *, now: datetime | None = None) -> list
         lambda: _certificate(server.path / "ca.crt", moment),
         lambda: _certificate(server.path / "server.pem", moment),
         lambda: _control(settings.control_host),
-        lambda: examine_link(f"127.0.0.1:{settings.fleet_port}", server.path / "ca.crt"),
+        lambda: examine_link(f"127.0.0.1:{settings.fleet_port}", server.path / "ca.crt", {}),  # as its programs
         lambda: _refused(server),
     ]  # fmt: skip
     return _all(checks)

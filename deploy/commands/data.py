@@ -34,16 +34,18 @@ def check(
 
         fedhypevae data check site.parquet
     """
+    import dataclasses
+
     import numpy as np
     from rich.table import Table
 
-    from embeddings.quality.quality import inspect, load_unchecked
+    from embeddings.quality.quality import inspect, load_unchecked, refusal
     from embeddings.quality.quality_page import facts, render_page
 
     printed = console()
     with working("Examining ..."):
         data = load_unchecked(store)
-        quality = inspect(data, np.random.default_rng(seed))
+        quality = dataclasses.replace(inspect(data, np.random.default_rng(seed)), refused=refusal(store))
         page = store.with_name(store.name + ".html") if html is None else html
         text = render_page(store.name, data, quality, np.random.default_rng(seed))
         write_output(page, text.encode(), kind=DataError, cure=NAME_ANOTHER)
@@ -173,7 +175,13 @@ def _parts(data: EmbeddingSet, by: str, sites: int, alpha: float, rng: np.random
     )
 
     if by in data.columns:
-        return {_file_name(name): rows for name, rows in partition_by_column(data.columns[by]).items()}
+        named: dict[str, str] = {}
+        found = partition_by_column(data.columns[by])
+        for value in found:
+            other = named.setdefault(_file_name(value), value)
+            if other != value:
+                raise DataError(f"column {by}: {other!r} and {value!r} would be one file: rename one of them")
+        return {_file_name(value): rows for value, rows in found.items()}
     if by == "iid":
         parts = partition_iid(data.labels, sites, rng)
     elif by == "dirichlet":

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from common.durable import make_private
 from common.errors import ConfigError
 from deploy.coordinator import templates
 from deploy.coordinator.folder import ServerSettings
-from deploy.machine.folder_settings import FolderSettings, Port, SiteName
+from deploy.machine.folder_settings import FolderSettings, Port, SiteName, is_host
 from deploy.machine.keys import (
     make_authority,
     make_secret,
@@ -25,8 +25,13 @@ from deploy.machine.keys import (
 )
 from deploy.machine.versions import versions
 from deploy.site.folder import SiteSettings
+from embeddings.readers.classes import class_list
 
-HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:.-]{1,253}$")]
+UnitPath = Annotated[str, StringConstraints(pattern=r"^/[^\s%\"'\\]*$")]  # as it stands in a systemd unit
+
+
+def _class_names(names: list[str]) -> list[str]:
+    return list(class_list(names, ())) if names else []
 
 
 class FederationPlan(FolderSettings):
@@ -37,14 +42,14 @@ class FederationPlan(FolderSettings):
     """
 
     name: SiteName
-    server_names: Annotated[list[HostName], Field(min_length=1)]
+    server_names: Annotated[list[str], Field(min_length=1)]
     sites: Annotated[list[SiteName], Field(min_length=1)]
     fleet_port: Port = 9092
     control_port: Port = 8000
     health_port: Port = 8001
-    server_folder: str = "/srv/fedhypevae-server"
-    site_folder: str = "/srv/fedhypevae-site"
-    classes: list[str] = Field(default_factory=list)
+    server_folder: UnitPath = "/srv/fedhypevae-server"
+    site_folder: UnitPath = "/srv/fedhypevae-site"
+    classes: Annotated[list[str], AfterValidator(_class_names)] = Field(default_factory=list)
     user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "fedhypevae"
 
     @model_validator(mode="after")
@@ -52,12 +57,18 @@ class FederationPlan(FolderSettings):
         double = next((name for name in self.sites if self.sites.count(name) > 1), None)
         if double is not None:
             raise ValueError(f"site {double} is listed twice")
+        for name in self.server_names:
+            if not is_host(name):
+                raise ValueError(f"server_names: expected host names and IP addresses (IPv6 bare), found {name!r}")
+        if len({self.fleet_port, self.control_port, self.health_port}) < 3:
+            raise ValueError("fleet_port, control_port and health_port must differ: give each its own")
         return self
 
     @property
     def address(self) -> str:
         """host:port that sites connect to."""
-        return f"{self.server_names[0]}:{self.fleet_port}"
+        name = self.server_names[0]
+        return f"[{name}]:{self.fleet_port}" if ":" in name else f"{name}:{self.fleet_port}"
 
 
 def provision(plan: FederationPlan, out: Path) -> list[Path]:
@@ -71,11 +82,23 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
         The files written, in order.
 
     Raises:
-        ConfigError: the folder holds something; nothing was changed.
+        ConfigError: the folder holds something or can't be made; nothing was changed.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty: choose another folder, so that no key is overwritten")
-    make_private(out)
+    host = "[::]" if any(":" in name for name in plan.server_names) else "0.0.0.0"  # the former takes IPv4 as well
+    settings = ServerSettings(
+        name=plan.name,
+        fleet_host=host,
+        fleet_port=plan.fleet_port,
+        control_port=plan.control_port,
+        health_port=plan.health_port,
+    )
+    sites = {name: SiteSettings(name=name, server=plan.address) for name in plan.sites}
+    try:
+        make_private(out)
+        if any(out.iterdir()):
+            raise ConfigError(f"{out} is not empty: choose another folder, so that no key is overwritten")
+    except OSError as error:
+        raise ConfigError(f"can't make the folder {out} ({error.strerror}): choose another") from None
     make_authority(out / "authority", plan.name)
     server = out / "server"
     local = [name for name in ("localhost", "127.0.0.1") if name not in plan.server_names]
@@ -83,9 +106,6 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
     ca = (out / "authority" / "ca.crt").read_bytes()
     write_new(server / "ca.crt", ca)
     make_secret(server / "superexec.secret")
-    settings = ServerSettings(
-        name=plan.name, fleet_port=plan.fleet_port, control_port=plan.control_port, health_port=plan.health_port
-    )
     command = str(Path(sys.executable).parent / "fedhypevae")
     write_new(server / "server.toml", settings.write().encode())
     write_new(server / "start.sh", templates.start_script(command, "server").encode(), 0o755)
@@ -93,11 +113,11 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
     write_new(server / "fedhypevae-server.service", unit.encode())
     write_new(server / "proxy.conf", templates.proxy(plan.server_names[0], plan.fleet_port).encode())
     agreed = json.dumps({"name": plan.name, "versions": versions(), "classes": plan.classes}, indent=2) + "\n"
-    for name in plan.sites:
+    for name, site in sites.items():
         folder = out / "sites" / name
         write_new(folder / "ca.crt", ca)
         write_new(folder / "federation.json", agreed.encode())
-        write_new(folder / "site.toml", SiteSettings(name=name, server=plan.address).write().encode())
+        write_new(folder / "site.toml", site.write().encode())
         write_new(folder / "start.sh", templates.start_script("fedhypevae", "site start").encode(), 0o755)
         unit = templates.unit(f"FedHypeVAE site {name}", "fedhypevae", "site start", plan.site_folder, plan.user)
         write_new(folder / "fedhypevae-site.service", unit.encode())

@@ -7,6 +7,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from deploy.machine.proxies import direct_locally
+
 SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -17,12 +19,16 @@ SETTINGS = {
 }
 
 
-def flower_environment(work_folder: Path) -> dict[str, str]:
-    """This process's environment with Flower's switches set and its home inside `work_folder`."""
+def flower_environment(work_folder: Path, *, local: bool = True) -> dict[str, str]:
+    """This process's environment with Flower's switches set and its home inside `work_folder`.
+
+    `local` programs talk to others of this machine, and through no proxy.
+    """
     tools = str(Path(sys.executable).parent)  # Flower starts its own commands by name
     path = os.pathsep.join([tools, os.environ.get("PATH", "")])
     home = os.environ.get("FLWR_HOME", str(work_folder / ".flwr"))
-    return {**os.environ, **SETTINGS, "PATH": path, "FLWR_HOME": home, "FEDHYPEVAE_HOME": str(work_folder)}
+    direct = direct_locally(os.environ) if local else {}
+    return {**os.environ, **SETTINGS, **direct, "PATH": path, "FLWR_HOME": home, "FEDHYPEVAE_HOME": str(work_folder)}
 
 
 def tool(name: str) -> str:

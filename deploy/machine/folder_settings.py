@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -14,7 +16,23 @@ from common.texts import read_toml
 from deploy.machine.environment import flower_environment
 
 SiteName = Annotated[str, StringConstraints(pattern=SITE_NAME)]
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port`, or of `[address]:port` for IPv6."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_host(name: str) -> bool:
+    """Whether a text is a host's name or an IP address."""
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        labels = name.removesuffix(".").split(".")
+        return len(name) <= 253 and not labels[-1].isdecimal() and all(map(_LABEL.fullmatch, labels))
 
 
 class FolderSettings(BaseModel):
@@ -43,7 +61,7 @@ class FolderSettings(BaseModel):
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.model_dump().items())
 
 
-def folder_environment(folder: Path, work: Path) -> dict[str, str]:
+def folder_environment(folder: Path, work: Path, *, local: bool = True) -> dict[str, str]:
     """Of a folder's programs: Flower's own files lie in it, not in the caller's home, since each node needs its own."""
     home = str((folder / ".flwr").resolve())
-    return {**flower_environment(work.resolve()), "FLWR_HOME": home}
+    return {**flower_environment(work.resolve(), local=local), "FLWR_HOME": home}

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -31,11 +31,12 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Program:
-    """One program: its name, its command line, and the log its output goes to."""
+    """One program: its name, its command line, the log its output goes to, and variables of its own."""
 
     name: str
     command: tuple[str, ...]
     log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Child:
@@ -160,7 +161,7 @@ def _start(program: Program, environment: Mapping[str, str], folder: Path) -> su
         log.flush()
         return subprocess.Popen(
             program.command,
-            env=dict(environment),
+            env={**environment, **program.environment},
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,

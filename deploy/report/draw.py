@@ -23,6 +23,7 @@ COLOURS = (
 _INK, _SOFT, _LINE = "#1d2733", "#4a5666", "#d9dee5"
 _MARKS = "os^DvPX*<>ph"
 _MOST_SITES = 12
+_MOST_NAMES = 60
 Points = NDArray[np.float64]
 
 
@@ -188,7 +189,8 @@ def plane(
         margin = 0.04 * (limits[1] - limits[0]) + 1e-9
         axes.set_xlim(limits[0][0] - margin[0], limits[1][0] + margin[0])
         axes.set_ylim(limits[0][1] - margin[1], limits[1][1] + margin[1])
-    _write_names(axes, {names[label]: middle for label, middle in middles.items()}, list(middles))
+    written = list(middles.items())[:_MOST_NAMES]
+    _write_names(axes, {names[label]: middle for label, middle in written}, [label for label, _ in written])
     rows = [
         (names[label], f"{(labels == label).sum():,}", *(f"{value:.3g}" for value in middle))
         for label, middle in middles.items()
@@ -230,7 +232,9 @@ def _write_names(axes: Axes, middles: Mapping[str, Points], labels: Sequence[int
 
 
 def agreement(values: Mapping[str, tuple[float | None, float | None]], title: str, caption: str) -> Picture:
-    """Two marks on a line from -1 to 1 for each name: the synthetic set's, and one to compare with."""
+    """Two marks on a line from -1 to 1 for each of the first names: the synthetic set's, and one to compare with."""
+    caption += f" The first {_MOST_NAMES} of {len(values)} are shown." if len(values) > _MOST_NAMES else ""
+    values = dict(list(values.items())[:_MOST_NAMES])
     figure, axes = new_figure(4.6, 0.3 * len(values) + 1.2)
     kinds = (("synthetic set", "o", COLOURS[0]), ("own training records", "|", _SOFT))
     for row, pair in enumerate(values.values()):

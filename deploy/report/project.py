@@ -17,7 +17,9 @@ _KEPT = 50
 def main_components(values: Rows, count: int = 2) -> Projection:
     """The map (n, d) -> (n, count) to the main components of `values`; missing dimensions are zero."""
     mean = values.mean(axis=0, dtype=np.float64)
-    _, vectors = np.linalg.eigh(np.cov(values.astype(np.float64), rowvar=False).reshape(values.shape[1], -1))
+    width = values.shape[1]
+    spread = np.cov(values.astype(np.float64), rowvar=False) if len(values) > 1 else np.zeros((width, width))
+    _, vectors = np.linalg.eigh(spread.reshape(width, width))
     axes = vectors[:, ::-1][:, :count]
     # a sign that does not depend on the library: the largest entry of an axis is positive
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])

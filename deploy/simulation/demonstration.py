@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ _ROWS = {
     "personal": "own model",
 }
 _SHOWN = 1500
+_NAMED = 30  # classes in a legend
 _TRACES = ("status.json", "summary.json", "checkpoint.safetensors", "sites")  # any of them: a run was here
 
 
@@ -55,7 +56,10 @@ def present(output: Path, work_folder: Path) -> None:
 
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     config = RunConfig.from_flat(summary["config"])
-    picture = _picture(output, work_folder, config)
+    try:
+        picture = f"picture {_picture(output, work_folder, config)}"
+    except Exception as error:  # the run is done: what can't be drawn must not hide what it made
+        picture = f"no picture: it could not be drawn ({type(error).__name__}: {error})"
     printed = console()
     if summary["scores"]:
         printed.print(_score_table(summary["scores"]))
@@ -68,7 +72,7 @@ def present(output: Path, work_folder: Path) -> None:
         f"{privacy['neighbouring']} ({privacy['unit']}); end to end: {'yes' if privacy['end_to_end'] else 'NO'}"
     )
     printed.print(f"{summary['synthetic_rows']} synthetic embeddings in {output / 'synthetic.parquet'}", soft_wrap=True)
-    printed.print(f"picture {picture}", soft_wrap=True)
+    printed.print(picture, soft_wrap=True)
 
 
 def why_no_scores(summary: Mapping[str, Any]) -> str:
@@ -123,7 +127,7 @@ def draw_pair(
     synthetic: tuple[NDArray[np.float32], NDArray[np.int64]],
     class_names: tuple[str, ...],
 ) -> Path:
-    """Two scatter plots with one pair of axes, coloured by class.
+    """Two scatter plots with one pair of axes, coloured by class: those that are there, the first 30 in the legend.
 
     Args:
         path: the PNG to write.
@@ -138,26 +142,51 @@ def draw_pair(
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
-    from sklearn.decomposition import PCA
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    # the directions that tell the classes apart, within the fifty that carry most variance
-    reduce = PCA(min(50, real[0].shape[1]), random_state=0).fit(real[0])
-    axes_of = LinearDiscriminantAnalysis(n_components=min(2, len(class_names) - 1))
-    axes_of.fit(reduce.transform(real[0]), real[1])
+    project, axis_name = _projection(*real)
     figure, axes = plt.subplots(1, 2, figsize=(12, 5.6), sharex=True, sharey=True, layout="constrained")
     colours = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(class_names), 2)))
+    present = np.union1d(real[1], synthetic[1]).tolist()
     rng = np.random.default_rng(0)
     for axis, title, (values, labels) in zip(axes, ("real", "synthetic, private"), (real, synthetic), strict=True):
         rows = rng.permutation(len(labels))[:_SHOWN]
-        points = axes_of.transform(reduce.transform(values[rows]))
-        for index, name in enumerate(class_names):
+        points = project(values[rows])
+        for index in present:
             chosen = labels[rows] == index
-            axis.scatter(points[chosen, 0], points[chosen, -1], s=7, color=colours[index], label=name, alpha=0.8)
+            axis.scatter(
+                points[chosen, 0], points[chosen, -1], s=7, color=colours[index], label=class_names[index], alpha=0.8
+            )
         axis.set_title(title)
-        axis.set_xlabel("first discriminant axis of the real embeddings")
+        axis.set_xlabel(f"first {axis_name} of the real embeddings")
     axes[0].set_ylabel("second axis")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, markerscale=2)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles[:_NAMED], names[:_NAMED], loc="outside lower center", ncols=6, markerscale=2)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _projection(
+    values: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float64]], str]:
+    """The directions that tell the classes apart, within the fifty that carry most variance; else the latter alone.
+
+    Args:
+        values: (n, d), n >= 1.
+        labels: (n,).
+
+    Returns:
+        The map from rows to points (n, 1 or 2), and what an axis is called.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    if len(labels) < 2:
+        return lambda rows: rows[:, :2].astype(np.float64), "coordinate"
+    reduce = PCA(min(50, *values.shape), random_state=0).fit(values)
+    classes = len(np.unique(labels))
+    if not 1 < classes < len(labels):  # one class has no other, and a class of one record each no spread
+        return lambda rows: reduce.transform(rows)[:, :2], "component"
+    apart = LinearDiscriminantAnalysis(n_components=min(2, classes - 1, reduce.n_components_))
+    apart.fit(reduce.transform(values), labels)
+    return lambda rows: apart.transform(reduce.transform(rows)), "discriminant axis"

@@ -6,20 +6,22 @@ Only this module knows Flower's command lines for a site's programs, in the pinn
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from deploy.machine.environment import tool
-from deploy.machine.folder_settings import FolderSettings, Port, SiteName, folder_environment
+from deploy.machine.folder_settings import FolderSettings, Port, SiteName, folder_environment, is_host, split_address
+from deploy.machine.proxies import direct_locally
 from deploy.machine.supervise import Program
 
 
 class SiteSettings(FolderSettings):
-    """site.toml. `server` is host:port of the server's gRPC link; the other ports stay on loopback.
+    """site.toml. `server` is host:port of the server's gRPC link ([address]:port for IPv6); others stay on loopback.
 
     `device` is where this site computes, whatever a run says; empty leaves it to the run. `warm_start` keeps a process
     with the libraries loaded, from which each message's starts (475 MB of memory, for some seconds a message).
@@ -28,13 +30,21 @@ class SiteSettings(FolderSettings):
     """
 
     name: SiteName
-    server: Annotated[str, StringConstraints(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
+    server: Annotated[str, StringConstraints(pattern=r"^([^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
     runtime_port: Port = 9094
     health_port: Port = 9095
     data_file: str = "site.parquet"
     device: Annotated[str, StringConstraints(pattern=r"^(|auto|cpu|cuda(:[0-9]{1,3})?)$")] = ""
     warm_start: bool = True
     reply_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.0
+
+    @field_validator("server")
+    @classmethod
+    def _check_server(cls, server: str) -> str:
+        host, port = split_address(server)
+        if not 1 <= port <= 65535 or not is_host(host):
+            raise ValueError(f"expected a host name or an IP address, and a port from 1 to 65535; found {server!r}")
+        return server
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class SiteFolder:
         """Of the site's programs: the commands that would run an app are ours, first on the path."""
         from deploy.site.app_guard import guard_folder
 
-        environment = folder_environment(self.path, self.path)
+        environment = folder_environment(self.path, self.path, local=False)
         guarded = guard_folder(self.path, self.warm)
         return {**environment, "PATH": f"{guarded}:{environment['PATH']}", "FEDHYPEVAE_SITE": str(self.path.resolve())}
 
@@ -113,7 +123,7 @@ class SiteFolder:
         ]
         programs = (
             Program("supernode", tuple(supernode), self.path / "logs" / "supernode.log"),
-            Program("app", tuple(superexec), self.path / "logs" / "app.log"),
+            Program("app", tuple(superexec), self.path / "logs" / "app.log", direct_locally(os.environ)),
         )
         if self.warm is None:
             return programs

@@ -59,7 +59,8 @@ def init_site(
         witness=witness,
         **others,
     )
-    _refuse_existing((folder / "policy.toml", site.node_key, folder / "ledger.db", folder / witness))
+    made = (site.node_key, folder / "keys" / "superexec.secret", folder / "ledger.db", folder / witness)
+    _refuse_existing((folder / "policy.toml", *made))
     try:
         make_private((folder / witness).parent)
     except OSError as error:

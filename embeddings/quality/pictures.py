@@ -13,20 +13,24 @@ from common.plain import plain
 from embeddings.store.sets import EmbeddingSet
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _POINTS = 4_000
+_MOST = 60  # classes or sites that one picture can hold
+_IN_LEGEND = 30
 _DPI = 110
 
 
 def class_balance(counts: Sequence[int], names: Sequence[str]) -> bytes:
-    """Draw records per class as bars; returns a PNG."""
-    figure = _figure(7.0, max(1.5, 0.32 * len(names) + 0.8))
+    """Draw records per class as bars, of the 60 commonest where there are more; returns a PNG."""
+    shown = _commonest(np.asarray(counts, dtype=np.int64))
+    figure = _figure(7.0, max(1.5, 0.32 * len(shown) + 0.8))
     axes = figure.add_subplot()
-    axes.barh(range(len(names)), counts, color="#3b6ea5")
-    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    axes.barh(range(len(shown)), [counts[label] for label in shown], color="#3b6ea5")
+    axes.set_yticks(range(len(shown)), [plain(names[label]) for label in shown])
     axes.invert_yaxis()
-    axes.set_xlabel("records")
+    axes.set_xlabel("records" + _of_how_many(shown, names))
     return _png(figure)
 
 
@@ -34,8 +38,10 @@ def norm_histogram(embeddings: NDArray[np.float32]) -> bytes:
     """Draw the distribution of the embeddings' lengths; returns a PNG."""
     figure = _figure(7.0, 2.6)
     axes = figure.add_subplot()
-    norms = np.linalg.norm(embeddings[np.isfinite(embeddings).all(axis=1)], axis=1)
-    axes.hist(norms, bins=60, color="#3b6ea5")
+    norms = np.linalg.norm(embeddings[np.isfinite(embeddings).all(axis=1)].astype(np.float64), axis=1)
+    low, high = norms.min(initial=np.inf), norms.max(initial=0.0)
+    narrow = bool(high - low < 1e-9 * high)  # no float lies between 60 bins
+    axes.hist(norms, bins=60, range=(0.0, 2.0 * high) if narrow else None, color="#3b6ea5")
     axes.set_xlabel("norm of the embedding")
     axes.set_ylabel("records")
     return _png(figure)
@@ -52,18 +58,19 @@ def two_dimensions(data: EmbeddingSet, rng: np.random.Generator) -> bytes:
     if len(rows) > 2 and values.shape[1] > 1:
         _, vectors = np.linalg.eigh(values.T @ values)
         points = values @ vectors[:, :-3:-1]
-        for label, name in enumerate(data.metadata.class_names):
-            chosen = data.labels[rows] == label
+        labels = data.labels[rows]
+        for label in np.unique(labels).tolist():
+            chosen = labels == label
             x, y = points[chosen, 0], points[chosen, 1]
-            axes.scatter(x, y, s=4, color=_colour(label), label=plain(name), linewidths=0)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=3, frameon=False, fontsize=8)
+            axes.scatter(x, y, s=4, color=_colour(label), label=_name(data.metadata.class_names, label), linewidths=0)
+        _legend(axes, markerscale=3)
     axes.set_xticks([])
     axes.set_yticks([])
     return _png(figure)
 
 
 def who_has_what(table: NDArray[np.int64], sites: Sequence[str], names: Sequence[str]) -> bytes:
-    """Draw the records of each class at each site as stacked bars.
+    """Draw the records of each class at each site as stacked bars: of at most 60 sites, and the 60 commonest classes.
 
     Args:
         table: (sites, classes) counts.
@@ -73,17 +80,39 @@ def who_has_what(table: NDArray[np.int64], sites: Sequence[str], names: Sequence
     Returns:
         A PNG.
     """
+    table, sites = table[:_MOST], sites[:_MOST]
+    shown = _commonest(table.sum(axis=0))
     figure = _figure(8.5, max(2.0, 0.4 * len(sites) + 1.0))
     axes = figure.add_subplot()
     left = np.zeros(len(sites))
-    for label, name in enumerate(names):
-        axes.barh(range(len(sites)), table[:, label], left=left, color=_colour(label), label=plain(name))
+    for label in shown:
+        axes.barh(range(len(sites)), table[:, label], left=left, color=_colour(label), label=plain(names[label]))
         left += table[:, label]
     axes.set_yticks(range(len(sites)), [plain(site) for site in sites])
     axes.invert_yaxis()
-    axes.set_xlabel("records")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    axes.set_xlabel("records" + _of_how_many(shown, names))
+    _legend(axes)
     return _png(figure)
+
+
+def _commonest(counts: NDArray[np.int64]) -> list[int]:
+    """The classes to draw, in their order: all, or the commonest."""
+    return sorted(np.argsort(-counts, kind="stable")[:_MOST].tolist())
+
+
+def _of_how_many(shown: Sequence[int], names: Sequence[str]) -> str:
+    return "" if len(shown) == len(names) else f" (the {len(shown)} commonest of {len(names):,} classes)"
+
+
+def _name(names: Sequence[str], label: int) -> str:
+    return plain(names[label]) if 0 <= label < len(names) else f"no class ({label})"
+
+
+def _legend(axes: Axes, **more: float) -> None:
+    """The classes' names beside a picture; without the later ones where they would not fit on it."""
+    handles, names = axes.get_legend_handles_labels()
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False, "fontsize": 8}
+    axes.legend(handles[:_IN_LEGEND], names[:_IN_LEGEND], **place, **more)
 
 
 def _colour(label: int) -> tuple[float, float, float, float]:

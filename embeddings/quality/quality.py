@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import DataError
 from embeddings.simulation.partition import split_site
-from embeddings.store.file import iterate_store, read_metadata
+from embeddings.store.file import iterate_store, read_metadata, read_store
 from embeddings.store.sets import EmbeddingSet, SetMetadata, concatenate
 
 NEAR = 0.999
@@ -36,7 +37,7 @@ class Quality:
 
     Row numbers count from 0. `exact_duplicates` and `near_duplicates` are pairs of rows (the first 20); their
     numbers are `*_count`. `conflicts` counts duplicate pairs with different labels, `leaks` those across
-    splits.
+    splits. `refused` is why `read_store`, and with it every command that uses the set, would not take it.
     """
 
     metadata: SetMetadata
@@ -56,6 +57,7 @@ class Quality:
     leaks: int
     norm_quantiles: tuple[float, ...]
     probe: Probe | None
+    refused: str = ""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -70,6 +72,8 @@ class Quality:
             lines.append(f"{self.conflicts} pairs of equal or nearly equal rows have different labels")
         if self.leaks:
             lines.append(f"{self.leaks} pairs of equal or nearly equal rows lie in different splits")
+        if self.refused and not any(count for count, _, _ in found):  # else it is one of these rows
+            lines.append(self.refused)
         return tuple(lines)
 
 
@@ -81,6 +85,15 @@ def load_unchecked(path: Path) -> EmbeddingSet:
     metadata = read_metadata(path)
     empty = np.zeros((0, metadata.identity.dimension), dtype=np.float32)
     return EmbeddingSet(empty, np.zeros(0, dtype=np.int64), metadata)
+
+
+def refusal(path: Path) -> str:
+    """Why a store can't be used, by the very function that reads it for use; empty where it can."""
+    try:
+        read_store(path)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def inspect(data: EmbeddingSet, rng: np.random.Generator) -> Quality:
@@ -137,7 +150,8 @@ def linear_probe(data: EmbeddingSet, rng: np.random.Generator) -> Probe | None:
         rng: of the division and of the sample of at most 5,000 training rows.
 
     Returns:
-        The scores, or None when fewer than two classes can be trained or nothing is left to test.
+        The scores, or None when fewer than two classes can be trained, nothing is left to test, or numbers are too
+        large for the arithmetic.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
@@ -151,6 +165,8 @@ def linear_probe(data: EmbeddingSet, rng: np.random.Generator) -> Probe | None:
     if classes.size < 2 or test.size == 0:
         return None
     mean, deviation = data.embeddings[train].mean(axis=0), data.embeddings[train].std(axis=0) + 1e-6
+    if not np.isfinite(mean + deviation).all():
+        return None
     head = LogisticRegression(C=0.01, max_iter=300)
     head.fit((data.embeddings[train] - mean) / deviation, data.labels[train])
     predicted = head.predict((data.embeddings[test] - mean) / deviation)

@@ -35,7 +35,7 @@ def facts(quality: Quality) -> list[tuple[str, str]]:
         ("norms", f"min {low:.4g}, 5 % {five:.4g}, median {middle:.4g}, 95 % {ninety_five:.4g}, max {high:.4g}"),
     ]
     if probe is None:
-        lines.append(("linear probe", "too few classes or rows to train and test one"))
+        lines.append(("linear probe", "none: too few classes or rows to train and test one, or too large numbers"))
     else:
         lines.append(
             (

@@ -218,3 +218,78 @@ def test_embed_remarks_on_sixteen_bits_of_which_twelve_are_used(
     (home / "labels.csv").write_text("\n".join(["path,label,patient,place", *rows]))
     _embed(monkeypatch, home)
     assert "remark: 2 pictures of 16 bits use 12 of them at most" in " ".join(capsys.readouterr().err.split())
+
+
+def _store(path: Path, rows: int = 40, names: tuple[str, ...] = ("a", "b"), seed: int = 0) -> Path:
+    from common.wire.identity import EncoderIdentity
+    from embeddings.store.sets import EmbeddingSet, SetMetadata
+    from embeddings.store.writing import write_store
+
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((rows, 8)).astype(np.float32)
+    identity = EncoderIdentity("e", "1", 8, "p", "d", "float32", names)
+    write_store(path, EmbeddingSet(values, rng.integers(0, len(names), rows), SetMetadata(identity)))
+    return path
+
+
+def _change(path: Path, change: str) -> None:
+    """A store as another tool leaves it: rows changed, the metadata kept."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    if change == "dropped row":
+        table = table.slice(0, len(table) - 1)
+    elif change == "no row":
+        table = table.slice(0, 0)
+    elif change == "order":
+        table = table.take(list(range(len(table)))[::-1])
+    elif change == "label":
+        labels = table["label"].to_pylist()
+        position = table.schema.get_field_index("label")
+        table = table.set_column(position, table.schema.field("label"), pa.array([1 - labels[0], *labels[1:]]))
+    elif change == "further column":
+        field = pa.field("note", pa.string(), nullable=False)
+        table = table.append_column(field, pa.array(["x"] * len(table)))
+    pq.write_table(table, path)
+
+
+@pytest.mark.parametrize("change", ["dropped row", "no row", "order", "label", "further column"])
+def test_data_check_refuses_what_training_refuses(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    from common.errors import DataError
+
+    store = _store(home / "s.parquet")
+    assert _run(monkeypatch, "data", "check", store) == 0
+    _change(store, "rewritten")
+    assert _run(monkeypatch, "data", "check", store) == 0
+    capsys.readouterr()
+    _change(store, change)
+    with pytest.raises(DataError) as refused:
+        read_store(store)
+    assert _run(monkeypatch, "data", "check", store) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert " ".join(str(refused.value).split()) in told
+    assert "Problems to put right" in (home / "s.parquet.html").read_text()
+
+
+def test_data_check_draws_a_set_of_thousands_of_classes(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = _store(home / "s.parquet", 30, tuple(str(number) for number in range(8141)))
+    assert _run(monkeypatch, "data", "check", store) == 0
+    assert f"{len(set(read_store(store).labels.tolist()))} of 8141 present" in " ".join(capsys.readouterr().out.split())
+    assert (home / "s.parquet.html").stat().st_size > 10_000
+
+
+def test_data_partition_refuses_values_that_would_be_one_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = np.eye(8, dtype=np.float32)
+    np.savez(home / "r.npz", embeddings=rows, labels=np.arange(8) % 2, place=np.asarray(["a/b", "a b"] * 4))
+    declared = ["--encoder", "e", "--revision", "1", "--preprocessing", "p", "--column", "place"]
+    assert _run(monkeypatch, "data", "import", home / "r.npz", "--out", home / "r.parquet", *declared) == 0
+    assert _run(monkeypatch, "data", "partition", home / "r.parquet", "--by", "place", "--out", home / "sites") == 2
+    assert "'a b' and 'a/b'" in capsys.readouterr().err
+    assert not (home / "sites").exists()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import stat
+import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from client_app.ledger.ledger import Ledger
 from client_app.policy.policy import load_policy
@@ -13,6 +16,8 @@ from common.errors import ConfigError
 from deploy.coordinator.folder import ServerFolder
 from deploy.coordinator.provision import FederationPlan, provision
 from deploy.machine.app_package import with_digest
+from deploy.machine.folder_settings import split_address
+from deploy.machine.keys import read_certificate
 from deploy.site.app_guard import approved_digests
 from deploy.site.folder import SiteFolder
 from deploy.site.set_up import init_site, renew_site_key
@@ -169,3 +174,81 @@ def test_guard_reads_the_policy_as_the_policy_is_read(tmp_path: Path) -> None:
     for encoding, approved in ENCODINGS.items():
         (site / "policy.toml").write_bytes(f"# ö\n{text}".encode(encoding))
         assert approved_digests(site / "policy.toml") == (frozenset({digest}) if approved else frozenset())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('server_names = ["fl.example.org:443"]', "host names and IP addresses"),
+        ('server_names = ["[::1]"]', "host names and IP addresses"),
+        ('server_names = [":::"]', "host names and IP addresses"),
+        ('server_names = ["1.2.3"]', "host names and IP addresses"),
+        ('server_names = ["1.2.3.444"]', "host names and IP addresses"),
+        ('server_names = ["a..b"]', "host names and IP addresses"),
+        ('server_names = ["-a"]', "host names and IP addresses"),
+        ('server_names = [""]', "host names and IP addresses"),
+        ('server_names = ["fl example"]', "host names and IP addresses"),
+        ('server_names = ["krankenhäuser.example"]', "host names and IP addresses"),
+        ('server_names = ["good", "bad_.", "b/d"]', "host names and IP addresses"),
+        ("fleet_port = 8000", "must differ"),
+        ("fleet_port = 70000", "fleet_port"),
+        ('classes = ["a", "a"]', "different, non-empty names"),
+        ('classes = ["a", " a"]', "different, non-empty names"),
+        ('classes = ["a", ""]', "different, non-empty names"),
+        ('sites = ["a", "a"]', "listed twice"),
+        ('sites = ["../a"]', "sites"),
+        ('server_folder = "srv"', "server_folder"),
+        ('site_folder = "/srv/my site"', "site_folder"),
+    ],
+)
+def test_provision_refuses_a_plan_before_it_writes_anything(
+    tmp_path: Path, line: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deploy.cli import main
+
+    lines = [old for old in PLAN.splitlines() if old.split()[0] != line.split()[0]]
+    (tmp_path / "study.toml").write_text("\n".join([*lines, line]), encoding="utf-8")
+    monkeypatch.setattr(
+        sys, "argv", ["fedhypevae", "provision", str(tmp_path / "study.toml"), "--out", str(tmp_path / "o")]
+    )
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["::1", "fd00::9092", "2001:db8::1"])
+def test_provision_takes_ipv6_names(tmp_path: Path, name: str) -> None:
+    plan = FederationPlan(name="study", server_names=[name, "fl.example.org"], sites=["st-anna"])
+    provision(plan, tmp_path / "out")
+    site, server = SiteFolder(tmp_path / "out" / "sites" / "st-anna"), ServerFolder(tmp_path / "out" / "server")
+    assert split_address(site.settings.server) == (name, 9092)
+    assert f"--superlink [{name}]:9092 " in " ".join(site.programs()[0].command)
+    assert "--fleet-api-address [::]:9092 " in " ".join(server.programs()[0].command)
+    names = read_certificate(server.path / "server.pem").extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert ipaddress.ip_address(name) in names.value.get_values_for_type(x509.IPAddress)
+
+
+@pytest.mark.parametrize("server", ["::1:9092", "host:0", "host:70000", "[host]:9092", "ho st:9092", "host", "[::1]"])
+def test_site_settings_refuse_an_address_that_is_none(tmp_path: Path, server: str) -> None:
+    (tmp_path / "site.toml").write_text(f'name = "a"\nserver = "{server}"\n')
+    with pytest.raises(ConfigError, match="server"):
+        _ = SiteFolder(tmp_path).settings
+
+
+def test_provision_says_that_its_folder_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    plan = FederationPlan(name="study", server_names=["a"], sites=["st-anna"])
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(ConfigError, match="can't make the folder"):
+            provision(plan, out)
+
+
+def test_init_site_refuses_before_it_writes_where_a_secret_is_left_over(tmp_path: Path) -> None:
+    site = made(tmp_path) / "sites" / "st-anna"
+    (site / "keys").mkdir()
+    (site / "keys" / "superexec.secret").write_text("x")
+    with pytest.raises(ConfigError, match="exists already"):
+        enrol(site)
+    assert not (site / "keys" / "node").exists()

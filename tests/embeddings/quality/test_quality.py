@@ -104,3 +104,36 @@ def test_who_has_what_is_a_picture(tmp_path: Path) -> None:
     png = who_has_what(np.asarray([[3, 0], [1, 5]]), ["north", "south"], ["a", "b"])
     assert png.startswith(b"\x89PNG")
     assert png == who_has_what(np.asarray([[3, 0], [1, 5]]), ["north", "south"], ["a", "b"])
+
+
+@pytest.mark.parametrize(("rows", "classes", "width"), [(0, 2, 4), (1, 2, 4), (3, 1, 1), (10, 1, 4), (60, 2, 4)])
+@pytest.mark.parametrize("kind", ["normal", "same", "not finite", "huge"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_page_is_drawn_from_what_is_there(rows: int, classes: int, width: int, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((rows, width)).astype(np.float32)
+    values = {
+        "normal": values,
+        "same": np.ones_like(values),
+        "not finite": np.full_like(values, np.nan),
+        "huge": values * np.float32(1e38),
+    }[kind]
+    identity = dataclasses.replace(IDENTITY, dimension=width, class_names=tuple("ab"[:classes]))
+    data = EmbeddingSet(values, np.arange(rows, dtype=np.int64) % classes, SetMetadata(identity))
+    page = render_page("x", data, inspect(data, rng), rng)
+    assert page.count("data:image/png") == 3
+
+
+def test_pictures_of_thousands_of_classes_and_sites_stay_of_a_size() -> None:
+    import io
+
+    from PIL import Image
+
+    from embeddings.quality.pictures import class_balance
+
+    many = [f"class {number}" for number in range(8141)]
+    counts = np.arange(8141)[::-1]
+    table = np.ones((200, 8141), dtype=np.int64)
+    for png in (class_balance(counts.tolist(), many), who_has_what(table, [f"s{one}" for one in range(200)], many)):
+        with Image.open(io.BytesIO(png)) as picture:
+            assert max(picture.size) < 4_000

@@ -134,6 +134,8 @@ def _expand(segments: NDArray[Any], count: int) -> bytes:
         """Add what one segment stands for; returns the place of the next."""
         kind, length = values[place], values[place + 1]
         place += 2
+        if length < 1:  # such segments could be copied without end
+            raise ValueError("a segment of no entries")
         if kind == 0:
             entries.extend(values[place : place + length])
             return int(place + length)

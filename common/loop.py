@@ -10,16 +10,7 @@ from dataclasses import dataclass
 
 from common.config.run import RunConfig
 from common.methods import get_method
-from common.methods.base import (
-    Artifact,
-    Method,
-    Problem,
-    RunContext,
-    ServerState,
-    SiteState,
-    StepInput,
-    Tensors,
-)
+from common.methods.base import Artifact, Method, Problem, RunContext, ServerState, SiteState, StepInput, Tensors
 from common.methods.shared_sums import (
     check_shares_noise,
     combined_statistics,

@@ -15,11 +15,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.evaluation.neighbours import (
-    ManifoldScores,
-    check_sets,
-    manifold_scores,
-)
+from common.evaluation.neighbours import ManifoldScores, check_sets, manifold_scores
 from common.evaluation.nonlinear_heads import MLPConfig, fit_mlp_head
 from common.evaluation.scores import Split, accuracy
 from common.kernels import gaussian_kernel

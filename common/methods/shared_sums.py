@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.methods.base import Method, RunContext, Tensors, known_total
+from common.methods.base import Method, RunContext, Tensors
+from common.methods.constants import known_total
 from common.methods.site_release import statistics_batch
 from common.privacy.mechanism import planned_noise
 from common.privacy.noise import NoiseSource

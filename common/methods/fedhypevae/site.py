@@ -14,7 +14,8 @@ from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood, 
 from common.generator.hypernetwork import class_prior, decode, project_code
 from common.generator.layers import PlainLayers
 from common.generator.objective import FeatureTarget, data_free_loss, record_factors
-from common.methods.base import CENTRE, TARGET, RunContext, SiteState, StepInput, Tensors, seeded
+from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
+from common.methods.constants import CENTRE, TARGET
 from common.methods.features import normalised
 from common.methods.fedhypevae.rates import (
     CLASS_OFFSETS,

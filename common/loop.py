@@ -21,8 +21,8 @@ from common.methods.shared_sums import (
 )
 from common.methods.site_release import noise_source, site_statistics
 from common.methods.uploads import gather
+from common.privacy.combined import ReleasedStatistics, combine_statistics
 from common.privacy.robust import settled
-from common.privacy.statistics import ReleasedStatistics, combine_statistics
 from common.records import SiteData, unit_length
 from common.secagg.quantise import add_up, encode
 from common.wire.allow_list import num_bytes

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.durable import write_output
 from common.errors import ConfigError
 from common.methods.base import ServerState
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 
 _FILE = "checkpoint.safetensors"
 _PARTS = ("params", "memory")

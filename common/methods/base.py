@@ -15,9 +15,10 @@ from torch import Tensor
 
 from common.config.run import RunConfig
 from common.generator.row_law import RowLaw
+from common.privacy.combined import ReleasedStatistics
 from common.privacy.events import PrivacyEvent, gaussian, sampled_gaussian
 from common.privacy.noise import NoiseSource
-from common.privacy.statistics import ReleasedStatistics, StatisticsSpec
+from common.privacy.statistics import StatisticsSpec
 from common.records import SiteData
 
 Tensors = Mapping[str, Tensor]

@@ -36,7 +36,8 @@ from common.methods.fedhypevae.rates import (
 from common.methods.fedhypevae.site import client_step
 from common.methods.plans import private_plan
 from common.methods.uploads import summed
-from common.privacy.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
+from common.privacy.combined import ReleasedStatistics
+from common.privacy.statistics import TRAINING_COUNT_WEIGHT, StatisticsSpec
 
 
 def statistics_spec(context: RunContext) -> StatisticsSpec | None:

@@ -28,7 +28,8 @@ from common.methods.base import (
     Tensors,
 )
 from common.methods.plans import private_plan
-from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, class_means_spec
+from common.privacy.combined import ReleasedStatistics
+from common.privacy.statistics import StatisticsSpec, class_means_spec
 
 
 def plan(config: RunConfig) -> PrivacyPlan:

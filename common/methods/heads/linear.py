@@ -11,7 +11,8 @@ from common.config.rivals import RivalsConfig
 from common.evaluation.heads import LinearHead
 from common.methods.base import Artifact, RunContext, ServerState
 from common.methods.constants import CENTRE
-from common.privacy.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
+from common.privacy.combined import ReleasedStatistics
+from common.privacy.statistics import TRAINING_COUNT_WEIGHT, StatisticsSpec
 
 
 def centre_statistics(context: RunContext) -> StatisticsSpec | None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from common.devices import bytes_of, rows_that_fit
 from common.errors import ConfigError
 from embeddings.encoders.base import EncoderOptions
+from embeddings.encoders.checks import check_rows, prefix_tokens, prepared_trial, unused_weights
 
 _SIZES = ("small", "base", "large", "giant")
 SHORT_NAMES = {
@@ -80,36 +81,57 @@ class TransformersEncoder:
         if not local:
             shared |= {"revision": options.revision, "cache_dir": options.cache_dir}
         try:
-            network = AutoModel.from_pretrained(
-                source, trust_remote_code=False, dtype=getattr(torch, options.precision), **shared
+            whole, told = AutoModel.from_pretrained(
+                source,
+                trust_remote_code=False,
+                dtype=getattr(torch, options.precision),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told, and judged like missing ones
+                **shared,
             )
             processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil", **shared)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise ConfigError(
                 f"encoder {name}: the model can't be loaded ({_first_line(error)}); check the name and "
                 f"revision and "
                 "the access to the hub, or download it once and give its folder"
             ) from None
         # Of a model of images and texts (CLIP, SigLIP) the images' half.
-        network = getattr(network, "vision_model", network).to(options.device).eval().requires_grad_(False)
+        whole = whole.to(options.device).eval().requires_grad_(False)
+        network = getattr(whole, "vision_model", whole)
         state = network.state_dict()
-        digest = _state_digest(state)
-        trial = processor(images=[np.zeros((64, 64, 3), np.uint8)], return_tensors="np")["pixel_values"]
         encoder = TransformersEncoder(
-            network=torch.compile(network) if options.compile else network,
+            network=network,
             processor=processor,
             name=_public_name(network, source, local),
-            revision=digest[:16] if options.revision is None else options.revision,
+            revision=options.revision or "",
             dimension=0,
             preprocessing=_describe(processor, options.pooling),
-            weights_digest=digest,
+            weights_digest="",
             precision=options.precision,
             pooling=options.pooling,
             class_token=any(mark in key for key in state for mark in _CLASS_TOKENS),
-            prefix_tokens=_prefix_tokens(network.config, state),
+            prefix_tokens=_named_tokens(network.config, state),
             device=options.device,
             batch_size=1,
         )
+        trials = prepared_trial(name, encoder.prepare)
+        trial = trials[:1]
+        output = encoder.output(trial)
+        absent = {*told["missing_keys"], *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"])}
+        unused = unused_weights(
+            name, absent, whole.state_dict(), lambda: encoder.output(trial).last_hidden_state.float().cpu().numpy()
+        )
+        digest = _state_digest({key: tensor for key, tensor in state.items() if tensor.data_ptr() not in unused})
+        encoder = dataclasses.replace(
+            encoder,
+            revision=options.revision or digest[:16],
+            weights_digest=digest,
+            prefix_tokens=encoder.tokens_before(output, trial.shape),
+        )
+        check_rows(name, options.precision, encoder.forward, trials)
+        if options.compile:
+            encoder = dataclasses.replace(encoder, network=torch.compile(network))
         size = options.batch_size
         if size is None:
             device = torch.device(options.device)
@@ -132,14 +154,40 @@ class TransformersEncoder:
         import torch
 
         with torch.inference_mode():
+            features = self._pool(self.output(prepared).last_hidden_state)
+            result: NDArray[np.float32] = features.float().cpu().numpy()
+        return result
+
+    def output(self, prepared: NDArray[Any]) -> Any:
+        """What the backbone itself gives for (b, 3, s, s) float32, on its device."""
+        import torch
+
+        with torch.inference_mode():
             pixels = torch.from_numpy(np.ascontiguousarray(prepared))
             if self.device != "cpu":
                 pixels = pixels.pin_memory()
-            pixels = pixels.to(self.device, getattr(torch, self.precision), non_blocking=True)
-            output = self.network(pixel_values=pixels)
-            features = self._pool(output.last_hidden_state)
-        result: NDArray[np.float32] = features.float().cpu().numpy()
-        return result
+            return self.network(pixel_values=pixels.to(self.device, getattr(torch, self.precision), non_blocking=True))
+
+    def tokens_before(self, output: Any, input_shape: tuple[int, ...]) -> int:
+        """How many tokens of an output stand before the patches; ConfigError where a mean of patches can't be told."""
+        import torch
+
+        hidden, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        if hidden.ndim != 3:
+            return self.prefix_tokens
+        found = prefix_tokens(
+            self.prefix_tokens,
+            tuple(hidden.shape),
+            (input_shape[2], input_shape[3]),
+            getattr(self.network.config, "patch_size", None),
+            pooled_first=pooled is not None and torch.equal(pooled, hidden[:, 0]),
+        )
+        if found is None and self.pooling != "cls":
+            raise ConfigError(
+                f"encoder {self.name}: {hidden.shape[1]} tokens can't be divided into special ones and patches; "
+                "expected --pooling cls"
+            )
+        return self.prefix_tokens if found is None else found
 
     def _pool(self, hidden: Any) -> Any:
         import torch
@@ -158,7 +206,7 @@ class TransformersEncoder:
         return self.forward(np.stack([self.prepare(image) for image in batch]))
 
 
-def _prefix_tokens(config: Any, state: dict[str, Any]) -> int:
+def _named_tokens(config: Any, state: dict[str, Any]) -> int:
     """Count the tokens before the patches: class, distillation, registers."""
     marks = (*_CLASS_TOKENS, "distillation_token")
     tokens = sum(any(mark in key for key in state) for mark in marks)

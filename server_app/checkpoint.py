@@ -53,6 +53,8 @@ class Progress:
         lost_sums: secure sums that came to nothing after sites were charged for them.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a field of another version's checkpoint is refused
+
     run_name: str
     context: str
     taken_part: tuple[tuple[str, ...], ...] = ()
@@ -138,4 +140,4 @@ def with_round(
     )
 
 
-_PROGRESS = TypeAdapter(Progress, config=ConfigDict(extra="forbid"))
+_PROGRESS = TypeAdapter(Progress)

@@ -29,6 +29,8 @@ class EncoderIdentity:
     arithmetic (`float32`, `bfloat16`, `float16`); `class_names` in the order of the labels.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
     encoder: str
     revision: str
     dimension: int
@@ -67,7 +69,7 @@ class EncoderIdentity:
             raise DataError(f"encoder identity: {where}: {first['msg']}; extract the set again") from None
 
 
-_IDENTITY = TypeAdapter(EncoderIdentity, config=ConfigDict(extra="forbid", strict=True))
+_IDENTITY = TypeAdapter(EncoderIdentity)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,6 +145,14 @@ def test_imports_of_sees_imports_inside_functions_and_of_whole_modules(tmp_path:
     assert imports["common.errors"] == {"common.privacy.noise"}
 
 
+def test_the_step_without_a_guarantee_is_imported_only_where_a_run_asks_for_it() -> None:
+    for path in (ROOT / "common").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            assert not any("as_printed" in name for name in (module, *names)), path
+
+
 def test_app_package_holds_no_data() -> None:
     """The patterns of what Flower ships name code alone."""
     import tomllib

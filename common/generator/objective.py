@@ -12,8 +12,9 @@ when another is added, and the guarantee for fixed numbers carries over to their
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -136,8 +137,9 @@ def record_losses(
     one_hot = functional.one_hot(labels, shape.num_classes).to(embeddings.dtype)
     losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
     if training.elbo_weight > 0:
-        elbo = _elbo(shape, training, tape, encoder, embeddings, one_hot, source)
-        losses = losses - training.elbo_weight / shape.dim * (elbo * mask).sum(1)
+        normals = partial(_normals, source=source)
+        bounds = elbo(shape, tape, encoder, embeddings, one_hot, normals, training.kl_weight)
+        losses = losses - training.elbo_weight / shape.dim * (bounds * mask).sum(1)
     if training.discriminative_weight > 0:
         scores = class_scores(shape, tape, embeddings)
         scores = scores if class_offsets is None else scores + class_offsets
@@ -149,27 +151,36 @@ def record_losses(
     return losses
 
 
-def _elbo(
+def elbo(
     shape: GeneratorShape,
-    training: TrainingConfig,
-    tape: Tape,
+    layers: Layers,
     encoder: Layers,
     embeddings: Tensor,
     one_hot: Tensor,
-    source: NoiseSource,
+    normals: Callable[[Tensor], Tensor],
+    kl_weight: float = 1.0,
 ) -> Tensor:
-    """One-sample estimate of the ELBO of every record (Eq. 1), with `kl_weight` on the KL: (U, R)."""
+    """One-sample estimate of the ELBO of every record (Eq. 1), with a weight on the KL.
+
+    Args:
+        shape: public sizes.
+        layers: Φ at a code. encoder: ψ.
+        embeddings: x around the centre, (..., d_x). one_hot: y, (..., K).
+        normals: gives standard normals in the shape of a tensor.
+        kl_weight: at least 0.
+
+    Returns:
+        (...), in nats.
+    """
     if shape.model.latent_dim == 0:
-        latent = embeddings.new_zeros(*embeddings.shape[:2], 0)
-        divergence = embeddings.new_zeros(embeddings.shape[:2])
+        latent, divergence = embeddings[..., :0], embeddings.new_zeros(embeddings.shape[:-1])
     else:
         mean, log_scale = encode(shape, encoder, embeddings, one_hot)
-        latent = mean + torch.exp(log_scale) * _normals(mean, source)
-        prior_mean, prior_log_scale = class_prior(tape, one_hot)
-        divergence = gaussian_kl(mean, log_scale, prior_mean, prior_log_scale)
-    reconstruction = decode(shape, tape, latent, one_hot)
+        latent = mean + torch.exp(log_scale) * normals(mean)
+        divergence = gaussian_kl(mean, log_scale, *class_prior(layers, one_hot))
+    reconstruction = decode(shape, layers, latent, one_hot)
     likelihood = gaussian_log_likelihood(embeddings, reconstruction, shape.observation_variance)
-    return likelihood - training.kl_weight * divergence  # Eq. (1)
+    return likelihood - kl_weight * divergence  # Eq. (1)
 
 
 def _mmd_cross_term(

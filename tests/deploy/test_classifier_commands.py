@@ -157,6 +157,6 @@ def test_predict_names_the_classes_of_one_image_without_a_network(
 
 
 def test_predict_refuses_a_classifier_that_names_no_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_head(tmp_path / "head", TrainedHead(LinearHead(torch.eye(2), torch.zeros(2)), ("a", "b"), False, None, "r"))
+    save_head(tmp_path / "head", TrainedHead(LinearHead(torch.eye(2), torch.zeros(2)), ("a", "b"), None, "r"))
     assert command("predict", tmp_path / "head", tmp_path / "x.png") == 2
     assert "names no encoder" in capsys.readouterr().err

@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from common.bounds import LARGEST_NORM, held_within
 from common.errors import ConfigError
-from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood, sleep
-from common.generator.hypernetwork import class_prior, decode, project_code
-from common.generator.layers import PlainLayers
+from common.generator.cvae import sleep
+from common.generator.hypernetwork import project_code
 from common.generator.objective import FeatureTarget, data_free_loss, record_factors
 from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
 from common.methods.constants import CENTRE, TARGET
@@ -27,7 +25,6 @@ from common.methods.fedhypevae.rates import (
     trained_names,
 )
 from common.privacy.clipping import clipped_gradient_sum
-from common.privacy.factors import GradientFactors
 from common.privacy.mechanism import noised_sum
 from common.privacy.noise import NoiseSource
 from common.privacy.sampling import draw_units
@@ -85,7 +82,11 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
         noisy = _noised_sum(
             context, params, site.get("code"), encoder, batch, work.source, sent_too=not work.noised_later
         )
-        raw = _raw_gradients(context, params, site.get("code"), encoder, batch, public)
+        raw: Tensors = {}
+        if privacy.encoder_training == "unprotected":
+            from common.methods.fedhypevae.as_printed import raw_gradients
+
+            raw = raw_gradients(context, params, site.get("code"), encoder, batch, public)
         free = _data_free_gradients(context, params, site.get("code"), public)
         added = {name: held_within(free_scale * value, _MOST_ADDED) for name, value in free.items()}
         total = {name: value + added[name] if name in added else value for name, value in noisy.items()}
@@ -134,7 +135,9 @@ def _noised_sum(
     offsets = params.get(CLASS_OFFSETS)
     factors = record_factors(shape, config.training, params, code, encoder, batch, source, offsets, joint=joint)
     if mode == "unprotected":
-        factors = (_without_code(part) for part in factors)
+        from common.methods.fedhypevae.as_printed import without_code
+
+        factors = map(without_code, factors)
     summed = clipped_gradient_sum(factors, shapes, config.privacy.clip_norm)
     if sent_too:
         return noised_sum(summed, context.plan.training_noise, source)
@@ -143,51 +146,6 @@ def _noised_sum(
     bare = {name: summed.tensors[name].double() for name in sent}
     widened = replace(summed, tensors=kept, sensitivity=summed.sensitivity * (1.0 + ROUNDING_MARGIN))
     return {**bare, **noised_sum(widened, context.plan.training_noise, source)}
-
-
-def _without_code(factors: GradientFactors) -> GradientFactors:
-    """Only under `unprotected`: the code moves by its raw gradient."""
-    factors.vectors.pop("code", None)
-    return factors
-
-
-def _raw_gradients(
-    context: RunContext,
-    params: Tensors,
-    code: Tensor | None,
-    encoder: Tensors,
-    batch: UnitBatch,
-    draws: torch.Generator,
-) -> dict[str, Tensor]:
-    """Eq. 8 as printed: unclipped, unnoised gradients of code and encoder. Only under `unprotected`."""
-    training = context.config.training  # Eq. (8)
-    if context.config.privacy.encoder_training != "unprotected" or not bool(batch.mask.any()):
-        return {}
-    shape = generator_shape(context)
-    keep = batch.mask.flatten() > 0
-    embeddings = batch.embeddings.flatten(0, 1)[keep]
-    one_hot = functional.one_hot(batch.labels.flatten()[keep], shape.num_classes).float()
-    leaves = {name: value.clone().requires_grad_() for name, value in encoder.items()}
-    if code is not None:
-        leaves["code"] = code.clone().requires_grad_()
-    code_leaf = leaves.get("code")
-    layers = PlainLayers.at(params, code_leaf)
-    latent = torch.zeros(embeddings.shape[0], 0)
-    divergence = torch.zeros(embeddings.shape[0])
-    if shape.model.latent_dim:
-        mean, log_scale = encode(shape, PlainLayers(leaves), embeddings, one_hot)
-        latent = mean + torch.exp(log_scale) * torch.randn(mean.shape, generator=draws)
-        prior_mean, prior_log_scale = class_prior(layers, one_hot)
-        divergence = gaussian_kl(mean, log_scale, prior_mean, prior_log_scale)
-    reconstruction = decode(shape, layers, latent, one_hot)
-    elbo = gaussian_log_likelihood(embeddings, reconstruction, shape.observation_variance) - divergence
-    loss = -elbo.mean() / shape.dim
-    if code_leaf is not None:
-        loss = loss + training.code_penalty * code_leaf.square().sum()
-    if not leaves:
-        return {}
-    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {name: grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}
 
 
 def released_target(context: RunContext, params: Tensors) -> FeatureTarget | None:

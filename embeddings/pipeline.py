@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,8 @@ def embed_batches(items: Iterable[Item], encoder: Encoder, *, workers: int | Non
         workers: threads; None takes one per core and one more, which reads while the others compute.
 
     Yields:
-        One `Batch` per `encoder.batch_size` items. An item whose `load` raises `DataError` is in `rejected`.
+        One `Batch` per `encoder.batch_size` items. An item whose `load` raises `DataError`, or which
+        the encoder can't prepare, is in `rejected`.
     """
     from common.devices import one_thread  # torch is imported where it is used
 
@@ -95,7 +97,7 @@ def _embed_batch(index: int, batch: Sequence[Item], encoder: Encoder, forward_sl
     rejected: list[tuple[Item, str]] = []
     for item in batch:
         try:
-            rows.append(encoder.prepare(item.load()))
+            rows.append(_prepared(encoder, item.load()))
             good.append(item)
         except DataError as error:
             rejected.append((item, str(error)))
@@ -111,6 +113,15 @@ def _embed_batch(index: int, batch: Sequence[Item], encoder: Encoder, forward_sl
     rejected += [(item, reason) for item, fine in zip(good, usable, strict=True) if not fine]
     kept = tuple(item for item, fine in zip(good, usable, strict=True) if fine)
     return Batch(index, np.ascontiguousarray(embeddings[usable]), kept, tuple(rejected))
+
+
+def _prepared(encoder: Encoder, image: NDArray[np.uint8]) -> NDArray[Any]:
+    """Prepare one image; whatever a foreign processor raises over it costs this image alone."""
+    try:
+        return encoder.prepare(image)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise DataError(f"the encoder can't prepare it ({type(error).__name__}: {reason})") from None
 
 
 def _cut(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

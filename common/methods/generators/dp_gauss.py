@@ -26,10 +26,9 @@ from common.methods.base import (
     SiteState,
     StepInput,
     Tensors,
+    private_plan,
 )
-from common.methods.plans import private_plan
-from common.privacy.combined import ReleasedStatistics
-from common.privacy.statistics import StatisticsSpec, class_means_spec
+from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, class_means_spec
 
 
 def plan(config: RunConfig) -> PrivacyPlan:
@@ -56,6 +55,11 @@ def init(context: RunContext) -> ServerState:
             "class_counts": torch.ones(problem.num_classes),
         },
     )
+
+
+def init_site(context: RunContext, site_index: int) -> SiteState:
+    """Nothing stays at a site."""
+    return SiteState({})
 
 
 def prepare(context: RunContext, state: ServerState, released: ReleasedStatistics) -> ServerState:
@@ -127,6 +131,7 @@ METHOD = Method(
     plan=plan,
     statistics=statistics,
     init=init,
+    init_site=init_site,
     prepare=prepare,
     upload_shapes=upload_shapes,
     client_step=client_step,

@@ -49,9 +49,10 @@ test-compose:  ## the compose demo on a real container engine (root and namespac
 mutants: $(STAMP)  ## plant each privacy bug of the list and see which test finds it (half an hour on two cores)
 	$(BIN)/python -m tests.mutants --jobs 2 --write-table
 
-fuzz: $(STAMP)  ## 20,000 changed replies of sites to a real server app, 10,000 changed files (twenty minutes on two cores)
+fuzz: $(STAMP)  ## 20,000 changed replies of sites to a real server app, 10,000 changed files and as many texts (twenty minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --mutations 20000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.files --inputs 10000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.tables --inputs 10000
 
 check: $(STAMP)  ## ruff and strict types
 	$(BIN)/ruff check .

@@ -32,14 +32,15 @@ from common.evaluation.nonlinear_heads import score_heads
 from common.evaluation.scores import SiteScores, Split, mean_scores, score
 from common.loop import LoopResult, run_loop
 from common.methods import get_method
-from common.methods.base import CENTRE, RunContext, seeded
+from common.methods.base import RunContext, seeded
+from common.methods.constants import CENTRE
 from common.methods.heads import fedlambda
 from common.methods.heads.linear import published_head
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn import taught as mh_pfedhn_gd
 from common.methods.mh_pfedhn.architectures import light_architecture, site_architecture
 from common.methods.published import published_set
-from common.privacy.calibration import epsilon_pld
+from common.privacy.composition import epsilon_pld
 
 _SCORES = ("synthetic_only", "mixed", "own_lambda", "personalised")
 _TEST_ROWS = 2000

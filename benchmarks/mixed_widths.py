@@ -38,7 +38,8 @@ from benchmarks.table import RESULTS, load_records, write_text
 from common.config.rivals import RivalsConfig
 from common.errors import FedHypeVAEError
 from common.evaluation.scores import SiteScores, score
-from common.methods.base import CENTRE, RunContext, Tensors, seeded
+from common.methods.base import RunContext, Tensors, seeded
+from common.methods.constants import CENTRE
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn.architectures import site_architecture
 from common.records import SiteData

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from benchmarks.sources import Pool, data_folder, load_ham, load_heart, load_organ
 from common.errors import ConfigError
+from common.evaluation.splits import split_site
 from common.records import SiteData
-from embeddings.simulation.partition import partition_by_column, partition_dirichlet, partition_iid, split_site
+from embeddings.simulation.partition import partition_by_column, partition_dirichlet, partition_iid
 
 PARTITION_SEED = 202502
 SEEDS = (3407, 12345, 202502)

@@ -33,8 +33,8 @@ from common.methods import get_method
 from common.methods.base import RunContext
 from common.methods.published import published_set
 from common.methods.site_release import noise_source, site_statistics
+from common.privacy.combined import combine_statistics
 from common.privacy.robust import settled
-from common.privacy.statistics import combine_statistics
 from common.records import SiteData
 from server_app.statistics_bounds import StatisticsBounds
 

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 
 from common.config.run import RunConfig
 from common.methods import get_method
-from common.methods.base import (
-    Artifact,
-    Method,
-    Problem,
-    RunContext,
-    ServerState,
-    SiteState,
-    StepInput,
-    Tensors,
-)
+from common.methods.base import Artifact, Method, Problem, RunContext, ServerState, SiteState, StepInput, Tensors
 from common.methods.shared_sums import (
     check_shares_noise,
     combined_statistics,
@@ -30,8 +21,8 @@ from common.methods.shared_sums import (
 )
 from common.methods.site_release import noise_source, site_statistics
 from common.methods.uploads import gather
+from common.privacy.combined import ReleasedStatistics, combine_statistics
 from common.privacy.robust import settled
-from common.privacy.statistics import ReleasedStatistics, combine_statistics
 from common.records import SiteData, unit_length
 from common.secagg.quantise import add_up, encode
 from common.wire.allow_list import num_bytes

@@ -83,6 +83,16 @@ def object_or_empty(path: Path) -> dict[str, Any]:
         return {}
 
 
+def object_in(output: str) -> dict[str, Any]:
+    """The JSON object in a program's output that also holds lines for people; empty where there is none."""
+    start = output.find("{")
+    try:
+        found = json.loads(output[start:]) if start >= 0 else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def neat(text: str) -> str:
     """A name as it is compared: in Unicode's composed form (NFC), without blanks and invisible marks at its ends."""
     return trimmed(unicodedata.normalize("NFC", text))

@@ -83,28 +83,24 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
         check_shares_noise(method, run_context)
     for reason in why_not_private(run_context):
         printer.say(f"no end-to-end guarantee: {reason}")
-    state, progress = (
-        method.init(run_context),
-        Progress(
-            config.federation.run_name or flower_run,
-            dump_context(run_context),
-            members={member.name: member.index for member in meeting.members.values()},
-        ),
-    )
-    if before is not None:
+    if before is None:
+        members = {member.name: member.index for member in meeting.members.values()}
+        run_name = config.federation.run_name or flower_run
+        state, progress = method.init(run_context), Progress(run_name, dump_context(run_context), members=members)
+        save_checkpoint(folder, state, progress)
+    else:
         state, progress = before
         _check_same(progress.context, dump_context(run_context))
         printer.say(f"resuming {progress.run_name} after round {state.round}")
-    else:
-        save_checkpoint(folder, state, progress)
     facts: dict[str, Any] = {
         "run": progress.run_name,
         "method": config.method,
         "rounds": plan.num_rounds,
         "round": state.round,
+        "sites": len(meeting.members),
+        "delta": config.privacy.delta,
+        "epsilon_target": finite_or_none(config.privacy.epsilon),
     }
-    facts |= {"sites": len(meeting.members), "delta": config.privacy.delta}
-    facts |= {"epsilon_target": finite_or_none(config.privacy.epsilon)}
     watch = RunWatch(folder, printer, config.federation.tracking, facts)
     simulated = all(fact.position >= 0 for fact in meeting.facts.values())
     receipts = Receipts(None if simulated else work_folder() / RECEIPTS)

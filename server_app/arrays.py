@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from common.errors import WireError
-from common.wire.allow_list import Kind, dtype_of
+from common.wire.allow_list import Kind, check_names, dtype_of
 
 _STYPE = "numpy.ndarray"
 _MAGIC = b"\x93NUMPY\x01\x00"
@@ -35,11 +35,7 @@ def read_tensors(kind: Kind, record: ArrayRecord, shapes: Mapping[str, tuple[int
     Raises:
         WireError: names the first tensor that is not what is expected; no value is quoted.
     """
-    unknown, missing = sorted(set(record) - set(shapes)), sorted(set(shapes) - set(record))
-    if unknown:
-        raise WireError(f"message {kind}: tensor {unknown[0][:40]!r} is not on the allow-list; nothing of it is used")
-    if missing:
-        raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
+    check_names(kind, record, shapes)
     tensors = {}
     for name, shape in shapes.items():
         tensors[name] = _tensor(f"message {kind}: tensor {name!r}", record[name], dtype_of(kind), tuple(shape))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from common.durable import write_output
 from common.errors import ConfigError
 from common.methods.base import ServerState
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 
 _FILE = "checkpoint.safetensors"
 _PARTS = ("params", "memory")
@@ -52,6 +53,8 @@ class Progress:
         lost_sums: secure sums that came to nothing after sites were charged for them.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a field of another version's checkpoint is refused
+
     run_name: str
     context: str
     taken_part: tuple[tuple[str, ...], ...] = ()
@@ -75,7 +78,7 @@ def save_checkpoint(folder: Path, state: ServerState, progress: Progress) -> Non
         FedHypeVAEError: the disk refuses; the last checkpoint is untouched.
     """
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(state, part).items()}
-    notes: dict[str, Any] = {"round": state.round, "progress": _progress_to_json(progress)}
+    notes: dict[str, Any] = {"round": state.round, "progress": asdict(progress)}
     statistics = state.statistics
     if statistics is not None:
         for name in _STATISTICS:
@@ -122,17 +125,7 @@ def _read(path: Path) -> tuple[ServerState, Progress]:
         found: dict[str, Any] = {name: parts["statistics"].get(name) for name in _STATISTICS}
         statistics = ReleasedStatistics(**found, **notes["statistics"])
     state = ServerState(notes["round"], parts["params"], parts["memory"], statistics)
-    progress = notes["progress"]
-    done = Progress(
-        **{
-            **progress,
-            "taken_part": tuple(tuple(sites) for sites in progress["taken_part"]),
-            "missing": tuple(progress["missing"]),
-            "history": tuple(progress.get("history", ())),
-            "refused": tuple(progress.get("refused", ())),
-        }
-    )
-    return state, done
+    return state, _PROGRESS.validate_python(notes["progress"])
 
 
 def with_round(
@@ -147,5 +140,4 @@ def with_round(
     )
 
 
-def _progress_to_json(progress: Progress) -> dict[str, Any]:
-    return {name: getattr(progress, name) for name in Progress.__dataclass_fields__}
+_PROGRESS = TypeAdapter(Progress)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.methods.base import Artifact, RunContext, seeded
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 from common.wire.allow_list import SCORE_NAMES
 from server_app.strategy import FederatedStrategy
 

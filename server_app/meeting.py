@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from common.config.run import RunConfig
 from common.errors import MeetingError, WireError
 from common.wire.agreement import check_sites
-from common.wire.allow_list import SiteFacts
+from common.wire.allow_list import REQUEST_FIELDS, SiteFacts
 from common.wire.identity import EncoderIdentity
 from server_app.exchange import Exchange, build_messages, receive
 from server_app.members import Member
@@ -120,16 +120,9 @@ def say_hello(grid: Grid, config: RunConfig, nodes: Iterable[int], patience: flo
         patience: seconds to wait.
         refusals: is told whose hello broke a rule.
     """
-    federation = config.federation
-    words: dict[str, str | int | float | bool] = {
-        "seed": federation.seed,
-        "alpha": federation.alpha,
-        "output_dir": federation.output_dir,
-        "pool": federation.pool,
-    }
-    words |= {"data_is_public": federation.data_is_public}
-    words |= {"epsilon": config.privacy.epsilon, "unit": config.privacy.unit}
-    messages = build_messages("hello", nodes, lambda _: words, lambda _: {}, "hello", patience)
+    settings, (names, _) = config.to_flat(), REQUEST_FIELDS["hello"]
+    fields = {name: settings[name.replace("_", "-")] for name in sorted(names)}
+    messages = build_messages("hello", nodes, lambda _: fields, lambda _: {}, "hello", patience)
     outcome = Exchange("hello", messages).read(receive(grid, messages, patience))
     registered = registered_names()
     facts: dict[int, SiteFacts] = {}

@@ -9,8 +9,9 @@ from flwr.serverapp import Grid
 from common.errors import WireError
 from common.methods.base import Method, RunContext
 from common.methods.shared_sums import mean_statistics, shared_statistics_noise, statistics_arguments
+from common.privacy.combined import ReleasedStatistics, combine_statistics
 from common.privacy.robust import settled
-from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, combine_statistics
+from common.privacy.statistics import StatisticsSpec
 from server_app.link import Link
 from server_app.secagg import SecureSum
 from server_app.statistics_bounds import StatisticsBounds

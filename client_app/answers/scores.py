@@ -15,10 +15,11 @@ from client_app.task import Work, request_of
 from common.errors import PolicyRefusal
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import score, score_site
+from common.evaluation.splits import SPLIT_NAMES
 from common.methods import get_method
 from common.wire.allow_list import SCORE_NAMES
 from common.wire.received import check_shapes
-from embeddings.store.sets import SPLIT_NAMES, EmbeddingSet
+from embeddings.store.sets import EmbeddingSet
 
 _HEADS = ("synthetic", "statistics")
 

@@ -27,10 +27,10 @@ from common.errors import ConfigError
 from common.methods import get_method
 from common.methods.base import Method, Problem, RunContext, ServerState, SiteState, StepInput
 from common.methods.site_release import site_statistics
-from common.privacy.calibration import epsilon_pld
+from common.privacy.combined import combine_statistics
+from common.privacy.composition import epsilon_pld
 from common.privacy.events import sampled_gaussian
 from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
-from common.privacy.statistics import combine_statistics
 from common.records import SiteData
 
 Progress = Callable[[int, int], None]

@@ -15,10 +15,10 @@ from common.errors import ConfigError
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.methods.site_release import site_statistics
-from common.privacy.calibration import epsilon_pld
+from common.privacy.combined import combine_statistics
+from common.privacy.composition import epsilon_pld
 from common.privacy.events import gaussian
 from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
-from common.privacy.statistics import combine_statistics
 from common.records import SiteData
 
 _DIM, _CLASSES = 8, 3  # exact samplers are slow, and their noise knows nothing of the sizes

@@ -16,8 +16,9 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.generator.layers import PlainLayers, generated_rows
 from common.methods import get_method
-from common.methods.base import Problem, RunContext, StepInput, private_plan
+from common.methods.base import Problem, RunContext, StepInput
 from common.methods.fedhypevae.rates import generator_shape
+from common.methods.plans import private_plan
 from common.privacy.noise import NoiseSource
 from common.records import SiteData, on_sphere
 

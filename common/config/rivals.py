@@ -1,4 +1,8 @@
-"""Settings of the methods that FedHypeVAE is compared with."""
+"""Settings of the methods that FedHypeVAE is compared with.
+
+They stand here and not beside their methods: a run is parsed and saved as a whole, at sites as well, and
+`common/config` lies below the methods, so that it can ask none of them for its fields.
+"""
 
 from __future__ import annotations
 

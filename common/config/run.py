@@ -89,9 +89,9 @@ class RunConfig(BaseModel):
                 nested["method"] = value
                 continue
             concern = _CONCERN_OF.get(key)
-            if key in REMOVED and concern is None:
-                raise ConfigError(f"there is no setting {key} any more: {REMOVED[key]}")
             if concern is None:
+                if key in REMOVED:
+                    raise ConfigError(f"there is no setting {key} any more: {REMOVED[key]}")
                 near = difflib.get_close_matches(key, [*_CONCERN_OF, "method"], n=1)
                 hint = f"; did you mean {near[0]}?" if near else "; see the list of settings in README.md"
                 raise ConfigError(f"unknown setting {key!r:.100}{hint}")
@@ -103,11 +103,8 @@ class RunConfig(BaseModel):
 
     def to_flat(self) -> dict[str, Scalar]:
         """The same configuration as flat kebab-case keys: `from_flat(to_flat())` gives it back."""
-        flat: dict[str, Scalar] = {"method": self.method}
-        for concern in _CONCERNS:
-            for field, value in getattr(self, concern).model_dump().items():
-                flat[field.replace("_", "-")] = value
-        return flat
+        parts = {key: getattr(getattr(self, name), key.replace("-", "_")) for key, name in _CONCERN_OF.items()}
+        return {"method": self.method, **parts}
 
     def replace(self, **changes: Scalar) -> RunConfig:
         """A copy with some flat settings changed (`config.replace(num_rounds=3)`), validated again."""
@@ -116,15 +113,12 @@ class RunConfig(BaseModel):
         )
 
 
-_CONCERNS: dict[str, type[Concern]] = {
-    "privacy": PrivacyConfig,
-    "model": ModelConfig,
-    "training": TrainingConfig,
-    "synthesis": SynthesisConfig,
-    "rivals": RivalsConfig,
-    "federation": FederationConfig,
+_CONCERN_OF: dict[str, str] = {
+    field.replace("_", "-"): name
+    for name, part in RunConfig.model_fields.items()
+    if isinstance(part.default, Concern)
+    for field in type(part.default).model_fields
 }
-_CONCERN_OF = {field.replace("_", "-"): concern for concern, cls in _CONCERNS.items() for field in cls.model_fields}
 
 
 def _one_line(error: ValidationError) -> str:

@@ -15,13 +15,9 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.evaluation.neighbours import (
-    ManifoldScores,
-    check_sets,
-    manifold_scores,
-)
+from common.evaluation.neighbours import ManifoldScores, check_sets, manifold_scores
 from common.evaluation.nonlinear_heads import MLPConfig, fit_mlp_head
-from common.evaluation.scores import Split, accuracy
+from common.evaluation.scores import accuracy
 from common.kernels import gaussian_kernel
 
 Estimator = Literal["biased", "unbiased"]
@@ -184,14 +180,3 @@ def fidelity(
         manifold=manifold_scores(real, synthetic, config.neighbours) if fewest > config.neighbours else None,
         two_sample=two_sample_accuracy(real, synthetic, generator, config.two_sample) if fewest >= 4 else None,
     )
-
-
-def fidelity_per_class(
-    real: Split, synthetic: Split, generator: torch.Generator, config: FidelityConfig | None = None
-) -> dict[int, Fidelity]:
-    """`fidelity` of each class that both sets have; a class that one of them lacks is left out."""
-    shared = sorted(set(real[1].tolist()) & set(synthetic[1].tolist()))
-    return {
-        label: fidelity(real[0][real[1] == label], synthetic[0][synthetic[1] == label], generator, config)
-        for label in shared
-    }

@@ -191,33 +191,6 @@ def gaussian_head(class_means: Tensor, covariance: Tensor, priors: Tensor) -> Li
     return LinearHead(weight.float(), bias.float())
 
 
-def fit_gaussian_head(embeddings: Tensor, labels: Tensor, num_classes: int, ridge: float = 1.0) -> LinearHead:
-    """LDA head from labelled embeddings: their class means, pooled within-class covariance and class shares.
-
-    Args:
-        embeddings: (n, d).
-        labels: (n,), integers in [0, num_classes); a class without rows is never predicted.
-        num_classes: K.
-        ridge: added to the covariance's diagonal, in units of its mean eigenvalue, at least 0.
-
-    Returns:
-        The head, in float32.
-
-    Raises:
-        DataError: as `fit_linear_head`; or the ridge is too small for the covariance to be inverted.
-    """
-    x, y = check_rows(embeddings, labels, num_classes)
-    if not ridge >= 0:
-        raise ConfigError(f"ridge must be at least 0, found {ridge}")
-    counts = torch.bincount(y, minlength=num_classes)
-    sums = torch.zeros(num_classes, x.shape[1], dtype=torch.float64).index_add_(0, y, x.double())
-    means = sums / counts.clamp(min=1)[:, None]
-    centred = x - means.float()[y]
-    covariance = (centred.T @ centred).double() / len(y)
-    covariance.diagonal().add_(ridge * covariance.diagonal().mean())
-    return gaussian_head(means, covariance, counts.double())
-
-
 def _minimise(
     x: Tensor,
     y: Tensor,

@@ -14,13 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.errors import ConfigError, DataError
-from common.evaluation.heads import (
-    FineTuneConfig,
-    HeadConfig,
-    LinearHead,
-    fine_tune_head,
-    fit_linear_head,
-)
+from common.evaluation.heads import FineTuneConfig, HeadConfig, LinearHead, fine_tune_head, fit_linear_head
 
 Split = tuple[Tensor, Tensor]
 """Embeddings (n, d) and labels (n,)."""

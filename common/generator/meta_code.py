@@ -17,7 +17,7 @@ from common.adam import adam_step
 from common.generator import row_numbers
 from common.generator.hypernetwork import Generated, GeneratorShape, decode, generate, project_code
 from common.generator.layers import Tensors, generated_rows
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 
 _MOMENT_DRAWS = 64
 

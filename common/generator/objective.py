@@ -21,12 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.config.generator import MMD_BANDWIDTHS, TrainingConfig
-from common.generator.cvae import (
-    encode,
-    gaussian_kl,
-    gaussian_log_likelihood,
-    sample_given_labels,
-)
+from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood, sample_given_labels
 from common.generator.hypernetwork import (
     GeneratorShape,
     class_prior,

@@ -8,7 +8,7 @@ from torch import Tensor
 from common.generator.hypernetwork import GeneratorShape
 from common.generator.layers import Tensors
 from common.generator.meta_code import MetaCodes, mixture_means
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 
 PLACEMENT = "meta.placement"
 """Name of the shifts of `place_classes` among what is published."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from common.generator.hypernetwork import GeneratorShape, score_head
 from common.generator.layers import PlainLayers, Tensors
 from common.generator.meta_code import MetaCodes, mixture_means
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 
 PROTOTYPES = "meta.prototypes"
 """Name of the class prototypes among what is published."""

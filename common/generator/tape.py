@@ -16,14 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.generator.layers import (
-    Tensors,
-    class_score_layer,
-    code_features,
-    linear,
-    pull_back,
-    row_scaled_layer,
-)
+from common.generator.layers import Tensors, class_score_layer, code_features, linear, pull_back, row_scaled_layer
 from common.privacy.factors import GradientFactors
 
 

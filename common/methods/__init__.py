@@ -7,25 +7,25 @@ import importlib
 from common.errors import ConfigError
 from common.methods.base import Method
 
-_MODULES = {
-    "fedhypevae": "common.methods.fedhypevae.server",
-    "fedavg": "common.methods.heads.fedavg",
-    "fedprox": "common.methods.heads.fedprox",
-    "fedlambda": "common.methods.heads.fedlambda",
-    "dp_fedsgd": "common.methods.heads.dp_fedsgd",
-    "dp_cvae": "common.methods.generators.dp_cvae",
-    "dp_cgan": "common.methods.generators.dp_cgan",
-    "dp_gauss": "common.methods.generators.dp_gauss",
-    "mh_pfedhn": "common.methods.mh_pfedhn.personal",
-    "mh_pfedhn_dp": "common.methods.mh_pfedhn.personal",
-    "mh_pfedhn_gd": "common.methods.mh_pfedhn.taught",
-    "mh_pfedhn_gd_dp": "common.methods.mh_pfedhn.taught",
+_WHERE = {
+    "fedhypevae": "common.methods.fedhypevae.server:METHOD",
+    "fedavg": "common.methods.heads.fedavg:METHOD",
+    "fedprox": "common.methods.heads.fedprox:METHOD",
+    "fedlambda": "common.methods.heads.fedlambda:METHOD",
+    "dp_fedsgd": "common.methods.heads.dp_fedsgd:METHOD",
+    "dp_cvae": "common.methods.generators.dp_cvae:METHOD",
+    "dp_cgan": "common.methods.generators.dp_cgan:METHOD",
+    "dp_gauss": "common.methods.generators.dp_gauss:METHOD",
+    "mh_pfedhn": "common.methods.mh_pfedhn.personal:METHOD",
+    "mh_pfedhn_dp": "common.methods.mh_pfedhn.personal:METHOD_DP",
+    "mh_pfedhn_gd": "common.methods.mh_pfedhn.taught:METHOD",
+    "mh_pfedhn_gd_dp": "common.methods.mh_pfedhn.taught:METHOD_DP",
 }
 
 
 def method_names() -> tuple[str, ...]:
     """Names that `method = "..."` may take."""
-    return tuple(_MODULES)
+    return tuple(_WHERE)
 
 
 def get_method(name: str) -> Method:
@@ -34,7 +34,8 @@ def get_method(name: str) -> Method:
     Raises:
         ConfigError: "unknown method ..., expected one of ...".
     """
-    if name not in _MODULES:
-        raise ConfigError(f"unknown method {name!r}, expected one of {', '.join(_MODULES)}")
-    method: Method = getattr(importlib.import_module(_MODULES[name]), "METHOD_DP" if name.endswith("_dp") else "METHOD")
+    if name not in _WHERE:
+        raise ConfigError(f"unknown method {name!r}, expected one of {', '.join(_WHERE)}")
+    module, attribute = _WHERE[name].split(":")
+    method: Method = getattr(importlib.import_module(module), attribute)
     return method

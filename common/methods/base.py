@@ -7,7 +7,6 @@ beforehand, in `plan`, every privacy event that its sites will be charged.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from common.config.run import RunConfig
 from common.generator.row_law import RowLaw
+from common.privacy.combined import ReleasedStatistics
 from common.privacy.events import PrivacyEvent, gaussian, sampled_gaussian
 from common.privacy.noise import NoiseSource
-from common.privacy.statistics import ReleasedStatistics, StatisticsSpec
+from common.privacy.statistics import StatisticsSpec
 from common.records import SiteData
 
 Tensors = Mapping[str, Tensor]
@@ -162,6 +162,11 @@ class Artifact:
     settings: Mapping[str, str | int | float | bool]
 
 
+def nothing_stays(context: RunContext, site_index: int) -> SiteState:
+    """Nothing stays at a site."""
+    return SiteState({})
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of the comparison.
@@ -199,13 +204,13 @@ class Method:
     plan: Callable[[RunConfig], PrivacyPlan]
     statistics: Callable[[RunContext], StatisticsSpec | None]
     init: Callable[[RunContext], ServerState]
-    init_site: Callable[[RunContext, int], SiteState]
     prepare: Callable[[RunContext, ServerState, ReleasedStatistics], ServerState]
     upload_shapes: Callable[[RunContext], Shapes]
     client_step: Callable[[RunContext, StepInput], tuple[SiteState, dict[str, Tensor]]]
     server_step: Callable[[RunContext, ServerState, Mapping[int, Tensors]], ServerState]
     finish: Callable[[RunContext, ServerState], Artifact]
-    law: Callable[[RunContext, Artifact], RowLaw] | None
+    init_site: Callable[[RunContext, int], SiteState] = nothing_stays
+    law: Callable[[RunContext, Artifact], RowLaw] | None = None
     broadcast: Callable[[RunContext, ServerState, int], Tensors] | None = None
     site_upload_shapes: Callable[[RunContext, int], Shapes] | None = None
     personal_scores: Callable[[RunContext, Tensors, Tensor, int], Tensor] | None = None
@@ -240,47 +245,3 @@ def seeded(*parts: object) -> torch.Generator:
     """A generator for draws that touch no data and protect nothing: the same parts give the same stream."""
     digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def private_plan(config: RunConfig) -> PrivacyPlan:
-    """Divide the run's budget between statistics and training, by the accountant (see `accounting.split_budget`).
-
-    Args:
-        config: its `privacy` and `training` parts.
-
-    Returns:
-        The plan; its events together have ε at most `privacy.epsilon`. Noise 0 where ε is infinite.
-    """
-    from common.privacy.calibration import calibrate_noise_multiplier, split_budget
-
-    privacy, training = config.privacy, config.training
-    spare = privacy.spare_rounds if training.num_rounds else 0
-    steps = (training.num_rounds + spare) * training.local_steps
-    statistics: float | None
-    noise: float | None
-    if not math.isfinite(privacy.epsilon):
-        statistics, noise = (0.0 if privacy.statistics_share > 0 else None), (0.0 if steps else None)
-    elif steps == 0:
-        statistics = calibrate_noise_multiplier(privacy.epsilon, privacy.delta, 1.0, 1)
-        noise = None
-    else:
-        statistics, noise = split_budget(
-            privacy.epsilon, privacy.delta, privacy.sampling_rate, steps, privacy.statistics_share
-        )
-    return PrivacyPlan(
-        statistics, noise, privacy.sampling_rate, training.local_steps, training.num_rounds, privacy.delta, spare
-    )
-
-
-CENTRE = "constant.centre"
-
-
-TARGET = "constant.target"
-
-
-TOTAL = "constant.total"
-
-
-def known_total(params: Tensors, public_total: int) -> float:
-    """Units of all sites: as released with the statistics, else the public number."""
-    return float(params[TOTAL]) if TOTAL in params else float(public_total)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from common.methods.base import CENTRE, RunContext, StepInput
+from common.methods.base import RunContext, StepInput
+from common.methods.constants import CENTRE
 from common.records import SiteData, by_unit, clip_to_ball
 
 

@@ -7,17 +7,13 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.methods.base import Method, RunContext, Tensors, known_total
+from common.methods.base import Method, RunContext, Tensors
+from common.methods.constants import known_total
 from common.methods.site_release import statistics_batch
+from common.privacy.combined import ReleasedStatistics, combine_statistics
 from common.privacy.mechanism import planned_noise
 from common.privacy.noise import NoiseSource
-from common.privacy.statistics import (
-    ReleasedStatistics,
-    StatisticsSpec,
-    combine_statistics,
-    part_weights,
-    statistics_sum,
-)
+from common.privacy.statistics import StatisticsSpec, part_weights, statistics_sum
 from common.records import SiteData
 from common.secagg.assumptions import Assumptions
 from common.secagg.quantise import Quantisation, Words, decode, encode, make_quantisation

@@ -1,4 +1,4 @@
-"""Noise multipliers from a privacy budget, and the one place to import accounting from.
+"""Noise multipliers from a privacy budget.
 
 Calibration never overshoots: a noise multiplier is rounded up, and its ε is checked with the accountant that
 states it. Neighbouring relation throughout: add or remove one unit. Events: `common.privacy.events`; composition:
@@ -13,27 +13,8 @@ from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 
 from common.errors import ConfigError
-from common.privacy.composition import check_delta, check_epsilon, epsilon_pld, epsilon_prv, epsilon_rdp, rdp_curve
+from common.privacy.composition import check_delta, check_epsilon, epsilon_pld
 from common.privacy.events import PrivacyEvent, gaussian, mechanism_counts, sampled_gaussian
-from common.privacy.filter import filter_allows, filter_cap, filter_epsilon_spent, filter_order, filter_share_spent
-
-__all__ = [
-    "PrivacyEvent",
-    "calibrate_noise_multiplier",
-    "epsilon_pld",
-    "epsilon_prv",
-    "epsilon_rdp",
-    "filter_allows",
-    "filter_cap",
-    "filter_epsilon_spent",
-    "filter_order",
-    "filter_share_spent",
-    "gaussian",
-    "gaussian_dp_parameter",
-    "rdp_curve",
-    "sampled_gaussian",
-    "split_budget",
-]
 
 LARGEST_NOISE_MULTIPLIER = 1e6
 SMALLEST_NOISE_MULTIPLIER = 0.1

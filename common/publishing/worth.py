@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from common.errors import ConfigError, DataError
 from common.evaluation.heads import fit_linear_head
 from common.evaluation.nonlinear_heads import fit_mlp_head, fit_neighbour_head
 from common.evaluation.scores import SiteScores, Split, choose_mixing, mix_probabilities, score
+from common.evaluation.splits import SPLIT_NAMES, split_site
 from common.publishing.bundle import Bundle
 from common.records import on_sphere
 
@@ -166,36 +168,18 @@ def prepared(bundle: Bundle, embeddings: Tensor, labels: Tensor | None = None) -
 
 def _split(own: Split, groups: Tensor | None, splits: Sequence[str] | None, seed: int) -> dict[str, Split]:
     rows, labels = own
-    names = _drawn_splits(labels, groups, seed) if splits is None else list(splits)
+    if groups is not None and groups.shape != labels.shape:
+        raise DataError(f"expected a group for each of {len(labels)} rows, found {tuple(groups.shape)}")
+    patients = None if groups is None else groups.numpy()
+    drawn = split_site(labels.numpy(), np.random.default_rng(seed), patients) if splits is None else splits
+    names = list(drawn)
     if len(names) != len(labels):
         raise DataError(f"expected a split for each of {len(labels)} rows, found {len(names)}")
     parts = {}
-    for name in ("train", "validation", "test"):
+    for name in SPLIT_NAMES:
         chosen = torch.tensor([found == name for found in names])
         parts[name] = rows[chosen], labels[chosen]
     empty = [name for name in ("train", "test") if len(parts[name][1]) == 0]
     if empty:
         raise DataError(f"no rows to {empty[0]} on: {len(labels)} rows are too few, or the split leaves them out")
     return parts
-
-
-def _drawn_splits(labels: Tensor, groups: Tensor | None, seed: int) -> list[str]:
-    """64/16/20 in units (rows or patients), each class in turn: the unit goes where its class lacks most."""
-    units = torch.arange(len(labels)) if groups is None else torch.unique(groups, return_inverse=True)[1]
-    if units.shape != labels.shape:
-        raise DataError(f"expected a group for each of {len(labels)} rows, found {tuple(units.shape)}")
-    order = torch.randperm(int(units.max()) + 1, generator=torch.Generator().manual_seed(seed)).tolist()
-    members: dict[int, list[int]] = {}
-    for row, unit in enumerate(units.tolist()):
-        members.setdefault(unit, []).append(row)
-    names = [""] * len(labels)
-    left: dict[int, dict[str, float]] = {}
-    for label, count in enumerate(torch.bincount(labels).tolist()):
-        left[label] = {"train": 0.64 * count, "validation": 0.16 * count, "test": 0.20 * count}
-    for unit in order:
-        label = int(torch.mode(labels[members[unit]]).values)
-        chosen = max(left[label], key=lambda name: left[label][name])
-        left[label][chosen] -= len(members[unit])
-        for row in members[unit]:
-            names[row] = chosen
-    return names

@@ -8,25 +8,23 @@
 5. unmasking: for each site that sent its vector a share of its own mask's seed, for each that did not a share of its
    mask key; never both (`check_survivors`, `reveal`).
 
-What a site refuses is what keeps a server from learning more than the sum: too short a list, keys that are not the
-pinned ones, shares made for another list, a list of senders that the others did not have, and a second answer to 5.
+A server learns no more than the sum, since a site refuses too short a list, keys other than the pinned ones, shares
+made for another list, a list of senders that the others did not have, and a second answer to 5.
 
 **What a site that lies costs the others.** All that comes from another site and can be wrong for itself is known before
 4, where records are read and charged: a card or a box that can't be used is named in answer 2 or 3, the attempt ends
-there, and the next one does without the liar or without whom it slanders (`disputes`). After 4 a lie has no cost but
-its own place in the sum (a signature) or in the unmasking (a share that is not the committed one), as if that site had
-fallen silent. Two lies are left that cost a sum: shares, committed to, of another secret than the card's, which names
-its author; and a vector of random numbers, which shows in the norm of the sum and names nobody.
+there, and the next one does without the liar or without whom it slanders (`disputes`). After 4 a lie costs its author
+its place in the sum (a signature) or in the unmasking (a share that is not the committed one), as silence would. Two
+lies are left that cost a sum: shares, committed to, of another secret than the card's, which names its author; and a
+vector of random numbers, which shows in the norm of the sum and names nobody.
 
-**Why nothing is used twice.** Another attempt draws new keys, new seeds, new noise and a new sample, and is charged as
-a new release. A vector with its share of the noise, kept and masked again, would cost nothing more if the server saw no
-other sum of it. But a site can't know whether the others unmasked the first one, and the two sums would differ by the
-site that lied or fell silent in between: by that site's own vector, under its share of the noise alone. Two vectors
-under the same masks would not even need that. Before answer 4 nothing is drawn that could be kept.
+**Why nothing is used twice.** Another attempt draws new keys, seeds, noise and a new sample, and is charged as a new
+release. The same noised vector, masked again, would cost nothing more only if the server saw no other sum of it. A site
+can't know whether the others unmasked the first one: the two sums would differ by the vector of the site that lied or
+fell silent in between, under its share of the noise alone. Before answer 4 nothing is drawn that could be kept.
 
-Source: Bonawitz et al. (2017), figure 4, the variant for a server that is not honest. Departs: the round that makes all
-survivors' lists agree is left out; the noise is enough without it (see `assumptions`). The check (3), the seed's and
-the shares' commitments are added, so that who lies is known, most times before anybody is charged.
+Source: Bonawitz et al. (2017), figure 4, for a server that is not honest. Departs: no round makes all survivors' lists
+agree, since the noise is enough without it (see `assumptions`); the check (3) and the commitments are added.
 """
 
 from __future__ import annotations

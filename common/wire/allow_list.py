@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -102,12 +102,7 @@ def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str
         WireError: names the first tensor that is missing, unknown, of another shape or dtype, or not finite. Its text
             holds names and shapes, never values.
     """
-    unknown = sorted(set(tensors) - set(shapes))
-    missing = sorted(set(shapes) - set(tensors))
-    if unknown:
-        raise WireError(f"message {kind}: tensor {unknown[0]!r} is not on the allow-list; nothing of it is used")
-    if missing:
-        raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
+    check_names(kind, tensors, shapes)
     wanted = dtype_of(kind)
     for name, shape in shapes.items():
         tensor = tensors[name]
@@ -118,6 +113,15 @@ def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str
             )
         if not bool(torch.isfinite(tensor).all()):
             raise WireError(f"message {kind}: tensor {name!r} has values that are not finite")
+
+
+def check_names(kind: Kind, tensors: Iterable[str], shapes: Iterable[str]) -> None:
+    """Refuse other tensors than those allowed (WireError), by their names alone."""
+    unknown, missing = sorted(set(tensors) - set(shapes)), sorted(set(shapes) - set(tensors))
+    if unknown:
+        raise WireError(f"message {kind}: tensor {unknown[0][:40]!r} is not on the allow-list; nothing of it is used")
+    if missing:
+        raise WireError(f"message {kind}: tensor {missing[0]!r} is missing; nothing of it is used")
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from common.errors import DataError
 
 _LONGEST_SHOWN = 300  # characters
@@ -26,6 +28,8 @@ class EncoderIdentity:
     `preprocessing` describes the steps from decoded pixels to the network's input; `precision` is the
     arithmetic (`float32`, `bfloat16`, `float16`); `class_names` in the order of the labels.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     encoder: str
     revision: str
@@ -57,20 +61,15 @@ class EncoderIdentity:
         Raises:
             DataError: a field is missing or unknown, or has the wrong type.
         """
-        names = {field.name for field in dataclasses.fields(EncoderIdentity)}
-        if set(value) != names:
-            wrong = ", ".join(sorted(names.symmetric_difference(value)))
-            raise DataError(f"encoder identity: expected the fields {sorted(names)}; missing or unknown: {wrong}")
-        classes = value["class_names"]
-        texts = [value[name] for name in sorted(names - {"class_names", "dimension"})]
-        if not (
-            isinstance(value["dimension"], int)
-            and all(isinstance(text, str) for text in texts)
-            and isinstance(classes, list | tuple)
-            and all(isinstance(name, str) for name in classes)
-        ):
-            raise DataError("encoder identity: expected texts, an integer dimension and a list of class names")
-        return EncoderIdentity(**{**dict(value), "class_names": tuple(classes)})
+        try:
+            return _IDENTITY.validate_json(json.dumps(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DataError(f"encoder identity: {where}: {first['msg']}; extract the set again") from None
+
+
+_IDENTITY = TypeAdapter(EncoderIdentity)
 
 
 @dataclasses.dataclass(frozen=True)

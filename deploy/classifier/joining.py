@@ -14,7 +14,8 @@ from common.errors import ConfigError
 from common.evaluation.heads import LinearHead
 from common.evaluation.nonlinear_heads import MLPHead
 from common.evaluation.scores import Split
-from common.methods.base import CENTRE
+from common.methods import get_method
+from common.methods.constants import CENTRE
 from common.methods.features import feature_scale
 from common.methods.fedhypevae.joining import fit_code, sample_personal
 from common.methods.mh_pfedhn import personal as mh_pfedhn
@@ -70,7 +71,7 @@ def personal_model(bundle: Bundle, own: Split, model: str) -> TrainedHead:
     Raises:
         ConfigError: another method, or a model that the hypernetwork has no head for.
     """
-    if not bundle.config.method.startswith("mh_pfedhn"):
+    if get_method(bundle.config.method).personal_scores is None:
         raise ConfigError(f"a personal model needs a run of mh_pfedhn, found one of {bundle.config.method}")
     hidden = bundle.config.replace(architectures=model).rivals.hidden_widths_of
     if len(hidden) != 1 or len(hidden[0]) > 1:

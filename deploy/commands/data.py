@@ -102,8 +102,8 @@ def partition(
 
     import numpy as np
 
+    from common.evaluation.splits import split_site
     from embeddings.quality.pictures import who_has_what
-    from embeddings.simulation.partition import split_site
     from embeddings.store.file import read_store, stored_precision
     from embeddings.store.writing import write_store
 

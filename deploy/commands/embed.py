@@ -104,8 +104,8 @@ def embed(
     _report(outcome, out, printed)
     if listing.shallow:
         printed.print(
-            f"remark: {len(listing.shallow)} pictures of 16 bits use 12 of them at most and so are nearly black: store "
-            f"them with their whole range, or in 8 bits (such as {min(listing.shallow)})",
+            "remark: pictures of 16 bits that use 12 of them at most, and so are nearly black: "
+            f"{len(listing.shallow):,} (such as {min(listing.shallow)}); store their whole range, or 8 bits",
             soft_wrap=True,
         )
     if outcome.rejected:

@@ -29,6 +29,7 @@ def join(
 
     from common.errors import ConfigError
     from common.evaluation.scores import score
+    from common.methods import get_method
     from common.publishing.bundle import load_bundle
     from deploy.classifier.file import save_head
     from deploy.classifier.joining import STAYS, personal_model, personal_set
@@ -43,7 +44,7 @@ def join(
     kept, held_out = own.rows_of("train"), own.rows_of("test")
     train = own.embeddings[kept], own.labels[kept]
     with working("Fitting ..."):
-        if bundle.config.method.startswith("mh_pfedhn"):
+        if get_method(bundle.config.method).personal_scores is not None:
             trained = personal_model(bundle, train, model)
             save_head(out, trained)
             told = f"{model}, {len(bundle.class_names)} classes"

@@ -16,7 +16,7 @@ from typing import Any
 
 from common.errors import ConfigError, FederationError
 from common.names import SITE_NAME
-from common.texts import read_json
+from common.texts import object_in, read_json
 from deploy.coordinator.folder import CONNECTION, ServerFolder
 from deploy.machine.environment import tool
 from deploy.machine.keys import fingerprint
@@ -117,24 +117,12 @@ def _flower(server: ServerFolder, verb: str, *words: str) -> dict[str, Any]:
         raise FederationError(
             "the server did not answer within 2 minutes: is it started (`fedhypevae server`)?"
         ) from None
-    answer = _last_json(done.stdout)
+    answer = object_in(done.stdout)
     if done.returncode != 0 or not answer.get("success", False):
         last = next((line for line in reversed((done.stdout + done.stderr).splitlines()) if line.strip()), "no word")
         reason = str(answer.get("error-message") or last.strip())
         raise FederationError(f"the server would not {verb} the site: {reason}")
     return answer
-
-
-def _last_json(text: str) -> dict[str, Any]:
-    """The JSON object in an output that also holds lines for people."""
-    start = text.find("{")
-    if start < 0:
-        return {}
-    try:
-        found = json.loads(text[start:])
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _read(server: ServerFolder) -> list[Registered]:

@@ -6,7 +6,6 @@ the server app's status file tells the reason of a failure.
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import time
@@ -18,6 +17,7 @@ from common.config.run import RunConfig
 from common.durable import make_private
 from common.errors import ConfigError, FederationError, FedHypeVAEError
 from common.names import STATUS
+from common.texts import object_in
 from deploy.coordinator.folder import CONNECTION, ServerFolder
 from deploy.machine.app_package import staged_app
 from deploy.machine.environment import tool
@@ -41,7 +41,7 @@ def start_run(server: ServerFolder, app_folder: Path, config: RunConfig) -> str:
     with staged_app(app_folder) as staged, settings_file(config) as settings:
         words = [str(staged), CONNECTION, "--format", "json", "--run-config", str(settings)]
         done = _ask(server, [tool("flwr"), "run", *words])
-    answer = _json_in(done.stdout)
+    answer = object_in(done.stdout)
     run_id = answer.get("run-id") or answer.get("run_id")
     if done.returncode != 0 or run_id is None:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
@@ -56,7 +56,7 @@ def run_status(server: ServerFolder, run_id: str) -> str:
     """Flower's status of a run, such as `running` or `finished:completed`; empty while the server is not there."""
     done = _ask(server, [tool("flwr"), "ls", CONNECTION, "--format", "json", "--run-id", run_id])
     try:
-        return str(_json_in(done.stdout)["runs"][0]["status"])
+        return str(object_in(done.stdout)["runs"][0]["status"])
     except (KeyError, IndexError):
         return ""
 
@@ -117,7 +117,7 @@ def _result(output: Path, status: str) -> Path:
 
 def _status_file(path: Path) -> dict[str, Any]:
     try:
-        return _json_in(path.read_text(encoding="utf-8"))
+        return object_in(path.read_text(encoding="utf-8"))
     except OSError:
         return {}
 
@@ -129,12 +129,3 @@ def _ask(server: ServerFolder, command: list[str]) -> subprocess.CompletedProces
         )
     except subprocess.TimeoutExpired as error:
         return subprocess.CompletedProcess(command, 124, str(error.stdout or ""), "no answer within 3 minutes")
-
-
-def _json_in(text: str) -> dict[str, Any]:
-    start = text.find("{")
-    try:
-        found = json.loads(text[start:]) if start >= 0 else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -13,7 +13,7 @@ import torch
 
 from common.errors import DataError
 from common.methods import get_method
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 from common.publishing.bundle import Bundle
 from common.publishing.generator_file import generator_metadata
 from common.tensor_file import read_tensors

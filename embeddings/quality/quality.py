@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from embeddings.simulation.partition import split_site
+from common.evaluation.splits import split_site
 from embeddings.store.file import iterate_store, read_metadata, read_store
 from embeddings.store.sets import EmbeddingSet, SetMetadata, concatenate
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from common.config.federation import FederationConfig
 from common.durable import sha256_of
 from common.errors import ConfigError, DataError
+from common.evaluation.splits import majority_labels, split_site
 from embeddings.encoders.efficientnet import offline_identity
-from embeddings.simulation.partition import majority_labels, partition_dirichlet, partition_iid, split_site
+from embeddings.simulation.partition import partition_dirichlet, partition_iid
 from embeddings.store.file import read_store
 from embeddings.store.sets import EmbeddingSet
 

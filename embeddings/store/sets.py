@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.evaluation.splits import SPLIT_NAMES
 from common.wire.identity import EncoderIdentity
 
-SPLIT_NAMES = ("train", "validation", "test")
 RESERVED = ("embedding", "label", "patient", "split", "key")  # columns with a meaning of their own
 FORMAT = "fedhypevae-embeddings/1"
 _ROWS_SHOWN = 10

@@ -29,7 +29,7 @@ from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import PrivacyPlan, Problem, RunContext
 from common.wire.allow_list import dump_context
-from embeddings.store.file import write_store
+from embeddings.store.writing import write_store
 from tests.harness import CLASSES, HarnessSite, deliver, make_set, words_of
 
 DIM = 3

@@ -19,7 +19,7 @@ from common.methods.base import Method, Problem, RunContext, StepInput
 from common.methods.generators.dp_network import noised_gradient_sum
 from common.methods.shared_sums import shared_statistics_noise
 from common.methods.site_release import noise_source
-from common.privacy.calibration import epsilon_pld
+from common.privacy.composition import epsilon_pld
 from common.privacy.events import mechanism_counts
 from common.privacy.noise import SecureNoise
 from common.records import SiteData, UnitBatch

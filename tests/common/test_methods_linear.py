@@ -10,7 +10,7 @@ import torch
 from common.config.run import RunConfig
 from common.evaluation.heads import fit_linear_head
 from common.loop import run_loop
-from common.methods.base import CENTRE
+from common.methods.constants import CENTRE
 from common.methods.features import head_features
 from common.methods.heads import fedlambda
 from common.methods.heads.linear import published_head

@@ -14,7 +14,8 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.loop import run_loop
 from common.methods import get_method
-from common.methods.base import CENTRE, RunContext, StepInput
+from common.methods.base import RunContext, StepInput
+from common.methods.constants import CENTRE
 from common.methods.heads.linear import published_head
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn import taught as mh_pfedhn_gd

@@ -13,7 +13,7 @@ from common.loop import run_loop
 from common.methods import get_method, method_names
 from common.methods.base import StepInput
 from common.methods.site_release import noise_source
-from common.privacy.calibration import epsilon_pld
+from common.privacy.composition import epsilon_pld
 from common.records import SiteData
 from tests.row_cases import rows_of
 

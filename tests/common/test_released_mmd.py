@@ -10,8 +10,9 @@ from common.methods.base import PrivacyPlan, Problem, RunContext
 from common.methods.fedhypevae.rates import generator_shape
 from common.methods.fedhypevae.server import METHOD
 from common.methods.fedhypevae.site import released_target
+from common.privacy.combined import combine_statistics
 from common.privacy.noise import TestNoise
-from common.privacy.statistics import combine_statistics, release_statistics
+from common.privacy.statistics import release_statistics
 from common.records import UnitBatch
 
 

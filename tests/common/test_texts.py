@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from common.texts import is_text, neat, object_or_empty, open_text, read_json, read_object, read_text, read_toml
+from common.texts import (
+    is_text,
+    neat,
+    object_in,
+    object_or_empty,
+    open_text,
+    read_json,
+    read_object,
+    read_text,
+    read_toml,
+)
 
 WORDS = "gutartig\nbösartig\n"
 RIGHT = {
@@ -128,3 +138,10 @@ def test_read_object_says_what_to_do_where_there_is_none(tmp_path: Path, content
     assert object_or_empty(path) == {}
     path.write_text('{"a": 1}')
     assert read_object(path, "") == object_or_empty(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("output", "found"), [("", {}), ("warning\n", {}), ('note\n{"a": 1}\n', {"a": 1}), ("{[", {}), ('x {"a": 1', {})]
+)
+def test_object_in_an_output_is_found_after_lines_for_people(output: str, found: dict[str, int]) -> None:
+    assert object_in(output) == found

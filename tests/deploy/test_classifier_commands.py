@@ -109,7 +109,7 @@ def test_load_head_refuses_what_is_no_classifier(federation: Federation, tmp_pat
     (tmp_path / "text").write_text("hello")
     with pytest.raises(DataError, match="can't be read"):
         load_head(tmp_path / "text")
-    save_head(tmp_path / "head", TrainedHead(LinearHead(torch.eye(3), torch.zeros(3)), ("a", "b"), True, None, "r"))
+    save_head(tmp_path / "head", TrainedHead(LinearHead(torch.eye(3), torch.zeros(3)), ("a", "b"), None, "r"))
     with pytest.raises(DataError, match="names 2 classes"):
         load_head(tmp_path / "head")
     save_file({"weight": torch.eye(2)}, tmp_path / "part", {"format": "fedhypevae-head/1", "kind": "linear"})
@@ -139,7 +139,7 @@ def test_predict_names_the_classes_of_one_image_without_a_network(
     Image.fromarray(pixels).save(tmp_path / "scan.png")
     weight = torch.randn(3, 1280, generator=torch.Generator().manual_seed(0))
     identity = offline_identity(("a", "b", "c"))
-    save_head(tmp_path / "head", TrainedHead(LinearHead(weight, torch.zeros(3)), ("a", "b", "c"), True, identity, "r"))
+    save_head(tmp_path / "head", TrainedHead(LinearHead(weight, torch.zeros(3)), ("a", "b", "c"), identity, "r"))
     assert command("predict", tmp_path / "head", tmp_path / "scan.png", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     vector = torch.from_numpy(load_encoder("efficientnet-lite0").embed([pixels]))
@@ -151,7 +151,7 @@ def test_predict_names_the_classes_of_one_image_without_a_network(
     assert command("predict", tmp_path / "head", tmp_path / "none.png") == 2
     assert command("predict", tmp_path / "head", tmp_path / "head") == 2
     other = dataclasses.replace(identity, weights_digest="0" * 64)
-    save_head(tmp_path / "other", TrainedHead(LinearHead(weight, torch.zeros(3)), ("a", "b", "c"), True, other, "r"))
+    save_head(tmp_path / "other", TrainedHead(LinearHead(weight, torch.zeros(3)), ("a", "b", "c"), other, "r"))
     assert command("predict", tmp_path / "other", tmp_path / "scan.png") == 2
     assert "weights_digest" in capsys.readouterr().err
 

@@ -217,7 +217,8 @@ def test_embed_remarks_on_sixteen_bits_of_which_twelve_are_used(
     rows = [f"{number}.png,a,p,x" for number in (0, 1, 2)]
     (home / "labels.csv").write_text("\n".join(["path,label,patient,place", *rows]))
     _embed(monkeypatch, home)
-    assert "remark: 2 pictures of 16 bits use 12 of them at most" in " ".join(capsys.readouterr().err.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "use 12 of them at most, and so are nearly black: 2 (such as 1.png)" in told
 
 
 def _store(path: Path, rows: int = 40, names: tuple[str, ...] = ("a", "b"), seed: int = 0) -> Path:

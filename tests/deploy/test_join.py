@@ -12,7 +12,7 @@ import torch
 
 from common.config.run import RunConfig
 from common.loop import run_loop
-from common.methods.base import CENTRE
+from common.methods.constants import CENTRE
 from common.methods.features import head_features
 from common.methods.fedhypevae.joining import fit_code
 from common.methods.mh_pfedhn import personal as mh_pfedhn

@@ -25,7 +25,7 @@ from common.evaluation.scores import Split
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.methods.published import draw_published
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 from common.publishing.bundle import Bundle, load_bundle
 from common.publishing.generator_file import write_generator
 from common.publishing.parquet import read_notes, set_notes, write_rows
@@ -432,7 +432,7 @@ def test_generator_that_is_not_finite_is_refused_in_words(tmp_path: Path) -> Non
         draw_published(bundle.context, replace(bundle.artifact, tensors=tensors))
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"prototypes": False}, {"synthetic-rows": 80}])
+@pytest.mark.parametrize("change", [{"seed": 5}, {"latent-law": "standard"}, {"synthetic-rows": 80}])
 def test_settings_that_no_site_took_part_in_are_refused(copied: Any, tmp_path: Path, change: dict[str, Any]) -> None:
     """A set that fits its generator, but other settings than the ledgers note: at the gate, and signed by hand."""
     run = load_bundle(copied.run)

@@ -275,7 +275,7 @@ def test_extract_full_disk_keeps_finished_parts(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "finished parts are kept: make room and run the same command again" in errors
     assert not (tmp_path / "out.parquet").exists()
-    assert not list(work_folder(tmp_path / "out.parquet").glob("*.tmp"))
+    assert not list(work_folder(tmp_path / "out.parquet").glob("*.partial"))
     again = _start(tmp_path)
     output, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors

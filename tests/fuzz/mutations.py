@@ -66,9 +66,11 @@ def mutate(
         honest: records of an honest reply.
         others: records of earlier replies, of any site and kind.
     """
+    # how often it tries depends on noise and salt in the reply: what is drawn for the next one must not
+    own = random.Random(rng.getrandbits(64))
     while True:
         try:
-            made = _mutate(rng, asked, honest, others)
+            made = _mutate(own, asked, honest, others)
             wire = message_to_proto(made.message).SerializeToString()
             message_from_proto(MessageProto.FromString(wire))
             return made

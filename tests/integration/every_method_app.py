@@ -11,6 +11,7 @@ import shutil
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from common.config.presets import as_expert, resolve_listed
 from common.methods import method_names
 from server_app.app import app as project_app
 from server_app.app import work_folder
@@ -33,8 +34,11 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run every method, each into a folder of its own below `output-dir`; a failure of one ends all as failed."""
-    base = str(context.run_config["output-dir"])
+    given = resolve_listed(context.run_config)
+    base = given.federation.output_dir
     for name, settings in {**{name: {"method": name} for name in method_names()}, **OTHERS}.items():
-        config = {**context.run_config, **settings, "output-dir": f"{base}/{name}"}
-        project_app(grid, Context(context.run_id, context.node_id, context.node_config, RecordDict(), config))
+        config = as_expert(given.replace(**settings, output_dir=f"{base}/{name}"))
+        project_app(
+            grid, Context(context.run_id, context.node_id, context.node_config, RecordDict(), {"expert": config})
+        )
         shutil.copy(work_folder() / base / name / "status.json", work_folder() / base / "status.json")

@@ -15,6 +15,7 @@ from flwr.app import Message
 
 from client_app.answers import training as work
 from client_app.state.private_state import PrivateState
+from common.config.generator import MMD_FEATURES
 from common.methods import get_method
 from common.methods.base import SiteState
 from common.wire.allow_list import load_context
@@ -223,6 +224,6 @@ def test_features_for_mmd_leave_as_declared(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, 1)
     federation.run(num_rounds=1, mmd="released", mmd_weight=0.5)
     (sent,) = federation.sent("site-1", "query.statistics")
-    declared = {**STATISTICS, "class_features": (len(CLASSES), 8)}
+    declared = {**STATISTICS, "class_features": (len(CLASSES), MMD_FEATURES)}
     assert {name: value.shape for name, value in arrays(sent).items()} == declared
     assert [seen.kind for seen in federation.sent()] == ["query.hello", "query.statistics", "train"]

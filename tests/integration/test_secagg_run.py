@@ -17,7 +17,7 @@ from scipy import stats
 from client_app.records import load_records, split_data
 from common.config.run import RunConfig
 from common.loop import run_loop
-from common.privacy.calibration import epsilon_pld
+from common.privacy.composition import epsilon_pld
 from common.wire.reply_fields import REPLY_FIELDS
 from tests.harness import CLASSES, SMALL, Federation, Handler, HarnessSite, Killed, words_of
 from tests.secagg_cases import PHASES, ROUNDS_ONLY, SHARED, keyed_federation, phase_of, silent

@@ -14,16 +14,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from common.privacy.calibration import (
-    PrivacyEvent,
-    calibrate_noise_multiplier,
-    epsilon_pld,
-    epsilon_prv,
-    epsilon_rdp,
-    filter_allows,
-    gaussian,
-    sampled_gaussian,
-)
+from common.privacy.calibration import calibrate_noise_multiplier
+from common.privacy.composition import epsilon_pld, epsilon_prv, epsilon_rdp
+from common.privacy.events import PrivacyEvent, gaussian, sampled_gaussian
+from common.privacy.filter import filter_allows
 
 DELTA = 0.01  # large, so that 200,000 draws see it to a few percent
 DRAWS, ADVERSARY_DRAWS = 200_000, 30_000

@@ -19,7 +19,8 @@ from common.generator.hypernetwork import class_scores, generate, project_code
 from common.generator.meta_code import generated_moments
 from common.generator.row_numbers import row_key
 from common.generator.row_sets import RowSet
-from common.methods.base import CENTRE, Artifact, RunContext, seeded
+from common.methods.base import Artifact, RunContext, seeded
+from common.methods.constants import CENTRE
 from common.methods.features import normalised
 from common.methods.fedhypevae.rates import generator_shape
 from common.methods.fedhypevae.server import law

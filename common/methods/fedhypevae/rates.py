@@ -10,7 +10,8 @@ from torch import Tensor
 from common.config.generator import MMD_BANDWIDTHS, MMD_FEATURES
 from common.generator.hypernetwork import GeneratorShape
 from common.kernels import fourier_frequencies
-from common.methods.base import RunContext, Tensors, known_total
+from common.methods.base import RunContext, Tensors
+from common.methods.constants import known_total
 from common.privacy.mechanism import planned_noise
 
 CLASS_OFFSETS = "constant.class_offsets"

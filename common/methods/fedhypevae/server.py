@@ -19,20 +19,8 @@ from common.generator.placement import PLACEMENT, place_classes
 from common.generator.prototypes import PROTOTYPES, class_prototypes
 from common.generator.row_law import RowLaw
 from common.generator.rows import PROTOTYPE_SHARE, PROTOTYPE_SPREAD, RowSettings, generator_law
-from common.methods.base import (
-    CENTRE,
-    TARGET,
-    TOTAL,
-    Artifact,
-    Method,
-    RunContext,
-    ServerState,
-    Shapes,
-    SiteState,
-    Tensors,
-    private_plan,
-    seeded,
-)
+from common.methods.base import Artifact, Method, RunContext, ServerState, Shapes, SiteState, Tensors, seeded
+from common.methods.constants import CENTRE, TARGET, TOTAL
 from common.methods.fedhypevae.presence import presence_weights
 from common.methods.fedhypevae.rates import (
     CLASS_OFFSETS,
@@ -46,8 +34,10 @@ from common.methods.fedhypevae.rates import (
     weighs_presence,
 )
 from common.methods.fedhypevae.site import client_step
+from common.methods.plans import private_plan
 from common.methods.uploads import summed
-from common.privacy.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
+from common.privacy.combined import ReleasedStatistics
+from common.privacy.statistics import TRAINING_COUNT_WEIGHT, StatisticsSpec
 
 
 def statistics_spec(context: RunContext) -> StatisticsSpec | None:

@@ -12,7 +12,8 @@ from common.errors import ConfigError
 from common.generator.cvae import sleep
 from common.generator.hypernetwork import project_code
 from common.generator.objective import FeatureTarget, data_free_loss, record_factors
-from common.methods.base import CENTRE, TARGET, RunContext, SiteState, StepInput, Tensors, seeded
+from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
+from common.methods.constants import CENTRE, TARGET
 from common.methods.features import normalised
 from common.methods.fedhypevae.rates import (
     CLASS_OFFSETS,

@@ -20,7 +20,8 @@ from common.bounds import held_within
 from common.generator.layers import Layers, PlainLayers
 from common.generator.row_law import RowLaw
 from common.generator.tape import Tape
-from common.methods.base import CENTRE, Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.constants import CENTRE
 from common.methods.features import network_data
 from common.methods.generators import dp_cvae
 from common.methods.generators.dp_network import init_layers, noised_gradient_sum, normals, with_prefix

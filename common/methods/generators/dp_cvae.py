@@ -23,22 +23,12 @@ from common.generator.cvae import gaussian_kl
 from common.generator.layers import Layers, PlainLayers
 from common.generator.row_law import Middle, RowLaw
 from common.generator.tape import Tape
-from common.methods.base import (
-    CENTRE,
-    Artifact,
-    Method,
-    RunContext,
-    ServerState,
-    Shapes,
-    SiteState,
-    StepInput,
-    Tensors,
-    private_plan,
-    seeded,
-)
+from common.methods.base import Artifact, Method, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.constants import CENTRE
 from common.methods.features import feature_scale, network_data
 from common.methods.generators.dp_network import init_layers, mean_of, noised_gradient_sum, normals, with_prefix
 from common.methods.heads.linear import centre_statistics, with_centre
+from common.methods.plans import private_plan
 from common.privacy.noise import NoiseSource
 from common.privacy.sampling import draw_units
 from common.records import UnitBatch

@@ -26,9 +26,10 @@ from common.methods.base import (
     SiteState,
     StepInput,
     Tensors,
-    private_plan,
 )
-from common.privacy.statistics import ReleasedStatistics, StatisticsSpec, class_means_spec
+from common.methods.plans import private_plan
+from common.privacy.combined import ReleasedStatistics
+from common.privacy.statistics import StatisticsSpec, class_means_spec
 
 
 def plan(config: RunConfig) -> PrivacyPlan:
@@ -55,11 +56,6 @@ def init(context: RunContext) -> ServerState:
             "class_counts": torch.ones(problem.num_classes),
         },
     )
-
-
-def init_site(context: RunContext, site_index: int) -> SiteState:
-    """Nothing stays at a site."""
-    return SiteState({})
 
 
 def prepare(context: RunContext, state: ServerState, released: ReleasedStatistics) -> ServerState:
@@ -131,7 +127,6 @@ METHOD = Method(
     plan=plan,
     statistics=statistics,
     init=init,
-    init_site=init_site,
     prepare=prepare,
     upload_shapes=upload_shapes,
     client_step=client_step,

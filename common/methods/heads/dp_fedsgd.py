@@ -12,11 +12,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 from common.config.run import RunConfig
-from common.methods.base import CENTRE, Artifact, Method, PrivacyPlan, RunContext, ServerState, private_plan
+from common.methods.base import Artifact, Method, PrivacyPlan, RunContext, ServerState
+from common.methods.constants import CENTRE
 from common.methods.fedhypevae import server as fedhypevae
 from common.methods.fedhypevae import site as hypevae_site
 from common.methods.fedhypevae.rates import generator_shape
 from common.methods.heads.linear import head_artifact
+from common.methods.plans import private_plan
 
 T = TypeVar("T")
 
@@ -79,7 +81,6 @@ METHOD = Method(
     client_step=_on_head(hypevae_site.client_step),
     server_step=_on_head(fedhypevae.server_step),
     finish=finish,
-    law=None,
     upload_weights=_on_head(fedhypevae.upload_weights),
     shares_noise=True,
     receives=_on_head(fedhypevae.receives),

@@ -11,20 +11,11 @@ from dataclasses import replace
 
 import torch
 
-from common.methods.base import (
-    CENTRE,
-    Artifact,
-    Method,
-    RunContext,
-    ServerState,
-    Shapes,
-    SiteState,
-    StepInput,
-    Tensors,
-    seeded,
-)
+from common.methods.base import Artifact, Method, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.constants import CENTRE
 from common.methods.features import feature_scale, head_features
-from common.methods.heads.linear import centre_statistics, descend_head, head_artifact, nonprivate_plan, with_centre
+from common.methods.heads.linear import centre_statistics, descend_head, head_artifact, with_centre
+from common.methods.plans import nonprivate_plan
 
 
 def init(context: RunContext) -> ServerState:
@@ -38,11 +29,6 @@ def init(context: RunContext) -> ServerState:
             CENTRE: torch.zeros(problem.dim),
         },
     )
-
-
-def init_site(context: RunContext, site_index: int) -> SiteState:
-    """Nothing stays at a site."""
-    return SiteState({})
 
 
 def upload_shapes(context: RunContext) -> Shapes:
@@ -94,11 +80,9 @@ METHOD = Method(
     plan=nonprivate_plan,
     statistics=centre_statistics,
     init=init,
-    init_site=init_site,
     prepare=with_centre,
     upload_shapes=upload_shapes,
     client_step=client_step,
     server_step=server_step,
     finish=finish,
-    law=None,
 )

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import MIXING_GRID, accuracy, mix_probabilities
-from common.methods.base import CENTRE, Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.constants import CENTRE
 from common.methods.features import head_features
 from common.methods.heads import fedavg
 

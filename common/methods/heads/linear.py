@@ -8,18 +8,11 @@ import torch
 from torch import Tensor
 
 from common.config.rivals import RivalsConfig
-from common.config.run import RunConfig
 from common.evaluation.heads import LinearHead
-from common.methods.base import CENTRE, Artifact, PrivacyPlan, RunContext, ServerState
-from common.privacy.statistics import TRAINING_COUNT_WEIGHT, ReleasedStatistics, StatisticsSpec
-
-
-def nonprivate_plan(config: RunConfig) -> PrivacyPlan:
-    """No noise at all: its events have infinite ε, so that no ledger takes them for something else."""
-    statistics = 0.0 if config.privacy.statistics_share > 0 else None
-    training = config.training
-    noise = 0.0 if training.num_rounds else None
-    return PrivacyPlan(statistics, noise, 1.0, 1, training.num_rounds, config.privacy.delta)
+from common.methods.base import Artifact, RunContext, ServerState
+from common.methods.constants import CENTRE
+from common.privacy.combined import ReleasedStatistics
+from common.privacy.statistics import TRAINING_COUNT_WEIGHT, StatisticsSpec
 
 
 def centre_statistics(context: RunContext) -> StatisticsSpec | None:

@@ -27,7 +27,6 @@ from common.adam import adam_step
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.methods.base import (
-    CENTRE,
     Artifact,
     Method,
     PrivacyPlan,
@@ -37,14 +36,15 @@ from common.methods.base import (
     SiteState,
     StepInput,
     Tensors,
-    private_plan,
     seeded,
 )
+from common.methods.constants import CENTRE
 from common.methods.features import head_features
 from common.methods.generators.dp_network import with_prefix
-from common.methods.heads.linear import centre_statistics, nonprivate_plan, with_centre
+from common.methods.heads.linear import centre_statistics, with_centre
 from common.methods.mh_pfedhn.architectures import Architecture, site_architecture
 from common.methods.mh_pfedhn.chunks import chunks_of, clip_joint_norm, generate_model, init_chunks, pull_back
+from common.methods.plans import nonprivate_plan, private_plan
 from common.privacy.clipping import clipped_vector_sum
 from common.privacy.mechanism import noised_sum
 from common.records import SiteData, of_known_class
@@ -82,11 +82,6 @@ def init(context: RunContext) -> ServerState:
     generator = seeded("chunks", context.config.federation.seed)
     params = init_chunks(model_sizes(context), context.config.rivals, generator)
     return ServerState(0, {**params, CENTRE: torch.zeros(context.problem.dim)})
-
-
-def init_site(context: RunContext, site_index: int) -> SiteState:
-    """Nothing stays at a site."""
-    return SiteState({})
 
 
 def broadcast(context: RunContext, state: ServerState, site_index: int) -> Tensors:
@@ -279,13 +274,11 @@ METHOD = Method(
     plan=nonprivate_plan,
     statistics=centre_statistics,
     init=init,
-    init_site=init_site,
     prepare=with_centre,
     upload_shapes=upload_shapes,
     client_step=client_step,
     server_step=server_step,
     finish=finish,
-    law=None,
     broadcast=broadcast,
     receives=receives,
     site_upload_shapes=site_upload_shapes,

@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from common.methods.base import CENTRE, Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.constants import CENTRE
 from common.methods.features import feature_scale
 from common.methods.heads.linear import head_artifact
 from common.methods.mh_pfedhn import personal as mh_pfedhn

@@ -12,7 +12,7 @@ from common.assurance.expected_scores import simulate_noise, smallest_cohort
 from common.assurance.plan import Cohort, plan_run
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.methods.base import private_plan
+from common.methods.plans import private_plan
 from common.privacy.composition import epsilon_pld
 from common.records import SiteData
 

@@ -15,7 +15,6 @@ from common.evaluation.fidelity import (
     FidelityConfig,
     chunked_mmd2,
     fidelity,
-    fidelity_per_class,
     frechet_distance,
     two_sample_accuracy,
 )
@@ -115,21 +114,6 @@ def test_fidelity_leaves_out_what_too_few_rows_cannot_give() -> None:
     found = fidelity(real, synthetic, torch.Generator().manual_seed(11))
     assert (found.frechet, found.manifold, found.two_sample) == (None, None, None)
     assert math.isfinite(found.mmd2)
-
-
-def test_fidelity_per_class_compares_like_with_like() -> None:
-    generator = torch.Generator().manual_seed(12)
-    real_labels, labels = torch.tensor([0] * 40 + [1] * 40 + [2] * 5), torch.tensor([0] * 40 + [1] * 40)
-    real = torch.randn(85, 3, generator=generator) + 6 * real_labels[:, None]
-    # Class 1 is drawn where class 0 lies.
-    synthetic = torch.randn(80, 3, generator=generator)
-    found = fidelity_per_class((real, real_labels), (synthetic, labels), generator)
-    assert set(found) == {0, 1}
-    assert found[0].mmd2 < 0.1 < found[1].mmd2
-    assert found[0].manifold is not None
-    assert found[1].manifold is not None
-    assert found[0].manifold.precision > 0.7
-    assert found[1].manifold.precision == 0.0
 
 
 def test_fidelity_refuses_bad_input() -> None:

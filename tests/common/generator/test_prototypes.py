@@ -9,7 +9,7 @@ from common.generator.hypernetwork import GeneratorShape, class_scores, init_hyp
 from common.generator.layers import PlainLayers
 from common.generator.meta_code import MetaCodes, mixture_means
 from common.generator.prototypes import class_prototypes
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 from tests.row_cases import generator_rows
 
 COLUMNS = torch.tensor([[1.0, -1.0], [0.0, 0.0]])  # (d_x, K)

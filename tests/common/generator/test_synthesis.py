@@ -7,7 +7,7 @@ import torch
 from common.generator.hypernetwork import generate
 from common.generator.meta_code import MetaCodes, fit_meta_codes, generated_moments, moment_loss
 from common.generator.placement import place_classes
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 from tests.common.privacy.clipping_cases import make_case
 from tests.row_cases import generator_rows
 

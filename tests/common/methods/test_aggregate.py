@@ -12,7 +12,7 @@ from common.methods.base import Problem, RunContext, ServerState
 from common.methods.fedhypevae.presence import presence_weights
 from common.methods.fedhypevae.rates import PRESENCE, generator_shape
 from common.methods.uploads import SummedUploads, gather, summed
-from common.privacy.statistics import combine_statistics
+from common.privacy.combined import combine_statistics
 
 
 def _context(**settings: str | int | float | bool) -> RunContext:

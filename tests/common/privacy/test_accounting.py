@@ -10,15 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from common.privacy.calibration import (
-    calibrate_noise_multiplier,
-    epsilon_pld,
-    gaussian,
-    gaussian_dp_parameter,
-    round_up,
-    sampled_gaussian,
-    split_budget,
-)
+from common.privacy.calibration import calibrate_noise_multiplier, gaussian_dp_parameter, round_up, split_budget
+from common.privacy.composition import epsilon_pld
+from common.privacy.events import gaussian, sampled_gaussian
 
 RATE_128 = 128 / 1613
 

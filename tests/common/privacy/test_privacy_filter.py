@@ -9,19 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from common.privacy.calibration import (
-    PrivacyEvent,
-    calibrate_noise_multiplier,
-    epsilon_pld,
-    filter_allows,
-    filter_cap,
-    filter_epsilon_spent,
-    filter_order,
-    filter_share_spent,
-    gaussian,
-    sampled_gaussian,
-)
-from common.privacy.composition import RDP_ORDERS, epsilon_offset, rdp_to_epsilon
+from common.privacy.calibration import calibrate_noise_multiplier
+from common.privacy.composition import RDP_ORDERS, epsilon_offset, epsilon_pld, rdp_to_epsilon
+from common.privacy.events import PrivacyEvent, gaussian, sampled_gaussian
+from common.privacy.filter import filter_allows, filter_cap, filter_epsilon_spent, filter_order, filter_share_spent
 
 events = st.one_of(
     st.builds(gaussian, st.floats(2.0, 60.0)),

@@ -7,10 +7,11 @@ import torch
 
 from common.config.run import RunConfig
 from common.errors import ConfigError
+from common.privacy.combined import combine_statistics
 from common.privacy.noise import TestNoise
 from common.privacy.robust import settled, trimmed_mean, trimmed_sums
 from common.privacy.sampling import draw_units
-from common.privacy.statistics import StatisticsSpec, combine_statistics, release_statistics
+from common.privacy.statistics import StatisticsSpec, release_statistics
 from common.records import SiteData, by_unit
 
 DIM, CLASSES = 6, 3

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from common.errors import ConfigError
+from common.privacy.combined import combine_statistics
 from common.privacy.noise import TestNoise
 from common.privacy.sampling import draw_units
 from common.privacy.statistics import (
     StatisticsSpec,
-    combine_statistics,
     pack_symmetric,
     release_statistics,
     statistics_sum,

@@ -16,7 +16,7 @@ from common.errors import ConfigError, DataError
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.methods.published import draw_published
-from common.privacy.statistics import ReleasedStatistics
+from common.privacy.combined import ReleasedStatistics
 from common.publishing.bundle import Bundle, load_bundle
 from common.publishing.generator_file import write_generator
 from common.publishing.parquet import write_rows

@@ -8,7 +8,7 @@ import pytest
 
 from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError
-from common.privacy.calibration import epsilon_pld
+from common.privacy.composition import epsilon_pld
 from common.privacy.events import gaussian, sampled_gaussian
 from common.secagg.assumptions import Assumptions, charged_events, local_events
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError, DataError
-from common.privacy.calibration import epsilon_pld
+from common.privacy.composition import epsilon_pld
 from common.privacy.events import gaussian
 from common.privacy.noise import SecureNoise, TestNoise
 from common.secagg.assumptions import Assumptions

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
+from common.evaluation.splits import split_site
 from embeddings.simulation.partition import (
     partition_by_column,
     partition_by_patient,
     partition_dirichlet,
     partition_iid,
-    split_site,
 )
 
 

@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from common.config.run import RunConfig
 from common.errors import DataError
-from common.methods.base import TOTAL, PrivacyPlan, Problem, RunContext, StepInput, seeded
+from common.methods.base import PrivacyPlan, Problem, RunContext, StepInput, seeded
+from common.methods.constants import TOTAL
 from common.methods.fedhypevae.rates import CLASS_OFFSETS, class_offsets, generator_shape, rate_of
 from common.methods.fedhypevae.server import METHOD
+from common.privacy.combined import ReleasedStatistics
 from common.privacy.noise import TestNoise
-from common.privacy.statistics import ReleasedStatistics
 from common.records import SiteData
 from tests.common.privacy.clipping_cases import Case, reference_loss
 

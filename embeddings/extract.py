@@ -24,7 +24,7 @@ from common.errors import DataError
 from common.wire.agreement import encode
 from common.wire.identity import EncoderIdentity
 from embeddings.canary import embed_canary
-from embeddings.encoders.base import Encoder, identity_of
+from embeddings.encoders.base import Encoder, former_identity, identity_of
 from embeddings.pipeline import Item, embed_batches
 from embeddings.readers.folders import Listing
 from embeddings.readers.patients import KEY_BYTES, image_key, patient_number
@@ -97,9 +97,12 @@ def extract(
         identity = identity_of(encoder, listing.class_names)
         identity = dataclasses.replace(identity, preprocessing=listing.rendering + identity.preprocessing)
         keys = {image_key(salt, *item.stamp): item for item in listing.items}
-        have = _existing_keys(out, identity, precision)
+        canary = encode(embed_canary(encoder))
+        former = former_identity(encoder, identity)
+        have = _existing_keys(out, identity, former, canary, precision)
         reused = {key for key in have if key in keys}
-        parts = Parts(work_folder(out), dataclasses.replace(identity, class_names=()).fingerprint())
+        marks = [dataclasses.replace(one, class_names=()).fingerprint() for one in (identity, former)]
+        parts = Parts(work_folder(out), *marks)
         resumed = {key.tobytes() for _, chunk in parts.load() for key in chunk} & keys.keys() - reused
         advance(len(reused) + len(resumed))
         pending = (item for key, item in keys.items() if key not in reused and key not in resumed)
@@ -111,7 +114,7 @@ def extract(
             raise DataError(
                 f"{out}: none of {len(rejected)} images could be used; the reasons are in {reject_file(out)}"
             )
-        metadata = SetMetadata(identity, canary=encode(embed_canary(encoder)), notes=dict(notes or {}))
+        metadata = SetMetadata(identity, canary=canary, notes=dict(notes or {}))
         dropped = len(have) - len(reused)
         columns = listing.column_names
         fingerprint = _assemble(out, parts, keys, reused, salt, metadata, precision, columns, dropped)
@@ -128,10 +131,12 @@ def extract(
     )
 
 
-def _existing_keys(out: Path, identity: EncoderIdentity, precision: str) -> set[bytes]:
+def _existing_keys(
+    out: Path, identity: EncoderIdentity, former: EncoderIdentity, canary: str, precision: str
+) -> set[bytes]:
     if not out.exists():
         return set()
-    before = read_metadata(out).identity
+    before = _renewed(read_metadata(out), identity, former, canary)
     for field in dataclasses.fields(EncoderIdentity):
         old, new = getattr(before, field.name), getattr(identity, field.name)
         if field.name != "class_names" and old != new:
@@ -147,6 +152,22 @@ def _existing_keys(out: Path, identity: EncoderIdentity, precision: str) -> set[
             raise DataError(f"{out}: was not made by fedhypevae embed: can't add to it; write to another file")
         keys.update(key.tobytes() for key in chunk.keys)
     return keys
+
+
+def _renewed(before: SetMetadata, now: EncoderIdentity, former: EncoderIdentity, canary: str) -> EncoderIdentity:
+    """The identity of a store, in today's terms where an earlier release wrote another digest for the same encoder.
+
+    Where that digest had random weights in it, on which no row depends, the canary's bits say that it is the same.
+    """
+    digest, revision = before.identity.weights_digest, before.identity.revision
+    same = digest == former.weights_digest if former.weights_digest else before.canary == canary
+    if not same:
+        return before.identity
+    return dataclasses.replace(
+        before.identity,
+        weights_digest=now.weights_digest,
+        revision=now.revision if revision == digest[:16] else revision,  # that of a local folder
+    )
 
 
 def _embed_pending(

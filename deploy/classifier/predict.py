@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity, compare
-from embeddings.encoders.base import Encoder, EncoderOptions, Pooling, Precision, identity_of
+from embeddings.encoders.base import Encoder, EncoderOptions, Pooling, Precision, former_identity, identity_of
 from embeddings.encoders.load import load_encoder
 from embeddings.readers.dicom import is_dicom, read_frame
 from embeddings.readers.dicom_picture import Window
@@ -43,6 +43,8 @@ def encoder_of(identity: EncoderIdentity, source: str | None, options: EncoderOp
     encoder = load_encoder(identity.encoder if source is None else source, chosen)
     wanted = dataclasses.replace(identity, preprocessing=_RENDERING.sub("", identity.preprocessing))
     found = dataclasses.replace(identity_of(encoder, identity.class_names), encoder=identity.encoder)
+    if wanted.weights_digest == encoder.former_digest:
+        found = former_identity(encoder, found)
     if local:
         found = dataclasses.replace(found, revision=identity.revision)  # the weights' digest tells more
     wrong = compare({"classifier": wanted, "encoder": found})

@@ -1,13 +1,13 @@
-"""Vision backbones of `transformers`: DINOv2 with and without registers, or any other by name.
+"""Vision backbones of `transformers` and `timm`: DINOv2 with and without registers, or any other by name.
 
 The preprocessing is the model's own `AutoImageProcessor`, on the PIL backend: another backend resizes with
-other rounding, and two sites would no longer get the same vector for the same image.
+other rounding, and two sites would no longer get the same vector for the same image. At loading an encoder is
+held to be a function of the picture: the same row each time, alone and in a batch, whatever the picture's shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -16,11 +16,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from common.devices import bytes_of, rows_that_fit
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from embeddings.encoders.base import EncoderOptions
-from embeddings.encoders.checks import check_rows, prefix_tokens, prepared_trial, unused_weights
+from embeddings.encoders.features import (
+    check_loaded,
+    named_tokens,
+    parameters_used,
+    state_digest,
+    tokens_before_patches,
+)
 
 _SIZES = ("small", "base", "large", "giant")
 SHORT_NAMES = {
@@ -28,10 +35,12 @@ SHORT_NAMES = {
     for size in _SIZES
     for suffix in ("", "-registers")
 }
-_CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
 _COMMIT = re.compile("[0-9a-f]{40}")  # a branch or tag may move: two sites would get different weights
 _BATCH = {"cpu": 8, "cuda": 128}  # as many images at once as make it faster, where they fit
 _BYTES_PER_INPUT_BYTE = 64  # activations of one image on the processor, by the size of its pixels
+_TRIAL_SHAPES = ((64, 64, 3), (64, 128, 3), (128, 64, 3))
+# Of a row's length: rows so near each other have a cosine of at least 0.99999 in float32.
+_LARGEST_STEP = {"float32": 4e-3, "float16": 4e-2, "bfloat16": 0.14}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,12 +54,13 @@ class TransformersEncoder:
     dimension: int
     preprocessing: str
     weights_digest: str
+    former_digest: str
     precision: str
     pooling: str
-    class_token: bool
     prefix_tokens: int
     device: str
     batch_size: int
+    input_shape: tuple[int, ...] | None = None
 
     @staticmethod
     def load(name: str, options: EncoderOptions) -> TransformersEncoder:
@@ -64,12 +74,9 @@ class TransformersEncoder:
             The encoder, in evaluation mode, its parameters frozen.
 
         Raises:
-            ConfigError: no revision for a hub name; the model can't be had or is no vision backbone; the
-                pooling does not fit it.
+            ConfigError: no revision for a hub name; the model can't be had or is no vision backbone; a weight
+                of its features is missing; the pooling does not fit it; it is no function of the picture.
         """
-        import torch
-        from transformers import AutoImageProcessor, AutoModel
-
         local = Path(name).is_dir()
         source = name if local else SHORT_NAMES.get(name, name)
         if not local and (options.revision is None or not _COMMIT.fullmatch(options.revision)):
@@ -81,72 +88,49 @@ class TransformersEncoder:
         if not local:
             shared |= {"revision": options.revision, "cache_dir": options.cache_dir}
         try:
-            whole, told = AutoModel.from_pretrained(
+            import torch
+            from transformers import AutoImageProcessor, AutoModel
+
+            whole, info = AutoModel.from_pretrained(
                 source,
                 trust_remote_code=False,
                 dtype=getattr(torch, options.precision),
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are told, and judged like missing ones
+                ignore_mismatched_sizes=True,  # they are in `info`, and refused where a feature depends on them
                 **shared,
             )
             processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil", **shared)
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except Exception as error:  # a foreign library over a foreign file: it may raise anything
+            extra = "; run: pip install 'fedhypevae[timm]'" if isinstance(error, ImportError) else ""
             raise ConfigError(
                 f"encoder {name}: the model can't be loaded ({_first_line(error)}); check the name and "
-                f"revision and "
-                "the access to the hub, or download it once and give its folder"
+                "revision and the access to the hub, or download it once and give its folder" + extra
             ) from None
-        # Of a model of images and texts (CLIP, SigLIP) the images' half.
-        whole = whole.to(options.device).eval().requires_grad_(False)
-        network = getattr(whole, "vision_model", whole)
-        state = network.state_dict()
-        encoder = TransformersEncoder(
-            network=network,
-            processor=processor,
-            name=_public_name(network, source, local),
-            revision=options.revision or "",
-            dimension=0,
-            preprocessing=_describe(processor, options.pooling),
-            weights_digest="",
-            precision=options.precision,
-            pooling=options.pooling,
-            class_token=any(mark in key for key in state for mark in _CLASS_TOKENS),
-            prefix_tokens=_named_tokens(network.config, state),
-            device=options.device,
-            batch_size=1,
-        )
-        trials = prepared_trial(name, encoder.prepare)
-        trial = trials[:1]
-        output = encoder.output(trial)
-        absent = {*told["missing_keys"], *(key if isinstance(key, str) else key[0] for key in told["mismatched_keys"])}
-        unused = unused_weights(
-            name, absent, whole.state_dict(), lambda: encoder.output(trial).last_hidden_state.float().cpu().numpy()
-        )
-        digest = _state_digest({key: tensor for key, tensor in state.items() if tensor.data_ptr() not in unused})
-        encoder = dataclasses.replace(
-            encoder,
-            revision=options.revision or digest[:16],
-            weights_digest=digest,
-            prefix_tokens=encoder.tokens_before(output, trial.shape),
-        )
-        check_rows(name, options.precision, encoder.forward, trials)
-        if options.compile:
-            encoder = dataclasses.replace(encoder, network=torch.compile(network))
-        size = options.batch_size
-        if size is None:
-            device = torch.device(options.device)
-            encoder.forward(trial)  # the first image also loads kernels; the second tells what each one takes
-            taken = bytes_of(device, lambda: encoder.forward(trial), _BYTES_PER_INPUT_BYTE * float(trial.nbytes))
-            size = rows_that_fit(device, taken, _BATCH.get(device.type, 128))
-        # A compiled network is compiled here, for the batch it will get, before several threads call it.
-        trial = np.repeat(trial, size if options.compile else 1, axis=0)
-        return dataclasses.replace(encoder, batch_size=size, dimension=int(encoder.forward(trial).shape[1]))
+        try:
+            return _made(name, source, local, options, whole, info, processor)
+        except (ConfigError, MemoryError):
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"encoder {name}: the model can't embed a picture ({_first_line(error)}); choose a vision backbone "
+                "whose processor gives pixel_values alone"
+            ) from None
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Apply the model's processor to one image, (h, w) or (h, w, 3) uint8; returns (3, s, s) float32."""
+        """Apply the model's processor to one image, (h, w) or (h, w, 3) uint8; returns (3, s, s) float32.
+
+        Raises:
+            DataError: the processor gives another shape than for other pictures.
+        """
         colour = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
-        values = self.processor(images=[colour], input_data_format="channels_last", return_tensors="np")
-        result: NDArray[np.float32] = values["pixel_values"][0]
+        if hasattr(self.processor, "val_transforms"):  # timm's, which takes pictures and gives tensors
+            values = self.processor(images=[Image.fromarray(colour)], return_tensors="pt")["pixel_values"].numpy()
+        else:
+            values = self.processor(images=[colour], input_data_format="channels_last", return_tensors="np")
+            values = values["pixel_values"]
+        result: NDArray[np.float32] = values[0]
+        if self.input_shape is not None and result.shape != self.input_shape:
+            raise DataError(f"expected an input of {self.input_shape} of the processor, found {result.shape}")
         return result
 
     def forward(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
@@ -154,48 +138,27 @@ class TransformersEncoder:
         import torch
 
         with torch.inference_mode():
-            features = self._pool(self.output(prepared).last_hidden_state)
-            result: NDArray[np.float32] = features.float().cpu().numpy()
+            features = self._pool(self.hidden(prepared))
+        result: NDArray[np.float32] = features.float().cpu().numpy()
         return result
 
-    def output(self, prepared: NDArray[Any]) -> Any:
-        """What the backbone itself gives for (b, 3, s, s) float32, on its device."""
+    def hidden(self, prepared: NDArray[Any]) -> Any:
+        """Return the backbone's last hidden state, a tensor, of (b, 3, s, s) float32."""
         import torch
 
-        with torch.inference_mode():
-            pixels = torch.from_numpy(np.ascontiguousarray(prepared))
-            if self.device != "cpu":
-                pixels = pixels.pin_memory()
-            return self.network(pixel_values=pixels.to(self.device, getattr(torch, self.precision), non_blocking=True))
-
-    def tokens_before(self, output: Any, input_shape: tuple[int, ...]) -> int:
-        """How many tokens of an output stand before the patches; ConfigError where a mean of patches can't be told."""
-        import torch
-
-        hidden, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
-        if hidden.ndim != 3:
-            return self.prefix_tokens
-        found = prefix_tokens(
-            self.prefix_tokens,
-            tuple(hidden.shape),
-            (input_shape[2], input_shape[3]),
-            getattr(self.network.config, "patch_size", None),
-            pooled_first=pooled is not None and torch.equal(pooled, hidden[:, 0]),
-        )
-        if found is None and self.pooling != "cls":
-            raise ConfigError(
-                f"encoder {self.name}: {hidden.shape[1]} tokens can't be divided into special ones and patches; "
-                "expected --pooling cls"
-            )
-        return self.prefix_tokens if found is None else found
+        pixels = torch.from_numpy(np.ascontiguousarray(prepared))
+        if self.device != "cpu":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, getattr(torch, self.precision), non_blocking=True)
+        return self.network(pixel_values=pixels).last_hidden_state
 
     def _pool(self, hidden: Any) -> Any:
         import torch
 
-        if self.pooling != "mean-patch" and not self.class_token:
-            raise ConfigError(f"encoder {self.name}: it has no class token; expected --pooling mean-patch")
-        if hidden.ndim == 4:  # a convolutional backbone: (b, channels, h, w)
-            return hidden.mean(dim=(2, 3))
+        if hidden.ndim == 4:  # a convolutional backbone: (b, channels, h, w), or (b, h, w, channels) of a windowed one
+            last = hidden.shape[1] == hidden.shape[2] != hidden.shape[3]
+            last |= getattr(getattr(self.network, "timm_model", None), "output_fmt", "NCHW") == "NHWC"
+            return hidden.mean(dim=(1, 2) if last else (2, 3))
         token, patches = hidden[:, 0], hidden[:, self.prefix_tokens :].mean(dim=1)
         if self.pooling == "cls":
             return token
@@ -206,11 +169,91 @@ class TransformersEncoder:
         return self.forward(np.stack([self.prepare(image) for image in batch]))
 
 
-def _named_tokens(config: Any, state: dict[str, Any]) -> int:
-    """Count the tokens before the patches: class, distillation, registers."""
-    marks = (*_CLASS_TOKENS, "distillation_token")
-    tokens = sum(any(mark in key for key in state) for mark in marks)
-    return tokens + int(getattr(config, "num_register_tokens", 0) or 0)
+def _made(
+    name: str, source: str, local: bool, options: EncoderOptions, whole: Any, info: dict[str, Any], processor: Any
+) -> TransformersEncoder:
+    """Make an encoder of a loaded model, and try it."""
+    import torch
+
+    # Of a model of images and texts (CLIP, SigLIP) the images' half.
+    network = getattr(whole, "vision_model", whole).to(options.device).eval().requires_grad_(True)
+    description = _describe(processor)
+    if network.config.model_type == "vit_mae":
+        network.embeddings.random_masking = _keep_all
+        description += "; nothing masked"
+    former = state_digest(network.state_dict())
+    encoder = TransformersEncoder(
+        network=network,
+        processor=processor,
+        name=_public_name(network, source, local),
+        revision="",
+        dimension=0,
+        preprocessing="",
+        weights_digest="",
+        former_digest="",
+        precision=options.precision,
+        pooling=options.pooling,
+        prefix_tokens=0,
+        device=options.device,
+        batch_size=1,
+    )
+    rng = np.random.default_rng(2026)
+    pictures = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in _TRIAL_SHAPES]
+    shapes = {encoder.prepare(picture).shape for picture in pictures}
+    if len(shapes) > 1:
+        raise ConfigError(
+            f"encoder {name}: its processor gives pictures of different sizes ({', '.join(map(str, sorted(shapes)))}); "
+            "set do_center_crop and crop_size in its preprocessor_config.json"
+        )
+    trial = encoder.prepare(pictures[0])[None]
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):  # the graph alone
+        hidden = encoder.hidden(trial)
+    used = parameters_used(network, hidden)
+    was_random = check_loaded(name, whole, info, used, network)
+    network.requires_grad_(False)
+    prefix = tokens_before_patches(name, network, hidden.shape, trial.shape[2:], options.pooling)
+    if options.pooling != "cls" and prefix != named_tokens(network):  # once counted otherwise: other rows
+        description += f"; {prefix} tokens before the patches"
+    digest = state_digest({key: value for key, value in network.state_dict().items() if key in used})
+    encoder = dataclasses.replace(
+        encoder,
+        revision=digest[:16] if options.revision is None else options.revision,
+        preprocessing=f"{description}; pooling {options.pooling}",
+        weights_digest=digest,
+        former_digest="" if was_random else former,
+        prefix_tokens=prefix,
+        input_shape=trial.shape[1:],
+    )
+    alone, together = np.concatenate([encoder.embed([picture]) for picture in pictures]), encoder.embed(pictures)
+    step = np.linalg.norm(alone - together, axis=1) / np.linalg.norm(together, axis=1)
+    if not (step <= _LARGEST_STEP[options.precision]).all():  # so also where a value is not finite
+        raise ConfigError(
+            f"encoder {name}: expected the same row for the same picture, alone and in a batch; found rows that differ "
+            f"by {step.max():.2g} of their length: it is no function of the picture, and can't be used"
+        )
+    return _sized(encoder, options, trial)
+
+
+def _sized(encoder: TransformersEncoder, options: EncoderOptions, trial: NDArray[Any]) -> TransformersEncoder:
+    """Choose the batch, and compile the network for it where asked to."""
+    import torch
+
+    size = options.batch_size
+    if options.compile:
+        encoder = dataclasses.replace(encoder, network=torch.compile(encoder.network))
+    if size is None:
+        device = torch.device(options.device)
+        encoder.forward(trial)  # the first image also loads kernels; the second tells what each one takes
+        taken = bytes_of(device, lambda: encoder.forward(trial), _BYTES_PER_INPUT_BYTE * float(trial.nbytes))
+        size = rows_that_fit(device, taken, _BATCH.get(device.type, 128))
+    # A compiled network is compiled here, for the batch it will get, before several threads call it.
+    trial = np.repeat(trial, size if options.compile else 1, axis=0)
+    return dataclasses.replace(encoder, batch_size=size, dimension=int(encoder.forward(trial).shape[1]))
+
+
+def _keep_all(sequence: Any, noise: Any = None) -> tuple[Any, None, None]:
+    """Leave all patches in, in their order, in place of a masked autoencoder's random choice."""
+    return sequence, None, None
 
 
 def _public_name(network: Any, source: str, local: bool) -> str:
@@ -218,27 +261,12 @@ def _public_name(network: Any, source: str, local: bool) -> str:
     return f"local:{network.config.model_type}" if local else source
 
 
-def _describe(processor: Any, pooling: str) -> str:
+def _describe(processor: Any) -> str:
     """Describe the preprocessing by the processor's settings, without those that name files or versions."""
     settings = processor.to_dict()
-    kept = {
-        key: value
-        for key, value in settings.items()
-        if key.startswith(("do_", "size", "crop_size", "image_", "resample", "rescale", "pad")) and value is not None
-    }
-    return f"pil {type(processor).__name__} {json.dumps(kept, sort_keys=True, default=str)}; pooling {pooling}"
-
-
-def _state_digest(state: dict[str, Any]) -> str:
-    """Return the SHA-256 over names, shapes and bytes of the parameters, in the order of their names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+    told = ("do_", "size", "crop_size", "image_", "resample", "rescale", "pad", "data_config")
+    kept = {key: value for key, value in settings.items() if key.startswith(told) and value is not None}
+    return f"pil {type(processor).__name__} {json.dumps(kept, sort_keys=True, default=str)}"
 
 
 def _first_line(error: Exception) -> str:

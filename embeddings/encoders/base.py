@@ -21,8 +21,9 @@ class Encoder(Protocol):
     """A frozen image encoder.
 
     `name`, `revision`, `dimension` (width d), `preprocessing` (a description), `weights_digest` (SHA-256) and
-    `precision` identify it; two encoders equal in these give the same vector for the same image. `device` is
-    where it runs (`cpu`, `cuda`), `batch_size` the number of images it runs at once.
+    `precision` identify it; two encoders equal in these give the same vector for the same image. `former_digest`
+    stood for `weights_digest` before unused weights were left out of it, empty where some were random. `device`
+    is where it runs (`cpu`, `cuda`), `batch_size` the number of images it runs at once.
     """
 
     @property
@@ -35,6 +36,8 @@ class Encoder(Protocol):
     def preprocessing(self) -> str: ...
     @property
     def weights_digest(self) -> str: ...
+    @property
+    def former_digest(self) -> str: ...
     @property
     def precision(self) -> str: ...
     @property
@@ -80,3 +83,10 @@ def identity_of(encoder: Encoder, class_names: Sequence[str]) -> EncoderIdentity
         precision=encoder.precision,
         class_names=tuple(class_names),
     )
+
+
+def former_identity(encoder: Encoder, identity: EncoderIdentity) -> EncoderIdentity:
+    """Return an encoder's identity as it was before weights that no feature depends on were left out of the digest."""
+    by_digest = identity.revision == encoder.weights_digest[:16]  # that of a local folder
+    revision = encoder.former_digest[:16] if by_digest else identity.revision
+    return dataclasses.replace(identity, revision=revision, weights_digest=encoder.former_digest)

@@ -41,6 +41,7 @@ class EfficientNetLite0:
 
     network: Any
     weights_digest: str
+    former_digest: str = WEIGHTS_DIGEST
     device: str = "cpu"
     batch_size: int = _BATCH
     name: str = OFFLINE_ENCODER

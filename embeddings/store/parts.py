@@ -25,25 +25,25 @@ _PLAN = "plan.json"
 class Parts:
     """The working folder of one extraction."""
 
-    def __init__(self, folder: Path, encoder_fingerprint: str) -> None:
+    def __init__(self, folder: Path, encoder_fingerprint: str, former_fingerprint: str = "") -> None:
         """Open the folder, taking up what an interrupted extraction with the same encoder left.
 
         Args:
             folder: the working folder; made when missing.
             encoder_fingerprint: of the encoder without the class list; parts of another are discarded.
+            former_fingerprint: what an earlier release wrote for the same encoder.
 
         Raises:
             DataError: the folder can't be made or written.
         """
         self._folder = folder
         plan = folder / _PLAN
-        wanted = json.dumps({"encoder": encoder_fingerprint})
+        wanted, former = (json.dumps({"encoder": one}) for one in (encoder_fingerprint, former_fingerprint))
         try:
-            if folder.is_dir() and not (plan.is_file() and plan.read_text() == wanted):
+            if folder.is_dir() and not (plan.is_file() and plan.read_text() in (wanted, former)):
                 shutil.rmtree(folder)
             make_private(folder)
-            if not plan.is_file():
-                write_atomically(plan, wanted.encode())
+            write_atomically(plan, wanted.encode())
             for left_over in folder.glob("*.partial"):
                 left_over.unlink()
         except OSError as error:

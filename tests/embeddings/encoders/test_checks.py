@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from common.errors import ConfigError
 from embeddings.encoders.base import EncoderOptions
-from embeddings.encoders.checks import check_rows, prefix_tokens
+from embeddings.encoders.features import tokens_before_patches
 from embeddings.encoders.load import load_encoder
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
@@ -105,7 +106,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
 def test_load_refuses_weights_that_would_be_random(tmp_path: Path, change: str) -> None:
     folder = _save(tmp_path / "m", _models()["dinov2"][0]())
     _change(folder, CHANGES[change][0])
-    with pytest.raises(ConfigError, match=rf"lacks weights that the embeddings need.*{CHANGES[change][1]}") as caught:
+    with pytest.raises(ConfigError, match=rf"the features depend on, found.*{CHANGES[change][1]}") as caught:
         load_encoder(str(folder), EncoderOptions(device="cpu"))
     assert "\n" not in str(caught.value)
 
@@ -135,45 +136,36 @@ def test_load_leaves_a_pooler_that_was_never_trained_out_of_the_digest(
 
 def test_load_refuses_a_processor_of_ragged_pictures(tmp_path: Path) -> None:
     folder = _save(tmp_path / "m", _models()["dinov2"][0](), do_center_crop=False)
-    with pytest.raises(ConfigError, match=r"pictures of different sizes.*set crop_size"):
+    with pytest.raises(ConfigError, match=r"pictures of different sizes.*set do_center_crop and crop_size"):
         load_encoder(str(folder), EncoderOptions(device="cpu"))
 
 
-def test_load_refuses_a_model_that_masks_at_random(tmp_path: Path) -> None:
-    import transformers as hf
-
-    model = hf.ViTMAEModel(hf.ViTMAEConfig(**SMALL, image_size=32, intermediate_size=64))
-    with pytest.raises(ConfigError, match=r"another row each time|can't be divided"):
-        load_encoder(str(_save(tmp_path / "m", model)), EncoderOptions(device="cpu"))
-
-
-def test_check_rows_finds_rows_that_depend_on_their_neighbours(rng: np.random.Generator) -> None:
-    trial = rng.standard_normal((3, 3, 4, 4)).astype(np.float32)
-
-    def own(batch: np.ndarray) -> np.ndarray:
-        return batch.reshape(len(batch), -1)
-
-    check_rows("x", "float32", own, trial)
-    with pytest.raises(ConfigError, match="beside other pictures"):
-        check_rows("x", "float32", lambda batch: own(batch) - own(batch).mean(axis=0), trial)
-    with pytest.raises(ConfigError, match="another row"):
-        check_rows("x", "float32", lambda batch: own(batch) + rng.standard_normal(48).astype(np.float32), trial)
-
-
 @pytest.mark.parametrize(
-    ("named", "tokens", "sides", "patch", "pooled", "wanted"),
+    ("named", "tokens", "sides", "patch", "wanted"),
     [
-        (1, 17, (32, 32), 8, False, 1),
-        (5, 21, (32, 32), 8, False, 5),
-        (1, 21, (32, 32), 8, False, None),  # registers that no setting tells of
-        (0, 16, (32, 32), 8, True, 0),
-        (0, 50, (224, 224), None, True, 1),  # a pooled token before the grid
-        (0, 49, (224, 224), 4, False, 0),  # a hierarchy ends with larger patches
-        (1, 33, (32, 64), 8, False, 1),
-        (1, 34, (32, 64), 8, False, None),
+        (1, 17, (32, 32), 8, 1),
+        (5, 21, (32, 32), 8, 5),
+        (1, 21, (32, 32), 8, None),  # registers that no setting tells of
+        (0, 16, (32, 32), 8, 0),
+        (0, 50, (224, 224), None, 1),  # a pooled token before the grid
+        (0, 49, (224, 224), 4, 0),  # a hierarchy ends with larger patches
+        (1, 33, (32, 64), 8, 1),
+        (1, 34, (32, 64), 8, None),
+        (1, 10, (30, 30), 8, 1),  # an edge that is no whole patch is left out
+        (0, 16, (30, 30), 4, 0),  # or filled up
+        (1, 9, (32, 64), (8, 16), None),
+        (1, 17, (32, 64), (8, 16), 1),
     ],
 )
-def test_prefix_tokens_leave_a_grid_of_patches(
-    named: int, tokens: int, sides: tuple[int, int], patch: int | None, pooled: bool, wanted: int | None
+def test_tokens_before_the_patches_leave_a_grid(
+    named: int, tokens: int, sides: tuple[int, int], patch: object, wanted: int | None
 ) -> None:
-    assert prefix_tokens(named, (1, tokens, 8), sides, patch, pooled_first=pooled) == wanted
+    network = torch.nn.Module()
+    network.config = SimpleNamespace(patch_size=patch, num_register_tokens=max(named - 1, 0))
+    if named:
+        network.cls_token = torch.nn.Parameter(torch.zeros(1, 1, 8))
+    if wanted is None:
+        with pytest.raises(ConfigError, match=rf"expected {named} tokens before.* found {tokens} tokens"):
+            tokens_before_patches("x", network, (1, tokens, 8), sides, "mean-patch")
+    else:
+        assert tokens_before_patches("x", network, (1, tokens, 8), sides, "mean-patch") == wanted

@@ -44,6 +44,8 @@ def unpack(path: Path, name: str, work: Path) -> NDArray[Any]:
         if not target.is_file():
             with zipfile.ZipFile(path) as archive:
                 entry = archive.getinfo(f"{name}.npy")
+                if archive.namelist().count(entry.filename) > 1:
+                    raise DataError(f"{path}: the array {name} comes twice: store it once")
                 if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                     raise DataError(
                         f"{path}: the array {name} is packed in a way that numpy does not use: pack it again"

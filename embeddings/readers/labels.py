@@ -98,6 +98,13 @@ def check_columns(names: Sequence[str]) -> None:
 
 
 def _chosen(path: Path, names: list[str], columns: LabelColumns) -> LabelColumns:
+    columns = dataclasses.replace(
+        columns,
+        path=neat(columns.path),
+        label=neat(columns.label),
+        patient=None if columns.patient is None else neat(columns.patient),
+        extra=tuple(map(neat, columns.extra)),
+    )
     if columns.patient is None and "patient" in names:
         columns = dataclasses.replace(columns, patient="patient")
     check_columns(columns.extra)

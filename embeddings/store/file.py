@@ -131,6 +131,9 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
     if raw is None or missing:
         what = f"the column {missing[0]}" if missing else "the project's metadata"
         raise DataError(f"{path}: expected an embedding store, but {what} is missing; make one with fedhypevae embed")
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: the column {twice[0]} comes twice: remove one of them, or extract the set again")
     kind = schema.field("embedding").type
     if not pa.types.is_fixed_size_list(kind) or str(kind.value_type) not in ("halffloat", "float"):
         raise DataError(f"{path}: expected `embedding` as a fixed-size list of float16 or float32, found {kind}")

@@ -191,3 +191,45 @@ def test_given_classes_refuses_another_encoding(tmp_path: Path) -> None:
         class_list([os.fsdecode(b"b\xf6se")], [])
     with pytest.raises(ConfigError, match="different, non-empty"):
         class_list([unicodedata.normalize("NFC", "ö"), unicodedata.normalize("NFD", "ö")], [])
+
+
+def test_read_labels_finds_a_column_however_its_accents_are_stored(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("Datei," + unicodedata.normalize("NFC", "Schlüssel") + "\na,b\n", encoding="utf-8")
+    columns = LabelColumns("Datei", unicodedata.normalize("NFD", "Schlüssel"))
+    assert read_labels(tmp_path / "l.csv", columns).rows["a"].label == "b"
+
+
+@pytest.mark.parametrize("name", ["label", "embedding", "x"])
+def test_stores_with_a_column_twice_are_refused(tmp_path: Path, name: str) -> None:
+    import pyarrow.parquet as pq
+
+    from common.wire.identity import EncoderIdentity
+    from embeddings.store.file import read_metadata, read_store, read_usable
+    from embeddings.store.sets import EmbeddingSet, SetMetadata
+    from embeddings.store.writing import write_store
+
+    identity = EncoderIdentity("e", "1", 4, "p", "d", "float32", ("a", "b"))
+    rows = np.eye(4, dtype=np.float32)
+    texts = {"x": np.asarray(["u"] * 4)}
+    write_store(tmp_path / "s.parquet", EmbeddingSet(rows, np.arange(4) % 2, SetMetadata(identity), columns=texts))
+    table = pq.read_table(tmp_path / "s.parquet")
+    pq.write_table(table.append_column(table.schema.field(name), table[name]), tmp_path / "s.parquet")
+    for read in (read_store, read_usable, read_metadata):
+        with pytest.raises(DataError, match=f"column {name} comes twice"):
+            read(tmp_path / "s.parquet")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_with_an_array_twice_are_refused(tmp_path: Path) -> None:
+    import io
+    import zipfile
+
+    from embeddings.readers.arrays import ReadyNames, read_ready
+
+    with zipfile.ZipFile(tmp_path / "r.npz", "w") as archive:
+        for name, values in (("embeddings", np.eye(4)), ("labels", np.arange(4) % 2), ("labels", np.arange(4) % 3)):
+            sink = io.BytesIO()
+            np.save(sink, values)
+            archive.writestr(f"{name}.npy", sink.getvalue())
+    with pytest.raises(DataError, match="array labels comes twice"):
+        read_ready(tmp_path / "r.npz", tmp_path / "work", ReadyNames(), None)

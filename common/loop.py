@@ -92,9 +92,16 @@ def run_loop(
     Returns:
         The result. No ledger is charged: whoever calls this owns all the data.
     """
-    method, sites = get_method(config.method), [unit_length(site) for site in sites]
-    problem = problem_of(sites, class_names)
-    context = RunContext(config, problem, method.plan(config))
+    plan = get_method(config.method).plan(config)
+    return run_context(RunContext(config, problem_of(sites, class_names), plan), sites, progress)
+
+
+def run_context(
+    context: RunContext, sites: Sequence[SiteData], progress: Callable[[int, ServerState], None] | None = None
+) -> LoopResult:
+    """As `run_loop`, with a plan that is made already."""
+    config, method = context.config, get_method(context.config.method)
+    sites = [unit_length(site) for site in sites]
     state = method.init(context)
     site_states = [method.init_site(context, index) for index in range(len(sites))]
     shared = config.privacy.trust == "secagg"

@@ -17,11 +17,10 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import SiteScores, mean_scores, score
-from common.loop import run_statistics
-from common.methods.base import RunContext, StepInput
+from common.loop import run_context
+from common.methods.base import RunContext
 from common.methods.published import published_set
-from common.methods.site_release import noise_source
-from common.records import SiteData, on_sphere, unit_length
+from common.records import SiteData, on_sphere
 
 Progress = Callable[[str], None]
 
@@ -136,8 +135,8 @@ def _simulated_score(
     config: RunConfig, cohort: Cohort, train: SiteData, test: SiteData, seed: int, total: int | None
 ) -> SiteScores:
     """Score of one simulation with the noise of `total` records at the cohort's sites; None: without noise."""
-    method, context = planned_context(config.replace(unit="record"), cohort)
-    records, train = train.labels.shape[0], unit_length(train)
+    _, context = planned_context(config.replace(unit="record"), cohort)
+    records = train.labels.shape[0]
     share = 0.0 if total is None else noise_of_sum(context.config, cohort) * records / total
     noised = context.config.replace(num_sites=1, min_sites=1, seed=seed, noise="test", trust="local")
     plan = context.plan
@@ -147,15 +146,7 @@ def _simulated_score(
         training_noise=None if plan.training_noise is None else plan.training_noise * share,
     )
     alone = RunContext(noised, replace(context.problem, num_sites=1), quieter)
-    state, site = method.init(alone), method.init_site(alone, 0)
-    statistics = run_statistics(alone, method, [train])
-    if statistics is not None:
-        state = method.prepare(alone, state, statistics)
-    for index in range(plan.num_rounds):
-        work = StepInput(method.params_for(alone, state, 0), site, train, index, 0, noise_source(noised, 0, index))
-        site, upload = method.client_step(alone, work)
-        state = method.server_step(alone, state, {0: upload})
-    due = published_set(alone, method.finish(alone, state))
+    due = published_set(alone, run_context(alone, [train]).artifact)
     if due is None:
         raise ConfigError(f"method {config.method} publishes a head: there is no synthetic set to score")
     head: LinearHead = fit_linear_head(*due.all(), num_classes=cohort.num_classes)

@@ -105,26 +105,32 @@ def two_world_audit(
     used = SecureNoise() if source is None else source
     state, site = method.init(context), method.init_site(context, 0)
     records = canary_records(background + 1, dim, num_classes, seed)
-    direction = _directions(context, method, state, site, _some(records, [0]))[0]
+    direction = _directions(context, method, state, site, some_records(records, [0]))[0]
     scores = np.zeros((2, draws))
-    worlds = (_some(records, list(range(1, background + 1))), records)
+    worlds = (some_records(records, list(range(1, background + 1))), records)
     for draw in range(draws):
         for world, data in enumerate(worlds):
             _, upload = method.client_step(context, StepInput(state.params, site, data, 0, 0, used))
             scores[world, draw] = float(_flat(upload) @ direction)
         if progress is not None and draw % 100 == 0:
             progress(draw, draws)
-    rate = context.plan.sampling_rate
-    claimed = epsilon_pld([sampled_gaussian(noise, rate)], context.plan.delta)
-    mu = two_world_mu(scores[0], scores[1], rate, confidence)
-    bound = 0.0 if mu <= 1e-3 else epsilon_pld([sampled_gaussian(1.0 / mu, rate)], context.plan.delta)
-    factor = two_world_power(noise, rate, draws, confidence)
-    power = (
-        f"noise below about {factor:.2f} of what is claimed would be seen, and a step without clipping"
-        if factor > 0
-        else "too many draws would be needed to see anything at this noise: raise epsilon or lower num-rounds"
-    )
-    return AuditResult("two-world", bound, claimed, context.plan.delta, confidence, draws, power)
+    result = two_world_result(scores, noise, context.plan.sampling_rate, context.plan.delta, confidence)
+    more = ", and a step without clipping" if "would be seen" in result.power else ": raise epsilon or lower num-rounds"
+    return replace(result, power=result.power + more)
+
+
+def two_world_result(
+    scores: FloatArray, noise: float, sampling_rate: float, delta: float, confidence: float
+) -> AuditResult:
+    """What the attacker's scores of two worlds, (2, draws), say of a release with noise multiplier `noise`."""
+    draws = scores.shape[1]
+    mu = two_world_mu(scores[0], scores[1], sampling_rate, confidence)
+    bound = 0.0 if mu <= 1e-3 else epsilon_pld([sampled_gaussian(1.0 / mu, sampling_rate)], delta)
+    factor = two_world_power(noise, sampling_rate, draws, confidence)
+    seen = f"noise below about {factor:.2f} of what is claimed would be seen"
+    power = seen if factor > 0 else "too many draws would be needed to see anything at this noise"
+    claimed = epsilon_pld([sampled_gaussian(noise, sampling_rate)], delta)
+    return AuditResult("two-world", bound, claimed, delta, confidence, draws, power)
 
 
 def one_run_audit(
@@ -169,7 +175,7 @@ def one_run_audit(
     generator = np.random.default_rng([seed, 1])
     included = generator.random(canaries) < 0.5
     records = canary_records(canaries, dim, num_classes, seed)
-    data = _some(records, np.flatnonzero(included).tolist())
+    data = some_records(records, np.flatnonzero(included).tolist())
     state, site = method.init(context), method.init_site(context, 0)
     # two attackers: one uses all that is released, one the rounds alone, in case these hold less noise than claimed
     evidence, rounds = _Evidence.none(canaries), _Evidence.none(canaries)
@@ -177,13 +183,13 @@ def one_run_audit(
     if spec is not None and statistics_noise is not None:
         release = site_statistics(context, spec, statistics_noise, data, used)
         combined = combine_statistics(spec, [release], statistics_noise)
-        alone = [site_statistics(context, spec, 0.0, _some(records, [j]), TestNoise(0)) for j in range(canaries)]
+        alone = [site_statistics(context, spec, 0.0, some_records(records, [j]), TestNoise(0)) for j in range(canaries)]
         for name, std in combined.noise_std.items():
             parts = torch.stack([one[name].flatten() for one in alone])
             evidence += _Evidence.of_releases(parts, release[name].flatten(), std)
         state = method.prepare(context, state, combined)
     directions = _directions(context, method, state, site, records)
-    empty = _release(_without_noise(context), method, state, site, _some(records, []))
+    empty = _release(_without_noise(context), method, state, site, some_records(records, []))
     std = plan.training_noise * context.config.privacy.clip_norm * math.sqrt(plan.steps_per_round)
     total = torch.zeros_like(empty, dtype=torch.float64)
     for round_index in range(plan.num_rounds):
@@ -241,8 +247,10 @@ def _release(context: RunContext, method: Method, state: ServerState, site: Site
 def _directions(context: RunContext, method: Method, state: ServerState, site: SiteState, records: SiteData) -> Tensor:
     """What each record by itself adds to a round's release now, (m, p): what an attacker looks for."""
     quiet = _without_noise(context)
-    empty = _release(quiet, method, state, site, _some(records, []))
-    alone = [_release(quiet, method, state, site, _some(records, [j])) - empty for j in range(records.labels.shape[0])]
+    empty = _release(quiet, method, state, site, some_records(records, []))
+    alone = [
+        _release(quiet, method, state, site, some_records(records, [j])) - empty for j in range(records.labels.shape[0])
+    ]
     return torch.stack(alone)
 
 
@@ -280,7 +288,8 @@ class _Evidence:
         return torch.linalg.solve(self.precision, self.pull).numpy()
 
 
-def _some(records: SiteData, rows: list[int]) -> SiteData:
+def some_records(records: SiteData, rows: list[int]) -> SiteData:
+    """The records in these rows."""
     index = torch.tensor(rows, dtype=torch.long)
     groups = None if records.groups is None else records.groups[index]
     return SiteData(records.embeddings[index], records.labels[index], groups)

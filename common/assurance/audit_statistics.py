@@ -8,18 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.assurance.audit import AuditResult, canary_records
-from common.assurance.audit_bounds import two_world_mu, two_world_power
+from common.assurance.audit import AuditResult, canary_records, some_records, two_world_result
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.methods import get_method
 from common.methods.base import Problem, RunContext
 from common.methods.site_release import site_statistics
 from common.privacy.combined import combine_statistics
-from common.privacy.composition import epsilon_pld
-from common.privacy.events import gaussian
 from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
-from common.records import SiteData
 
 _DIM, _CLASSES = 8, 3  # exact samplers are slow, and their noise knows nothing of the sizes
 
@@ -57,8 +53,8 @@ def audit_statistics(
         raise ConfigError("an audit needs a private method that releases something with noise: set a finite epsilon")
     used = SecureNoise() if source is None else source
     both = canary_records(2, _DIM, _CLASSES, 0)
-    worlds = [_first(both, 1), both]
-    alone, empty = (site_statistics(context, spec, 0.0, _last(both, count), TestNoise(0)) for count in (1, 0))
+    worlds = [some_records(both, [0]), both]
+    alone, empty = (site_statistics(context, spec, 0.0, some_records(both, rows), TestNoise(0)) for rows in ([1], []))
     std = combine_statistics(spec, [site_statistics(context, spec, noise, both, used)], noise).noise_std
     direction = {name: (alone[name] - empty[name]) / std[name] ** 2 for name in std}
     scores = np.zeros((2, draws))
@@ -67,28 +63,8 @@ def audit_statistics(
             scores[world, draw] = _score(site_statistics(context, spec, noise, data, used), direction)
         if progress is not None and draw % 100 == 0:
             progress(draw, draws)
-    claimed = epsilon_pld(context.plan.statistics_events, context.plan.delta)
-    mu = two_world_mu(scores[0], scores[1], 1.0, confidence)
-    bound = 0.0 if mu <= 1e-3 else epsilon_pld([gaussian(1.0 / mu)], context.plan.delta)
-    factor = two_world_power(noise, 1.0, draws, confidence)
-    power = (
-        f"noise below about {factor:.2f} of what is claimed would be seen"
-        if factor > 0
-        else "too many draws would be needed to see anything at this noise"
-    )
-    return AuditResult("two-world", bound, claimed, context.plan.delta, confidence, draws, power)
+    return two_world_result(scores, noise, 1.0, context.plan.delta, confidence)
 
 
 def _score(release: Mapping[str, Tensor], direction: Mapping[str, Tensor]) -> float:
     return float(sum(torch.sum(release[name] * direction[name]) for name in direction))
-
-
-def _first(records: SiteData, count: int) -> SiteData:
-    groups = None if records.groups is None else records.groups[:count]
-    return SiteData(records.embeddings[:count], records.labels[:count], groups)
-
-
-def _last(records: SiteData, count: int) -> SiteData:
-    groups = None if records.groups is None else records.groups[len(records.labels) - count :]
-    start = len(records.labels) - count
-    return SiteData(records.embeddings[start:], records.labels[start:], groups)

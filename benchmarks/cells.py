@@ -29,12 +29,12 @@ from common.errors import ConfigError
 from common.evaluation.fidelity import fidelity
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.nonlinear_heads import score_heads
-from common.evaluation.scores import SiteScores, Split, mean_scores, score
+from common.evaluation.scores import SiteScores, Split, mean_scores, mix_probabilities, score
 from common.loop import LoopResult, run_loop
 from common.methods import get_method
-from common.methods.base import RunContext, seeded
+from common.methods.base import RunContext, ServerState, SiteState, seeded
 from common.methods.constants import CENTRE
-from common.methods.heads import fedlambda
+from common.methods.features import head_features
 from common.methods.heads.linear import published_head
 from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn import taught as mh_pfedhn_gd
@@ -133,7 +133,7 @@ def score_trained(
     if row.registered == "fedlambda":
         result = trained.result
         scores["personalised"] = [
-            score(fedlambda.site_probabilities(result.context, result.state, kept, rows), rows, labels)
+            score(site_probabilities(result.context, result.state, kept, rows), rows, labels)
             for kept, (rows, labels) in zip(result.sites, _tests(federation), strict=True)
         ]
     elif row.registered is not None and row.registered.startswith("mh_pfedhn"):
@@ -234,3 +234,22 @@ def judge(federation: Federation, synthetic: Split, fitted: LinearHead | None) -
 
 def _tests(federation: Federation) -> list[Split]:
     return [split_of(site.test) for site in federation.sites]
+
+
+def site_probabilities(
+    context: RunContext, state: ServerState, site: SiteState, embeddings: Tensor, mixing: float | None = None
+) -> Tensor:
+    """What a site predicts for embeddings (n, d_x): class probabilities (n, K).
+
+    Args:
+        context: the run.
+        state: the server's last state.
+        site: the site's private state, with its own head.
+        embeddings: (n, d_x).
+        mixing: λ in [0, 1]; None takes the one that the run chose.
+    """
+    params = state.params
+    features = head_features(context, embeddings, params[CENTRE])
+    chosen = float(state.memory["mixing"]) if mixing is None else mixing
+    own = LinearHead(site.tensors["weight"], site.tensors["bias"]).probabilities(features)
+    return mix_probabilities(own, LinearHead(params["weight"], params["bias"]).probabilities(features), chosen)

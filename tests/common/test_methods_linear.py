@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from benchmarks.cells import site_probabilities
 from common.config.run import RunConfig
 from common.evaluation.heads import fit_linear_head
 from common.loop import run_loop
@@ -92,10 +93,10 @@ def test_fedlambda_is_local_only_at_one_and_fedavg_at_zero() -> None:
     rows = on_sphere(sites[0].embeddings)
     features = head_features(result.context, rows, result.state.params[CENTRE])
     own = fit_linear_head(features, sites[0].labels, 3)
-    alone = fedlambda.site_probabilities(result.context, result.state, result.sites[0], rows, 1.0)
+    alone = site_probabilities(result.context, result.state, result.sites[0], rows, 1.0)
     assert torch.equal(alone, own.probabilities(features))
     weight, bias = _head(_line("fedavg", num_sites=3, num_rounds=2), sites, 3)
-    shared = fedlambda.site_probabilities(result.context, result.state, result.sites[0], rows, 0.0)
+    shared = site_probabilities(result.context, result.state, result.sites[0], rows, 0.0)
     assert torch.allclose(shared, torch.softmax(rows @ weight.T + bias, 1), atol=1e-5)
 
 

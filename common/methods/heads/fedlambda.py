@@ -70,25 +70,6 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     return replace(artifact, settings={**artifact.settings, "mixing": mixing})
 
 
-def site_probabilities(
-    context: RunContext, state: ServerState, site: SiteState, embeddings: Tensor, mixing: float | None = None
-) -> Tensor:
-    """What a site predicts for embeddings (n, d_x): class probabilities (n, K).
-
-    Args:
-        context: the run.
-        state: the server's last state.
-        site: the site's private state, with its own head.
-        embeddings: (n, d_x).
-        mixing: λ in [0, 1]; None takes the one that the run chose.
-    """
-    params = state.params
-    features = head_features(context, embeddings, params[CENTRE])
-    chosen = float(state.memory["mixing"]) if mixing is None else mixing
-    own = LinearHead(site.tensors["weight"], site.tensors["bias"]).probabilities(features)
-    return mix_probabilities(own, LinearHead(params["weight"], params["bias"]).probabilities(features), chosen)
-
-
 METHOD = replace(
     fedavg.METHOD,
     name="fedlambda",

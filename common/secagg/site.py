@@ -5,8 +5,7 @@
    shared among all, each share sealed for its receiver, and committed to before all (`check_cards`, `make_shares`);
 3. check: the shares of the others are opened and held against their commitments (`open_shares`);
 4. masked sum: the vector leaves under one mask for each other site and one of its own (`mask`, `sign_masked`);
-5. unmasking: for each site that sent its vector a share of its own mask's seed, for each that did not a share of its
-   mask key; never both (`check_survivors`, `reveal`).
+5. unmasking: a share of a site's mask seed if it sent its vector, else of its mask key (`check_survivors`, `reveal`).
 
 A server learns no more than the sum, since a site refuses too short a list, keys other than the pinned ones, shares
 made for another list, a list of senders that the others did not have, and a second answer to 5.

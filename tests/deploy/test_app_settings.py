@@ -12,7 +12,6 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from common.config.presets import resolve_listed
-from common.config.removed import REMOVED
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from deploy.machine.app_contents import read_files
@@ -41,7 +40,7 @@ def test_readme_has_every_listed_setting_and_no_other() -> None:
 
 def test_expert_page_has_every_other_setting_with_its_default() -> None:
     page = ROOT / "docs" / "settings.md"
-    others = {key: value for key, value in RunConfig().to_flat().items() if key not in {**listed(), **REMOVED}}
+    others = {key: value for key, value in RunConfig().to_flat().items() if key not in listed()}
     assert keys_of_table(page, "# Expert settings") == sorted(others)
     for key, value in others.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)

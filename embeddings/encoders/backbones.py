@@ -7,10 +7,11 @@ held to be a function of the picture: the same row each time, alone and in a bat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,16 @@ class TransformersEncoder:
             import torch
             from transformers import AutoImageProcessor, AutoModel
 
-            whole, info = AutoModel.from_pretrained(
-                source,
-                trust_remote_code=False,
-                dtype=getattr(torch, options.precision),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in `info`, and refused where a feature depends on them
-                **shared,
-            )
-            processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil", **shared)
+            with _quiet():
+                whole, info = AutoModel.from_pretrained(
+                    source,
+                    trust_remote_code=False,
+                    dtype=getattr(torch, options.precision),
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are in `info`, and refused where a feature depends on them
+                    **shared,
+                )
+                processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil", **shared)
         except Exception as error:  # a foreign library over a foreign file: it may raise anything
             extra = "; run: pip install 'fedhypevae[timm]'" if isinstance(error, ImportError) else ""
             raise ConfigError(
@@ -249,6 +251,19 @@ def _sized(encoder: TransformersEncoder, options: EncoderOptions, trial: NDArray
     # A compiled network is compiled here, for the batch it will get, before several threads call it.
     trial = np.repeat(trial, size if options.compile else 1, axis=0)
     return dataclasses.replace(encoder, batch_size=size, dimension=int(encoder.forward(trial).shape[1]))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's table of weights from the terminal: what matters of it is said in one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _keep_all(sequence: Any, noise: Any = None) -> tuple[Any, None, None]:

@@ -163,12 +163,19 @@ def _cut(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     ],
 )
 def test_weights_of_the_features_that_are_wrong_are_named(
-    models: Path, tmp_path: Path, family: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], named: str
+    models: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    family: str,
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    named: str,
 ) -> None:
     change_weights(copied(models / family, tmp_path / "changed"), change)
     with pytest.raises(ConfigError, match=named) as caught:
         load_encoder(str(tmp_path / "changed"), _with("mean-patch"))
     assert "\n" not in str(caught.value)
+    assert "MISSING" not in caplog.text  # of the library's own table
+    assert transformers.logging.get_verbosity() == transformers.logging.WARNING
 
 
 @pytest.mark.parametrize(

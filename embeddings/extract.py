@@ -31,7 +31,7 @@ from embeddings.readers.patients import KEY_BYTES, image_key, patient_number
 from embeddings.store.file import iterate_store, read_metadata, stored_precision
 from embeddings.store.parts import Parts
 from embeddings.store.sets import EmbeddingSet, SetMetadata
-from embeddings.store.writing import content_fingerprint, write_chunks
+from embeddings.store.writing import check_path, content_fingerprint, write_chunks
 
 PART_ROWS = 256
 
@@ -258,6 +258,7 @@ def _old_and_new(out: Path, parts: Parts, old: bool) -> Iterator[tuple[NDArray[n
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold the store for this process, and clear what a killed writer left."""
+    check_path(out)
     try:
         make_private(out.parent)
         lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0, mode=OWNER_FILE)
@@ -279,4 +280,4 @@ def _write_rejects(path: Path, rejected: tuple[tuple[str, str], ...]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "reason"])
     writer.writerows(rejected)
-    write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))

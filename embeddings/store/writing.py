@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from common.durable import whole_file
 from common.errors import DataError
+from common.texts import is_text
 from common.wire.identity import EncoderIdentity
 from embeddings.store.sets import FORMAT, EmbeddingSet, SetMetadata, regroup, survey
 
@@ -62,6 +63,7 @@ def write_chunks(
         DataError: a chunk has non-finite rows or labels outside the classes; no rows at all; the disk is
             full.
     """
+    check_path(path)
     if precision not in ("float16", "float32"):
         raise DataError(f"store precision: expected float16 or float32, found {precision!r}")
     fingerprint, counts, rows, columns = survey(chunks(), metadata.identity, precision)
@@ -79,6 +81,12 @@ def write_chunks(
         reason = error.strerror or str(error)
         raise DataError(f"{path}: can't write the store ({reason}); nothing was replaced") from None
     return fingerprint
+
+
+def check_path(path: Path) -> None:
+    """Refuse (DataError) a place that Arrow could not read again: it opens names in UTF-8 alone."""
+    if not is_text(str(path)):
+        raise DataError(f"{path}: a store's path must be in UTF-8: choose another place")
 
 
 def content_fingerprint(chunks: Iterable[EmbeddingSet], identity: EncoderIdentity, precision: str = "float32") -> str:

@@ -126,7 +126,7 @@ def test_extract_embeds_a_name_that_is_no_utf_8(tmp_path: Path, tiny_dinov2: Pat
     encoder = load_encoder(str(tiny_dinov2))
     outcome = extract(Listing((*items, bad), (), ("a",)), encoder, tmp_path / "o.parquet", SALT)
     assert outcome.rows == len(read_store(tmp_path / "o.parquet")) == 2
-    assert b"gr\xf6\xdfe.png" in (tmp_path / "o.parquet.rejected.csv").read_bytes()
+    assert "gr\\udcf6\\udcdfe.png" in (tmp_path / "o.parquet.rejected.csv").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -233,3 +233,15 @@ def test_archives_with_an_array_twice_are_refused(tmp_path: Path) -> None:
             archive.writestr(f"{name}.npy", sink.getvalue())
     with pytest.raises(DataError, match="array labels comes twice"):
         read_ready(tmp_path / "r.npz", tmp_path / "work", ReadyNames(), None)
+
+
+def test_a_store_is_not_written_where_it_could_not_be_read(tmp_path: Path, tiny_dinov2: Path) -> None:
+    from embeddings.encoders.load import load_encoder
+
+    def fail() -> np.ndarray:
+        raise AssertionError("nothing is read before the place is checked")
+
+    listing = Listing((Item("0.png", fail, 0, stamp=("0.png",)),), (), ("a",))
+    with pytest.raises(DataError, match="path must be in UTF-8"):
+        extract(listing, load_encoder(str(tiny_dinov2)), tmp_path / os.fsdecode(b"k\xf6ln.parquet"), SALT)
+    assert list(tmp_path.iterdir()) == []

@@ -157,7 +157,7 @@ def extraction(files: Path, count: int, encoder: str) -> dict[str, Any]:
 def child(files: Path, count: int, folder: Path, encoder: str) -> None:
     """The process of `extraction`."""
     from embeddings.extract import extract
-    from embeddings.readers.folders import Listing
+    from embeddings.pipeline import Listing
 
     network = load_encoder(encoder)
     names = sorted(path for path in files.iterdir() if path.suffix == ".jpg")[:count]

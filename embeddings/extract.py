@@ -25,8 +25,7 @@ from common.wire.agreement import encode
 from common.wire.identity import EncoderIdentity
 from embeddings.canary import embed_canary
 from embeddings.encoders.base import Encoder, former_identity, identity_of
-from embeddings.pipeline import Item, embed_batches
-from embeddings.readers.folders import Listing
+from embeddings.pipeline import Item, Listing, embed_batches
 from embeddings.readers.patients import KEY_BYTES, image_key, patient_number
 from embeddings.store.file import iterate_store, read_metadata, stored_precision
 from embeddings.store.parts import Parts

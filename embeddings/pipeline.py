@@ -42,6 +42,24 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a site has to embed: `items` in a fixed order, `rejected` (source, reason) pairs, and remarks.
+
+    `column_names` name each item's `columns`. `rendering` is what the reader was told of showing the files (a
+    DICOM window): a part of the preprocessing that sites compare. `shallow` names the pictures of 16 bits that use
+    12 at most; it fills while they are read.
+    """
+
+    items: tuple[Item, ...]
+    rejected: tuple[tuple[str, str], ...]
+    class_names: tuple[str, ...]
+    column_names: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    rendering: str = ""
+    shallow: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """One batch done: `embeddings` (k, d) of the `items` that could be read, and the others with why."""
 

@@ -13,7 +13,8 @@ from deploy.console import console
 if TYPE_CHECKING:
     from embeddings.encoders.base import EncoderOptions
     from embeddings.extract import Outcome
-    from embeddings.readers.folders import FolderOptions, Listing
+    from embeddings.pipeline import Listing
+    from embeddings.readers.folders import FolderOptions
 
 _SHOWN = 5
 

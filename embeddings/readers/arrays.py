@@ -22,9 +22,8 @@ from common.errors import DataError
 from common.wire.identity import EncoderIdentity
 from embeddings.bounded import unpack
 from embeddings.limits import check_size
-from embeddings.pipeline import Item
+from embeddings.pipeline import Item, Listing
 from embeddings.readers.classes import ArrayTexts, array_classes, array_texts
-from embeddings.readers.folders import Listing
 from embeddings.readers.labels import check_columns
 from embeddings.readers.patients import patient_identifier, patient_number
 from embeddings.store.sets import EmbeddingSet, SetMetadata

@@ -14,7 +14,7 @@ from typing import Literal
 
 from common.errors import DataError
 from common.texts import is_text, neat
-from embeddings.pipeline import Item
+from embeddings.pipeline import Item, Listing
 from embeddings.readers.classes import class_list, short
 from embeddings.readers.dicom import is_dicom, read_frame, read_header
 from embeddings.readers.dicom_order import NO_PLACE, Slice, in_order
@@ -30,24 +30,6 @@ _NOBODY = "is stated as the patient, which names nobody; give a patient column, 
 
 _ABSENT = "no such file; correct the label file"
 _ALIKE = "several files have this name but for how its accents are stored; rename them"
-
-
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """What a site has to embed: `items` in a fixed order, `rejected` (source, reason) pairs, and remarks.
-
-    `column_names` name each item's `columns`. `rendering` is what the reader was told of showing the files (a
-    DICOM window): a part of the preprocessing that sites compare. `shallow` names the pictures of 16 bits that use
-    12 at most; it fills while they are read.
-    """
-
-    items: tuple[Item, ...]
-    rejected: tuple[tuple[str, str], ...]
-    class_names: tuple[str, ...]
-    column_names: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    rendering: str = ""
-    shallow: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)

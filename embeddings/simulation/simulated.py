@@ -27,8 +27,7 @@ from embeddings.store.file import read_store
 from embeddings.store.sets import EmbeddingSet
 
 if TYPE_CHECKING:
-    from embeddings.pipeline import Item
-    from embeddings.readers.folders import Listing
+    from embeddings.pipeline import Item, Listing
 
 DEMO_FILE = Path(__file__).parents[1] / "demo" / "organamnist6000.npz"
 DEMO_DIGEST = "1bb55686287a5ebb3b9f3c62364bf6a7ea22354da30d6298f1dd18a5c6d553ca"
@@ -183,8 +182,7 @@ def demo_items() -> dict[bytes, Item]:
 
 
 def _listing() -> Listing:
-    from embeddings.pipeline import Item
-    from embeddings.readers.folders import Listing
+    from embeddings.pipeline import Item, Listing
 
     with np.load(_find_images()) as demo:
         images, labels = demo["images"], demo["labels"].tolist()

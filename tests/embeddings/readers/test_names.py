@@ -12,9 +12,9 @@ from PIL import Image
 
 from common.errors import ConfigError, DataError
 from embeddings.extract import extract
-from embeddings.pipeline import Item
+from embeddings.pipeline import Item, Listing
 from embeddings.readers.classes import class_list, given_classes
-from embeddings.readers.folders import FolderOptions, Listing, list_folder
+from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.labels import LabelColumns, read_labels
 from embeddings.readers.patients import image_key, patient_number
 

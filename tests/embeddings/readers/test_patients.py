@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
+from embeddings.pipeline import Listing
 from embeddings.readers.arrays import ReadyNames, import_ready
-from embeddings.readers.folders import FolderOptions, Listing, list_folder
+from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.patients import patient_identifier, patient_number
 from embeddings.store.file import read_store
 from tests.embeddings.readers.dicom_files import dataset_of, save

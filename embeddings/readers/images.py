@@ -52,7 +52,8 @@ def read_image(path: Path, name: str, shallow: Callable[[str], None] = lambda na
         DataError: the file can't be read, is no image, is damaged or too large, or has no fixed range.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
+        # an open file: Pillow maps one that it opens itself, and then mixes up the rows of a turned TIFF picture
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as picture:
             check_size(name, *picture.size)
             check_unpacked(
                 name, picture.size[0] * picture.size[1] * len(picture.getbands()), path.stat().st_size, PICTURE_RATIO
@@ -89,16 +90,20 @@ def _check_block(picture: Any, name: str, tags: tuple[int, int]) -> None:
 
 
 class _Form(NamedTuple):
-    """Bits of a sample in the file where they are more than 8 (else 8), and whether zero is white in it."""
+    """Bits of a sample in the file where they are more than 8 (else 8), and whether zero is white in it.
+
+    `clear` is the grey value that is transparent, as Pillow gives it.
+    """
 
     bits: int
     inverted: bool
+    clear: int | None = None
 
 
 def _form(picture: Any, name: str) -> _Form:
     """What a file says of its samples beyond Pillow's mode, which is one for many forms.
 
-    Source: TIFF 6.0, tags 258 (BitsPerSample), 262 (PhotometricInterpretation), 339 (SampleFormat).
+    Source: TIFF 6.0, tags 258 (BitsPerSample), 262 (PhotometricInterpretation), 339 (SampleFormat); PNG, tRNS.
     """
     tags = picture.tag_v2 if picture.format == "TIFF" else {}
     signed = any(kind == 2 for kind in tags.get(339, ()))
@@ -108,21 +113,36 @@ def _form(picture: Any, name: str) -> _Form:
     if picture.mode.startswith("I;16") and tags:  # Pillow turns white round with 8 bits and fewer alone
         return _Form(int(tags.get(258, (16,))[0]), tags.get(262) == 0)
     deep = picture.mode.startswith("I") or any(";16" in str(tile[3]) for tile in picture.tile)
-    return _Form(16 if deep else 8, False)
+    clear = picture.info.get("transparency")
+    if deep and isinstance(clear, tuple):
+        raise DataError(f"{name}: 16 bits with one transparent colour, of which 8 are read; store it without it")
+    if picture.mode in ("1", "L") and isinstance(
+        clear, int
+    ):  # as it stands in the file, in which grey may have 1 to 8 bits
+        high = {"1": 1, "L;2": 3, "L;4": 15}.get(str(picture.tile[0][3]), 255)
+        clear = (clear & high) * 255 // high
+    return _Form(16 if deep else 8, False, clear if isinstance(clear, int) else None)
 
 
 def _pixels(picture: Image.Image, form: _Form) -> NDArray[np.uint8]:
     if picture.mode.startswith("I;16"):
-        values = (np.asarray(picture) >> (form.bits - 8)).astype(np.uint8)
-        return 255 - values if form.inverted else values
+        whole = np.asarray(picture)
+        values = (whole >> (form.bits - 8)).astype(np.uint8)
+        return 255 - values if form.inverted else _cleared(values, whole, form)
     if picture.mode == "I":
         whole = np.array(picture)
         return (np.clip(whole, 0, 65_535, out=whole) >> 8).astype(np.uint8)
     if picture.mode in ("1", "L"):
-        return np.asarray(picture if picture.mode == "L" else picture.convert("L"))
+        grey = np.asarray(picture if picture.mode == "L" else picture.convert("L"))
+        return _cleared(grey, grey, form)
     if picture.mode in ("LA", "RGBA", "PA") or "transparency" in picture.info:
         return _on_black(picture)
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _cleared(shown: NDArray[np.uint8], values: NDArray[Any], form: _Form) -> NDArray[np.uint8]:
+    """A grey picture whose one transparent value lies on black."""
+    return shown if form.clear is None else np.where(values == form.clear, np.uint8(0), shown)
 
 
 def _on_black(picture: Image.Image) -> NDArray[np.uint8]:

@@ -20,7 +20,14 @@ WIDTH, HEIGHT = 13, 5
 
 
 def tiff(
-    values: np.ndarray, bits: int, *, white: bool = False, form: int = 1, big: bool = False, packed: bool = False
+    values: np.ndarray,
+    bits: int,
+    *,
+    white: bool = False,
+    form: int = 1,
+    big: bool = False,
+    packed: bool = False,
+    turn: int = 1,
 ) -> bytes:
     """A TIFF of one strip, by hand: samples of so many bits packed into bytes, (h, w) or (h, w, 3)."""
     order, samples = ">" if big else "<", 1 if values.ndim == 2 else values.shape[2]
@@ -36,6 +43,7 @@ def tiff(
         (256, 4, 1, values.shape[1]),
         (257, 4, 1, values.shape[0]),
         (259, 3, 1, 8 if packed else 1),
+        (274, 3, 1, turn),
         (277, 3, 1, samples),
     ]
     tags += [
@@ -43,7 +51,7 @@ def tiff(
         (278, 4, 1, values.shape[0]),
         (279, 4, 1, len(strip)),
     ]
-    start = 8 + 2 + 12 * 10 + 4
+    start = 8 + 2 + 12 * 11 + 4
     triples = {258: [bits] * samples, 339: [form] * samples}
     for tag, numbers in triples.items():
         tags.append((tag, 3, samples, numbers[0] if samples == 1 else start + (6 if tag == 339 else 0)))
@@ -57,8 +65,8 @@ def tiff(
     return (b"MM\0*" if big else b"II*\0") + struct.pack(f"{order}I", 8) + table + bytes(4) + more + strip
 
 
-def png(values: np.ndarray, bits: int) -> bytes:
-    """A PNG of grey or RGB by hand."""
+def png(values: np.ndarray, bits: int, clear: bytes = b"") -> bytes:
+    """A PNG of grey or RGB by hand; `clear` names a transparent value."""
     samples = 1 if values.ndim == 2 else values.shape[2]
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -72,7 +80,8 @@ def png(values: np.ndarray, bits: int) -> bytes:
         rows = np.frombuffer(flat.astype(f">u{bits // 8}").tobytes(), np.uint8).reshape(len(flat), -1)
     data = b"".join(b"\0" + row.tobytes() for row in rows)
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0 if samples == 1 else 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    parts = [(b"IHDR", header), *([(b"tRNS", clear)] if clear else []), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, part) for kind, part in parts)
 
 
 def _read(tmp_path: Path, content: bytes, told: list[str] | None = None) -> np.ndarray:
@@ -103,6 +112,33 @@ def test_tiff_of_every_form_is_right(
     content = tiff(values, bits, white=white, big=big, packed=packed)
     shown = _read(tmp_path, content)
     np.testing.assert_array_equal(shown.reshape(values.shape), _expected(values, bits, white))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize(("bits", "samples", "packed"), [(8, 1, False), (8, 1, True), (16, 1, False), (8, 3, False)])
+def test_turned_tiff_is_upright(tmp_path: Path, turn: int, bits: int, samples: int, packed: bool) -> None:
+    """By the text of TIFF 6.0, tag 274: where the first row and the first column lie."""
+    shape = (HEIGHT, WIDTH) if samples == 1 else (HEIGHT, WIDTH, 3)
+    values = np.random.default_rng(turn).integers(0, 1 << bits, shape)
+    turned = values.swapaxes(0, 1)
+    straight = [values, values[:, ::-1], values[::-1, ::-1], values[::-1]]
+    upright = [*straight, turned, turned[:, ::-1], turned[::-1, ::-1], turned[::-1]][turn - 1]
+    content = tiff(values, bits, turn=turn, packed=packed)
+    np.testing.assert_array_equal(_read(tmp_path, content), _expected(upright, bits))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_lies_on_black(tmp_path: Path, bits: int) -> None:
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (HEIGHT, WIDTH))
+    key = int(values.max())
+    shown = _read(tmp_path, png(values, bits, struct.pack(">H", key)))
+    np.testing.assert_array_equal(shown, np.where(values == key, 0, _expected(values, bits)))
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_refused(tmp_path: Path) -> None:
+    values = np.zeros((HEIGHT, WIDTH, 3), dtype=int)
+    with pytest.raises(DataError, match=r"^a: 16 bits with one transparent colour"):
+        _read(tmp_path, png(values, 16, bytes(6)))
 
 
 @FAST

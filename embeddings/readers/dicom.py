@@ -148,6 +148,8 @@ def read_frame(path: Path, name: str, frame: int = 0, window: Window | None = No
             raw = as_stored(str(dataset.get("PhotometricInterpretation")), samples.bits, allocated)
             with decoding(int(dataset.Columns) * int(dataset.Rows)):
                 form = {"bits_allocated": 8, "bits_stored": min(samples.bits, 8)} if samples.narrow else {}
+                if syntax.is_encapsulated and syntax != pydicom.uid.RLELossless and dataset.get("SamplesPerPixel") == 3:
+                    form["planar_configuration"] = 0  # decoders give pixel by pixel, whatever the header says
                 # pydicom clears unused bits as if the sample were always the lowest ones: `Samples` looks where it lies
                 pixels = pydicom.pixels.pixel_array(
                     file, index=frame, decoding_plugin=plugin, raw=raw, correct_unused_bits=False, **form
@@ -229,6 +231,16 @@ def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: in
             if samples != 1:
                 raise DataError(f"{name}: floats of {samples} samples a pixel; expected 1: leave it out")
             return Samples(8 * (4 if element == 0x0008 else 8), floating=True)
+        (length,) = struct.unpack_from(
+            "<I" if syntax.is_little_endian else ">I", head, 4 if syntax.is_implicit_VR else 8
+        )
+        if length == 0xFFFFFFFF:
+            raise DataError(f"{name}: encoded pixels in a file that says they are not; correct its transfer syntax")
+        if dataset.get("PhotometricInterpretation") == "YBR_FULL_422" and length >= size * frames:
+            raise DataError(
+                f"{name}: YBR_FULL_422 of {length:,} bytes, all colour of {columns}x{rows} pixels, and so is "
+                "YBR_FULL or RGB; correct the header or leave the file out"
+            )
         return sample_form(dataset, None, name)
     lossy = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
     jpegs = {*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.JPEG2000TransferSyntaxes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -341,3 +342,30 @@ def test_a_cell_beside_the_sample_says_nothing_also_in_big_endian(tmp_path: Path
         cells = cells_of(values, 2, 9, np.full((1, 4), 0xFFFF))
         dataset = dataset_of(cells, syntax, BitsStored=2, HighBit=9)
         np.testing.assert_array_equal(_shown(tmp_path, dataset), [[0, 85, 170, 255]])
+
+
+@pytest.mark.parametrize("planes", [0, 1])
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000"])
+def test_encoded_colour_lies_pixel_by_pixel_whatever_the_header_says(tmp_path: Path, kind: str, planes: int) -> None:
+    ramp = np.cumsum(RNG.integers(0, 3, (48, 64)), axis=1)
+    values = np.stack([ramp, ramp[::-1], 255 - ramp], axis=-1).astype(np.uint8)
+    sink = io.BytesIO()
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"no_jp2": True, "mct": 0}
+    Image.fromarray(values).save(sink, kind, **options)
+    colour = "YBR_FULL_422" if kind == "JPEG" else "RGB"
+    form = {"SamplesPerPixel": 3, "BitsAllocated": 8, "PlanarConfiguration": planes}
+    dataset = dataset_of(values, PhotometricInterpretation=colour, **form)
+    wrap(dataset, JPEG if kind == "JPEG" else JPEG2000Lossless, [sink.getvalue()])
+    assert np.abs(_shown(tmp_path, dataset) - np.asarray(Image.open(sink)).astype(float)).max() <= 4
+
+
+@pytest.mark.parametrize("syntax", NATIVE)
+def test_native_pixels_that_are_not_what_the_header_says_are_refused(tmp_path: Path, syntax: Any) -> None:
+    whole = dataset_of(_colour(8), syntax, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL_422", BitsAllocated=8)
+    _refused(tmp_path, whole, "is YBR_FULL or RGB")
+    path = save(tmp_path / "a.dcm", dataset_of(_colour(8)[..., 0], syntax, BitsAllocated=8))
+    content, size = path.read_bytes(), struct.pack(">I" if syntax == ExplicitVRBigEndian else "<I", 34 * 37)
+    assert content.count(size) == 1
+    path.write_bytes(content.replace(size, b"\xff" * 4))
+    with pytest.raises(DataError, match="correct its transfer syntax"):
+        read_frame(path, "a.dcm")

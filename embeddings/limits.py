@@ -24,6 +24,7 @@ ARRAY_RATIO = 100  # the same for arrays and sets; embeddings reach 1.2, picture
 DEFLATE_RATIO = 100  # the same for a deflated DICOM file as a whole
 MAX_FRAMES = 100_000
 MAX_PARTS = 300_000  # that a DICOM header is read in, two an attribute; each takes some hundred bytes
+MAX_ITEMS = 60_000  # of a DICOM sequence that is looked at, those within it counted; each takes a kilobyte
 MAX_TILES = 10_000  # of a JPEG 2000 picture, each of which takes some kilobytes
 MAX_ROWS = 10_000_000  # of a set
 MAX_DIMENSION = 65_536  # width of an embedding

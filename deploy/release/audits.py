@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -36,17 +36,17 @@ def audit_published(context: RunContext, size: AuditSize, watch: Watch) -> tuple
 
 
 def audit_file(
-    context: RunContext, results: list[AuditResult], why_none: str, not_private_because: list[str]
+    context: RunContext, audits: Sequence[Mapping[str, Any]], why_none: str, not_private_because: Sequence[str]
 ) -> dict[str, Any]:
-    """The content of audit.json."""
+    """The content of audit.json; `audits` as `in_json` gives them."""
     return {
         "format": FORMAT,
         "private": not not_private_because,
-        "not_private_because": not_private_because,
+        "not_private_because": list(not_private_because),
         "records": "made up",
         "in_words": _IN_WORDS,
         "config": context.config.to_flat(),
-        "audits": [in_json(result) for result in results],
+        "audits": [in_json(result_of(audit)) for audit in audits],
         "why_none": why_none,
     }
 
@@ -54,6 +54,11 @@ def audit_file(
 def in_json(result: AuditResult) -> dict[str, Any]:
     """A result as the privacy statement and audit.json have it."""
     return {**asdict(result), "passed": result.passed}
+
+
+def result_of(audit: Mapping[str, Any]) -> AuditResult:
+    """What `in_json` was made of. Raises TypeError for other fields."""
+    return AuditResult(**{name: value for name, value in audit.items() if name != "passed"})
 
 
 def objections(audits: list[Mapping[str, Any]], why_none: str, epsilon: float) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from common.publishing.bundle import STATEMENT, Bundle
 from common.publishing.generator_file import GENERATOR, write_generator
 from common.publishing.parquet import Written, set_notes, write_rows
 from deploy.release.audits import audit_file, in_json
-from deploy.release.describe import DATA_FILE, NOT_PRIVATE, Facts, bundle_json, card, croissant
+from deploy.release.describe import DATA_FILE, NOT_PRIVATE, Facts, bundle_json, card, croissant, json_text
 from deploy.release.gate import Inspection
 from deploy.release.ledgers import FORMAT as LEDGERS_FORMAT
 from deploy.release.ledgers import published_rows
@@ -47,6 +46,11 @@ def check_place(out: Path, title: str, license_name: str) -> None:
     """Refuse a place or a title that no bundle can have, before anything is computed (ConfigError)."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already and is not empty: name a new folder with --out")
+    check_title(title, license_name)
+
+
+def check_title(title: str, license_name: str) -> None:
+    """Refuse a title that is not one printable line, or a license that is no identifier (ConfigError)."""
     if not title.strip() or len(title) > 200 or not title.isprintable():
         raise ConfigError(f"a name is one line of at most 200 characters, found {title!r}")
     if not _LICENSE.fullmatch(license_name):
@@ -96,13 +100,13 @@ def write_bundle(
             )
             contents: dict[str, Mapping[str, Any]] = {
                 STATEMENT: statement,
-                "audit.json": audit_file(bundle.context, list(found.audits), found.why_none, list(reasons)),
+                "audit.json": audit_file(bundle.context, found.audits_in_json, found.why_none, reasons),
                 "ledgers.json": _ledgers(found, statement, reasons),
                 "bundle.json": bundle_json(facts),
                 "croissant.json": croissant(facts),
             }
             for name, content in contents.items():
-                write_atomically(folder / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+                write_atomically(folder / name, json_text(content).encode())
             write_atomically(folder / "README.md", card(facts).encode())
             sums = checksums(folder, FILES, reasons)
             write_atomically(folder / SUMS, sums)

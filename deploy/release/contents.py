@@ -6,24 +6,35 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from common.assurance.audit_run import Watch
 from common.config.run import RunConfig
+from common.durable import sha256_of
 from common.errors import FedHypeVAEError
 from common.generator.row_sets import ROWS_FORMAT
 from common.privacy.events import PrivacyEvent
 from common.publishing.bundle import STATEMENT, Bundle, load_bundle
 from common.publishing.generator_file import GENERATOR
-from common.publishing.parquet import check_layout, read_notes, set_notes, stream_rows
-from deploy.release.audits import objections
-from deploy.release.build import SIGNATURE, SUMS
-from deploy.release.describe import BUNDLE_FORMAT, DATA_FILE, NOT_PRIVATE
+from common.publishing.parquet import Written, check_layout, read_notes, set_notes, stream_rows
+from deploy.release.audits import audit_file, objections
+from deploy.release.build import SIGNATURE, SUMS, check_title
+from deploy.release.describe import (
+    BUNDLE_FORMAT,
+    DATA_FILE,
+    NOT_PRIVATE,
+    Facts,
+    bundle_json,
+    card,
+    croissant,
+    json_text,
+)
 from deploy.release.layout import check_generator_layout
 from deploy.release.ledgers import check_published
-from deploy.release.promises import faults_of, largest_epsilon
+from deploy.release.promises import faults_of, largest_epsilon, same_words
 from deploy.release.redraw import FOREIGN, check_every_row, check_sampled_rows
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._/-]{1,200})")
@@ -123,6 +134,8 @@ class Contents:
         if withdrawn:  # a run that charged nobody can be released by force: it promises nothing
             faults = [fault for fault in faults if "names no site" not in fault and "was not charged" not in fault]
         require(not faults, "; ".join(faults))
+        same = same_words(self.json(STATEMENT), load_bundle(self._folder).context, withdrawn)
+        require(same, f"{STATEMENT} says it in other words than this version: verify it with the one that made it")
 
     def check_ledgers(self) -> None:
         """Whether the charges are chained, and are those of the statement."""
@@ -183,11 +196,35 @@ class Contents:
             check_every_row(self.bundle, watch)
 
     def check_descriptions(self) -> None:
-        """Whether card and Croissant are of this set."""
-        sums, (file,) = read_sums(self._folder), self.json("croissant.json")["distribution"]
-        require(file["sha256"] == sums[DATA_FILE], "croissant.json names another checksum of the set")
-        require(file["contentUrl"] == DATA_FILE, "croissant.json names another file")
-        card = (self._folder / "README.md").read_text(encoding="utf-8")
-        front = card.split("---\n")
-        require(len(front) > 2 and front[0] == "", "README.md has no front matter")
-        require(self.json("bundle.json")["signed_by"] in card, "README.md names another signer")
+        """Whether what people read first follows from the rest, to the letter: it is written again and compared."""
+        told = self.json("bundle.json")
+        check_title(told["name"], told["license"])
+        require(date.fromisoformat(told["date"]).isoformat() == told["date"], "bundle.json has another form of date")
+        for name, text in self.described().items():
+            found = (self._folder / name).read_text(encoding="utf-8")
+            require(found == text, f"{name} says other than follows from the rest of the bundle, or more")
+
+    def described(self) -> dict[str, str]:
+        """The descriptions as they have to be, and the other JSON files in their one form, by name."""
+        told, audit = self.json("bundle.json"), self.json("audit.json")
+        bundle, data = load_bundle(self._folder), self._folder / DATA_FILE
+        facts = Facts(
+            bundle=bundle,
+            data=Written(told["rows"], tuple(told["class_counts"]), data.stat().st_size, sha256_of(data)),
+            statement=self.json(STATEMENT),
+            audits=audit["audits"],
+            why_none=audit["why_none"],
+            not_private_because=told["not_private_because"],
+            name=told["name"],
+            license=told["license"],
+            signed_by=told["signed_by"],
+            date=told["date"],
+        )
+        due = audit_file(bundle.context, facts.audits, facts.why_none, facts.not_private_because)
+        return {
+            "audit.json": json_text(due),
+            "bundle.json": json_text(bundle_json(facts)),
+            "croissant.json": json_text(croissant(facts)),
+            "README.md": card(facts),
+            **{name: json_text(self.json(name)) for name in (STATEMENT, "ledgers.json")},
+        }

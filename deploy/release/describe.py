@@ -16,6 +16,7 @@ from common.templates import fill
 from deploy.release.audits import CONFIDENCE
 from deploy.release.promises import largest_epsilon
 
+# Verification writes card, Croissant and bundle.json again: a change of their words is another format.
 BUNDLE_FORMAT = "fedhypevae-bundle/2"
 DATA_FILE = "data/train-00000-of-00001.parquet"
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -127,6 +128,11 @@ def card(facts: Facts) -> str:
         "signed_by": facts.signed_by,
     }
     return fill(_TEMPLATE, values, {"plain": plain})
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """A JSON file of a bundle, in the one form that it has."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def plain(text: object) -> str:

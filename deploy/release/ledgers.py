@@ -25,6 +25,11 @@ from common.texts import read_json
 from common.wire.allow_list import settings_digest
 
 FORMAT = "fedhypevae-ledgers/1"
+_LINKED = ("event", "previous", "digest")
+# what a site's part says of itself
+_SHOWN = "the site's ledger, and shown here"
+_CHECKED = "the site's ledger, by the coordinator"
+_TOLD = "what the ledger told with each release, and its receipt"
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def published_rows(ledger: SiteLedger | None, run: str, site: str, told: Sequenc
     """A site's part of ledgers.json: the ledger's own rows where its data is public, else what it charged."""
     if ledger is not None and public:
         return {
-            "checked": "the site's ledger, and shown here",
+            "checked": _SHOWN,
             "rows": [dict(zip(COLUMNS, entry.row, strict=True)) for entry in ledger.entries],
         }
     rows, previous = [], _start(run, site)
@@ -119,8 +124,7 @@ def published_rows(ledger: SiteLedger | None, run: str, site: str, told: Sequenc
         digest = _link(event.to_json(), previous)
         rows.append({"event": event.to_json(), "previous": previous, "digest": digest})
         previous = digest
-    checked = "what the ledger told with each release, and its receipt"
-    return {"checked": checked if ledger is None else "the site's ledger, by the coordinator", "rows": rows}
+    return {"checked": _TOLD if ledger is None else _CHECKED, "rows": rows}
 
 
 def check_published(
@@ -138,7 +142,13 @@ def check_published(
             sense.
     """
     name, rows = Path(f"ledgers.json, {site}"), part["rows"]
-    if rows and "seq" in rows[0]:
+    shown = bool(rows) and "seq" in rows[0]
+    fields = set(COLUMNS if shown else _LINKED)
+    if set(part) - {"receipt"} != {"checked", "rows"} or any(set(row) != fields for row in rows):
+        raise LedgerError(f"{name}: other fields than `fedhypevae release` writes")
+    if shown != (part["checked"] == _SHOWN) or part["checked"] not in {_SHOWN, _CHECKED, _TOLD}:
+        raise LedgerError(f"{name}: says of itself that it was checked otherwise than it shows")
+    if shown:
         entries = [Entry(*(row[field] for field in COLUMNS)) for row in rows]
         check_entries(name, entries)
         check_charges(SiteLedger(name, tuple(entries)), run, receipt or "", told, context)

@@ -8,7 +8,7 @@ holds the receipt against its own ledger.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from common.assurance.statement import SiteCharge, StatementFacts, build_statement, check_statement, why_not_private
@@ -27,6 +27,7 @@ _GUARANTEE = (
     "delta",
     "membership_of_a_site_is_protected",
 )
+_OWN_WORDS = ("software", "accountant", "audit")
 _SITE_FIGURES = ("epsilon", "delta", "epsilon_cross_checks", "rounds_used", "ledger_receipt")
 
 
@@ -65,6 +66,16 @@ def faults_of(statement: Mapping[str, Any], context: RunContext, withdrawn: Sequ
     if told != due:
         faults.append("the list of what was released is not the run's")
     return faults
+
+
+def same_words(statement: Mapping[str, Any], context: RunContext, withdrawn: Sequence[str] = ()) -> bool:
+    """Whether a statement says in words what this program says of such a run: what is promised, and what is not.
+
+    Its own software's versions and its audit's words are left out.
+    """
+    expected = recomputed(statement, context)
+    due = withdraw(expected, withdrawn) if withdrawn else expected
+    return all(list(_words(statement[part])) == list(_words(due[part])) for part in due if part not in _OWN_WORDS)
 
 
 def recomputed(statement: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
@@ -165,6 +176,18 @@ def _same(told: Any, due: Any) -> bool:
     if isinstance(due, float) and isinstance(told, int | float) and not isinstance(told, bool):
         return math.isclose(told, due, rel_tol=_SAME_EPSILON, abs_tol=1e-12)
     return bool(told == due)
+
+
+def _words(part: Any) -> Iterator[str]:
+    """The texts of a part, in the order of their names."""
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, Mapping):
+        for name in sorted(part):
+            yield from _words(part[name])
+    elif isinstance(part, Sequence):
+        for one in part:
+            yield from _words(one)
 
 
 def _numbers(part: Mapping[str, Any]) -> list[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any, BinaryIO
 
 from common.errors import DataError
-from embeddings.limits import MAX_PARTS, MIB
+from embeddings.limits import MAX_ITEMS, MAX_PARTS, MIB
 
 # Groups of the attributes that are looked at: text, patient, series, picture, functional groups. Others stay bytes.
 _LONGEST = {0x0010: MIB // 16, 0x0020: MIB // 16, 0x0028: MIB // 2, 0x5200: 4 * MIB}
 _CHARACTER_SET = 0x00080005
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # what begins an item, in either order of bytes
 
 
 class InParts:
@@ -58,3 +59,5 @@ def check_values(dataset: Any, name: str) -> None:
                 check_values(item, name)
         elif isinstance(element.value, bytes) and len(element.value) > most:
             raise DataError(f"{name}: a DICOM attribute of {len(element.value):,} bytes; expected at most {most:,}")
+        elif isinstance(element.value, bytes) and max(map(element.value.count, _ITEMS)) > MAX_ITEMS:
+            raise DataError(f"{name}: a DICOM sequence of more than {MAX_ITEMS:,} items; leave it out")

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.config.run import RunConfig
-from common.durable import sha256_of
 from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.scores import Split
 from common.methods import get_method
@@ -30,6 +29,7 @@ from common.publishing.bundle import Bundle, load_bundle
 from common.publishing.generator_file import write_generator
 from common.publishing.parquet import read_notes, set_notes, write_rows
 from deploy.release import redraw
+from deploy.release.contents import Contents
 from deploy.release.describe import DATA_FILE
 from deploy.release.layout import check_generator_layout
 from deploy.release.redraw import FOREIGN, check_every_row, check_sampled_rows, missed_share
@@ -345,7 +345,7 @@ def test_set_of_another_version_is_refused_in_words(copied: Any, tmp_path: Path)
     change_json(copied.bundle, "bundle.json", lambda content: content.update(format="fedhypevae-bundle/1"))
     sign_again(copied.bundle, copied.key)
     done = invoke("release", "verify", copied.bundle)
-    assert failed_checks(done) == ["format"]
+    assert failed_checks(done) == ["format", "descriptions"]
     assert "fedhypevae-bundle/1" in done.output
 
 
@@ -379,12 +379,12 @@ def sign_exchanged(folder: Path, key: Path, change: Callable[[Tensor, Tensor], S
 
 
 def describe_again(folder: Path, key: Path, reasons: tuple[str, ...] = ()) -> None:
-    """Numbers and checksums of a bundle's set as it is now, and the signature."""
+    """Numbers and descriptions of a bundle's set as it is now, and the signature."""
     labels = load_bundle(folder).published()[1]
     told = {"rows": len(labels), "class_counts": labels.bincount(minlength=3).tolist()}
     change_json(folder, "bundle.json", lambda content: content.update(told))
-    digest = sha256_of(folder / DATA_FILE)
-    change_json(folder, "croissant.json", lambda content: content["distribution"][0].update(sha256=digest))
+    for name, text in Contents(folder).described().items():
+        (folder / name).write_text(text)
     sign_again(folder, key, reasons)
 
 

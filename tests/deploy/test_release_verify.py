@@ -12,7 +12,7 @@ import torch
 
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.privacy.events import PrivacyEvent
-from common.publishing.bundle import load_bundle
+from common.publishing.bundle import STATEMENT, load_bundle
 from common.publishing.parquet import read_notes, write_rows
 from deploy.release.build import FILES, SIGNATURE, SUMS
 from deploy.release.describe import DATA_FILE
@@ -208,7 +208,7 @@ def test_lowered_events_fail_though_epsilon_fits_them(bundle: Path, key: Path) -
     assert anew["sites"]["site-1"]["epsilon"] < 0.7 * anew["sites"]["site-2"]["epsilon"]
     change_json(bundle, "privacy_statement.json", lambda content: content.update(anew))
     sign_again(bundle, key)
-    assert refused(bundle) == [STATEMENT_CHECK, "ledgers"]
+    assert refused(bundle) == [STATEMENT_CHECK, "ledgers", "descriptions"]
 
 
 def weaken_row(row: dict[str, Any]) -> None:
@@ -252,7 +252,7 @@ def test_charges_of_a_ledger_that_is_not_shown_are_chained_too() -> None:
     weak = {**second, "event": PrivacyEvent("gaussian", 99.0, 1.0, 1, "training").to_json()}
     for rows in ([first, weak, third], [first, third], [second, first, third], [first, second]):
         with pytest.raises(FedHypeVAEError):
-            check_published({"rows": rows}, "run", "site-1", receipt, told, CONTEXT)
+            check_published({**part, "rows": rows}, "run", "site-1", receipt, told, CONTEXT)
     with pytest.raises(FedHypeVAEError):
         check_published(part, "another run", "site-1", receipt, told, CONTEXT)
     with pytest.raises(FedHypeVAEError):
@@ -284,7 +284,82 @@ def test_audit_above_the_claim_fails(bundle: Path, key: Path) -> None:
 
     change_json(bundle, "audit.json", contradict)
     sign_again(bundle, key)
-    assert refused(bundle) == ["audit"]
+    assert refused(bundle) == ["audit", "descriptions"]
+
+
+def note(bundle: Path, name: str, place: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Something that nobody reads in one of the JSON files."""
+    change_json(bundle, name, lambda content: place(content).update(note="0123"))
+
+
+DESCRIPTIONS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a smaller epsilon in the card": (
+        "descriptions",
+        lambda bundle: change_text(bundle / "README.md", f"({read_epsilon(bundle)}, ", "(0.100, "),
+    ),
+    "a limit that the card keeps silent about": (
+        "descriptions",
+        lambda bundle: change_text(bundle / "README.md", "- Correlated units", "- "),
+    ),
+    "a limit that the statement keeps silent about": (
+        "privacy statement, every epsilon computed again",
+        lambda bundle: change_json(bundle, STATEMENT, lambda told: told["not_covered"].pop()),
+    ),
+    "a larger promise in the statement's words": (
+        "privacy statement, every epsilon computed again",
+        lambda bundle: change_json(bundle, STATEMENT, lambda told: told["guarantee"].update(in_words="All is safe.")),
+    ),
+    "another license in croissant": (
+        "descriptions",
+        lambda bundle: change_json(bundle, "croissant.json", lambda told: told.update(license="cc0-1.0")),
+    ),
+    "another class in croissant": (
+        "descriptions",
+        lambda bundle: change_text(bundle / "croissant.json", "liver", "heart"),
+    ),
+    "a note in bundle.json": ("descriptions", lambda bundle: note(bundle, "bundle.json", lambda told: told)),
+    "a note in croissant.json": ("descriptions", lambda bundle: note(bundle, "croissant.json", lambda told: told)),
+    "a note in audit.json": ("descriptions", lambda bundle: note(bundle, "audit.json", lambda told: told)),
+    "a note in an audit": ("descriptions", lambda bundle: note(bundle, "audit.json", lambda told: told["audits"][0])),
+    "a note at a ledger": (
+        "ledgers",
+        lambda bundle: note(bundle, "ledgers.json", lambda told: told["sites"]["site-1"]),
+    ),
+    "a note in a ledger's row": (
+        "ledgers",
+        lambda bundle: note(bundle, "ledgers.json", lambda told: told["sites"]["site-1"]["rows"][0]),
+    ),
+    "a name twice in JSON": (
+        "descriptions",
+        lambda bundle: change_text(bundle / "ledgers.json", "{", '{\n  "run": "0123",'),
+    ),
+    "a title of two lines": (
+        "descriptions",
+        lambda bundle: change_json(bundle, "bundle.json", lambda told: told.update(name="a\n# b")),
+    ),
+}
+
+
+def change_text(path: Path, before: str, after: str) -> None:
+    """Change the first of such words."""
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+
+
+def read_epsilon(bundle: Path) -> str:
+    """The set's epsilon as its card has it."""
+    return f"{max(site['epsilon'] for site in read(bundle / STATEMENT)['sites'].values()):.3f}"
+
+
+@pytest.mark.parametrize("lie", DESCRIPTIONS)
+def test_description_that_does_not_follow_from_the_rest_fails_though_signed_again(
+    bundle: Path, key: Path, lie: str
+) -> None:
+    check, change = DESCRIPTIONS[lie]
+    change(bundle)
+    sign_again(bundle, key)
+    assert check.split(":")[0] in refused(bundle)
 
 
 @pytest.mark.parametrize("name", ["bundle.json", "audit.json", "ledgers.json", "privacy_statement.json"])

@@ -47,6 +47,12 @@ def dicom_header(path: Path, parts: bytes, count: int, *, sequence: bool = False
     path.write_bytes(_head(b"1.2.840.10008.1.2.1.99") + packer.compress(body) + packer.flush())
 
 
+def frame_groups(path: Path, count: int) -> None:
+    """A deflated DICOM file with so many empty items in a sequence of known length, which is read at once."""
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    dicom_header(path, struct.pack("<HH2sHI", 0x5200, 0x9230, b"SQ", 0, len(item) * count) + item * count, 1)
+
+
 def long_text(tag: tuple[int, int], size: int) -> bytes:
     """A DICOM attribute of text with a backslash between any two of its values of two letters."""
     return struct.pack("<HH2sHI", *tag, b"UC", 0, size) + b"12\\" * (size // 3) + b" " * (size % 3)

@@ -98,6 +98,7 @@ DICOM: dict[str, tuple[Make, str]] = {
     "deflated": (partial(bombs.deflated_dicom, mebibytes=640), "unpacks to more than"),
     "deflated-less": (partial(bombs.deflated_dicom, mebibytes=128), "unpacks to more than"),
     "items": (partial(bombs.dicom_header, parts=EMPTY_ITEM, count=2_000_000, sequence=True), "300,000 parts"),
+    "groups": (partial(bombs.frame_groups, count=500_000), "60,000 items"),
     "values": (
         partial(bombs.dicom_header, parts=bombs.long_text((0x0020, 0x0013), 60_000_000), count=1), "attribute of 60,0"),
     "j2k": (dicom_frame(lambda: bombs.jpeg_2000(60_000, 60_000), J2K), "a frame of 60000x60000 pixels"),

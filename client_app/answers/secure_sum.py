@@ -1,10 +1,10 @@
 """A site's five answers under `trust = "secagg"`: keys, shares, check, masked sum, unmasking (`common.secagg.site`).
 
-The order is the protection, as in `work`. Policy first, in every message; what other sites sent is all checked before
-the ledger reserves. It reserves before the records are read, when the masked vector is made; it commits, and the site's
-log notes the release, when the site helps to unmask a sum that its vector is in: only then is anything about records
-out of its hands. A vector that was masked and never unmasked stays charged. Nothing is answered twice, and nothing is
-repeated: another attempt at a round draws new noise and is charged as another release.
+The order is the protection, as in `release.release`. Policy first, in every message; what other sites sent is all
+checked before the ledger reserves. It reserves before the records are read, when the masked vector is made; it commits,
+and the site's log notes the release, when the site helps to unmask a sum that its vector is in: only then is anything
+about records out of its hands. A vector that was masked and never unmasked stays charged. Nothing is answered twice,
+and nothing is repeated: another attempt at a round draws new noise and is charged as another release.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The encoder q(z | x, y), the ELBO (Eq. 1), and the encoder's sleep phase.
+"""The encoder q(z | x, y), the two parts of the ELBO (`objective.elbo` joins them), and the encoder's sleep phase.
 
 In the sleep phase (Hinton et al. 1995) the encoder learns to invert the site's own current generator, on samples drawn
 from it. It never sees a record, so it is post-processing of what was released already and costs no privacy.
@@ -94,7 +94,7 @@ def sleep(
     """
     if not encoder_params or steps == 0:
         return dict(encoder_params)
-    trained: dict[str, Tensor] = dict(encoder_params)  # Eq. (8), for ψ
+    trained: dict[str, Tensor] = dict(encoder_params)
     moments: Tensors = {}
     generated = generate(shape, params, code)
     for _ in range(steps):
@@ -107,6 +107,7 @@ def sleep(
         loss = (log_scale + 0.5 * ((latent - mean) * torch.exp(-log_scale)).square()).sum(-1).mean()
         gradients = torch.autograd.grad(loss, list(trained.values()))
         with torch.no_grad():
+            # Eq. (8), the step of ψ
             trained, moments = adam_step(trained, dict(zip(trained, gradients, strict=True)), moments, rate)
     return {name: value.detach() for name, value in trained.items()}
 
@@ -118,25 +119,9 @@ def sample_given_labels(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Ancestral samples of (z, x) given labels: (n, K) -> (n, d_z), (n, d_x) around the centre."""
-    latent, mean = decoded_given_labels(shape, generated, one_hot, generator)
+    latent = torch.randn(one_hot.shape[0], shape.model.latent_dim, generator=generator)
+    if shape.model.latent_dim:
+        latent = one_hot @ generated.prior_mean + torch.exp(one_hot @ generated.prior_log_scale) * latent
+    mean = decode(shape, generated.layers, latent, one_hot)
     noise = torch.randn(mean.shape, generator=generator)
     return latent, mean + math.sqrt(shape.observation_variance) * noise
-
-
-def decoded_given_labels(
-    shape: GeneratorShape,
-    generated: Generated,
-    one_hot: Tensor,
-    generator: torch.Generator,
-    *,
-    standard_latent: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Samples of z given labels, and what the decoder makes of them without noise: (n, K) -> (n, d_z), (n, d_x).
-
-    `standard_latent` draws z ~ N(0, I) as Eq. 12 prints, instead of the generated prior.
-    """
-    # Eq. (12)
-    latent = torch.randn(one_hot.shape[0], shape.model.latent_dim, generator=generator)
-    if shape.model.latent_dim and not standard_latent:
-        latent = one_hot @ generated.prior_mean + torch.exp(one_hot @ generated.prior_log_scale) * latent
-    return latent, decode(shape, generated.layers, latent, one_hot)

@@ -127,11 +127,12 @@ def row_scaled_layer(
     one_hot: Tensor | None = None,
     class_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """One row-scaled layer; see `Tape.row_scaled`. Returns (before scaling, row scale or None, output)."""
+    """One row-scaled layer; see `Layers.row_scaled`. Returns (before scaling, row scale or None, output)."""
     scaled = linear(inputs, params[f"{name}.base_weight"])
     if one_hot is not None:
         scaled = scaled + class_scale * linear(one_hot, params[f"{name}.class_weight"])
-    row_scale, bias = generated_rows(params, name, features)  # Eq. (3)
+    row_scale, bias = generated_rows(params, name, features)
+    # Eq. (3)
     out = scaled + bias if row_scale is None else torch.addcmul(bias, scaled, row_scale)
     return scaled, row_scale, out
 
@@ -139,7 +140,7 @@ def row_scaled_layer(
 def class_score_layer(
     params: Tensors, name: str, features: Tensor | None, inputs: Tensor, bias_scale: float
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Class scores from the label columns; see `Tape.class_logits`. Returns (row scale, scaled inputs, scores)."""
+    """Class scores from the label columns; see `Layers.class_logits`. Returns (row scale, scaled inputs, scores)."""
     row_scale, _ = generated_rows(params, name, features)
     scaled = inputs if row_scale is None else inputs * row_scale
     bias = params["class_bias.weight"]

@@ -133,6 +133,7 @@ def fit_meta_codes(
         fitted = {name: value.detach().requires_grad_() for name, value in fitted.items()}
         weights = torch.softmax(fitted["logits"], 0)
         means, factors = _mixture_moments(shape, params, fitted["codes"], weights, normals)
+        # Eq. (11), minimised
         loss = moment_loss(
             means, factors, shape.observation_variance, targets, statistics.covariance, covariance_weight
         )

@@ -133,12 +133,12 @@ def record_losses(
     Departs from Eqs. 5-7: the regularisers and the data-free parts of MMD are in `data_free_loss`; the
         discriminative term is ours, with adjusted logits as in Menon et al. 2021, eq. 10.
     """
-    # Eq. (7), the part that reads records
     one_hot = functional.one_hot(labels, shape.num_classes).to(embeddings.dtype)
     losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
     if training.elbo_weight > 0:
         normals = partial(_normals, source=source)
         bounds = elbo(shape, tape, encoder, embeddings, one_hot, normals, training.kl_weight)
+        # Eq. (7), the part that reads records: here, and the two terms below
         losses = losses - training.elbo_weight / shape.dim * (bounds * mask).sum(1)
     if training.discriminative_weight > 0:
         scores = class_scores(shape, tape, embeddings)
@@ -235,7 +235,7 @@ def data_free_loss(
         A scalar. Its gradient costs no privacy: post-processing of released values.
     """
     loss = torch.zeros(())
-    if training.mmd_weight > 0:  # Eq. (6)
+    if training.mmd_weight > 0:
         labels = torch.arange(shape.num_classes).repeat_interleave(samples_per_class)
         one_hot = functional.one_hot(labels, shape.num_classes).float()
         _, synthetic = sample_given_labels(shape, generate(shape, params, code), one_hot, generator)
@@ -243,13 +243,16 @@ def data_free_loss(
             features = fourier_features(synthetic + target.centre, target.frequencies)
             means = features.view(shape.num_classes, samples_per_class, -1).mean(1)
             gaps = (means - target.class_means).square().sum(1)
+            # Eq. (6), against a release
             loss = loss + training.mmd_weight * (target.class_weights * gaps).sum()
         elif training.mmd == "per-example":
             within = gaussian_kernel(synthetic, synthetic, MMD_BANDWIDTHS).mean()
-            loss = loss + training.mmd_weight * within
-    if training.lipschitz_penalty > 0:  # Eq. (5), with the code's norm
+            loss = loss + training.mmd_weight * within  # Eq. (6), the sum over synthetic rows
+    if training.lipschitz_penalty > 0:
+        # Eq. (5), the hypernetwork's part; the code's stands below
         loss = loss + training.lipschitz_penalty * lipschitz_penalty(params, training.lipschitz_bound)
     if code is not None and code.numel() > 0 and training.code_penalty > 0:
+        # Eq. (5), the code's part
         loss = loss + training.code_penalty * code.square().sum()
     return loss
 
@@ -257,4 +260,5 @@ def data_free_loss(
 def lipschitz_penalty(params: Tensors, bound: float) -> Tensor:
     """R_Lip = sum over the hypernetwork's heads of max(0, |W|_2 - bound)^2 (Eq. 5); a scalar, touches no data."""
     norms = [torch.linalg.matrix_norm(params[name], ord=2) for name in hypernetwork_heads(params)]
+    # Eq. (5), the norms beyond the bound
     return torch.stack(norms).sub(bound).clamp(min=0).square().sum() if norms else torch.zeros(())

@@ -110,6 +110,7 @@ class _GeneratorRows:
         """Rows without their noise: see `RowLaw`."""
         part = torch.zeros_like(labels)
         if len(self.parts) > 1:
+            # Eq. (13), a code for each row
             part = torch.searchsorted(self.shares, uniforms[:, _CODE].contiguous(), right=True)
             part = part.clamp(max=len(self.parts) - 1)
         decoded = self._decoded(labels, part, normals)
@@ -133,10 +134,11 @@ class _GeneratorRows:
         decoded = torch.empty(len(labels), self.shape.dim, dtype=torch.float64)
         for index, generated in enumerate(self.parts):
             rows = torch.nonzero(part == index)[:, 0] if len(self.parts) > 1 else slice(None)
-            latent = normals[rows]
+            latent = normals[rows]  # Eq. (12) as printed; the next lines are what Eq. 11 means by it
             if self.settings.latent_law == "prior" and self.shape.model.latent_dim > 0:
                 scale = torch.exp(generated.prior_log_scale)
                 latent = generated.prior_mean[labels[rows]] + scale[labels[rows]] * latent
+            # Eq. (12), the decoded row
             decoded[rows] = decode(self.shape, generated.layers, latent, one_hot[rows])
         return decoded
 

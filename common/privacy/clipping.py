@@ -1,4 +1,4 @@
-"""Clipped sums of per-unit gradients: the only place that reads gradients of real records.
+"""Clipped sums of per-unit gradients: where a run has a guarantee, the only place that reads gradients of records.
 
 A unit is a record, or a patient with several records (their gradients are added before clipping). Every parameter
 that ever leaves a site or persists at it is part of one vector a unit, clipped as one:
@@ -86,7 +86,6 @@ def clipped_gradient_sum(
     Source: Abadi et al. (2016); norms from factors: Goodfellow (2015), rows of a unit by Gram matrices: Bu et al.
         (2023). Departs from Eq. 9 of the paper: a sum instead of a mean, over Φ and the code as one vector.
     """
-    # Eq. (9), the clipped sum
     _check_clip_norm(clip_norm)
     total: dict[str, Tensor] = {}
     dtype = torch.get_default_dtype()
@@ -97,7 +96,7 @@ def clipped_gradient_sum(
                 f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest"
             )
         dtype = _dtype(part)
-        _add(total, _clipped_part(part, clip_norm))
+        _add(total, _clipped_part(part, clip_norm))  # Eq. (9), the sum
     zeros = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items() if name not in total}
     sums = {name: value.contiguous() for name, value in total.items()} | zeros
     return ClippedSum({name: sums[name] for name in shapes}, clip_norm)
@@ -117,6 +116,7 @@ def _clipped_part(factors: GradientFactors, clip_norm: float) -> dict[str, Tenso
         return {}
     weight = torch.ones_like(squared)
     if math.isfinite(clip_norm):
+        # Eq. (9), min(1, C / |g_u|)
         weight = (clip_norm / (1.0 + rounding) / squared.sqrt()).clamp(max=1.0)
     usable = torch.isfinite(squared)
     places = None

@@ -1,5 +1,7 @@
-"""Secure Gaussian noise: the only place that draws it, and `add_gaussian` the only place that adds it, but for the
-shares of noise under secure aggregation, which `secagg.quantise.encode` adds to integers.
+"""Secure Gaussian noise: the only place that draws it.
+
+Three places add it: `mechanism.noised_sum` to sums of gradients (through `add_gaussian`), `statistics` to the one-shot
+statistics, and `secagg.quantise.encode` a site's share of it to the integers of a secure sum.
 
 Where the noise comes from. AES-128 in counter mode, with key and first counter value (256 bits) from the
 operating system for every source and again in every forked child. A source can't be copied or pickled, so no

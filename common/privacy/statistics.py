@@ -138,13 +138,13 @@ def release_statistics(
 
     Source: Eq. 11 of the paper, which has no budget for them; Balle & Wang (2018) for the single release.
     """
-    # Eq. (11), what it is fitted to
     summed = statistics_sum(spec, batch)
     std = noise_multiplier * summed.sensitivity
     weights = part_weights(spec)
     released: dict[str, Tensor] = {}
     for name, value in summed.tensors.items():
         noisy = torch.from_numpy(source.exact_gaussian(value.numpy(), std)) if std > 0 else value
+        # Eq. (11), what meta-codes are fitted to
         released[name] = (noisy / weights[name]).float()
     return released
 

@@ -39,7 +39,7 @@ def raw_gradients(
         batch: the units drawn.
         draws: public numbers of the latent.
     """
-    leaves = {name: value.clone().requires_grad_() for name, value in encoder.items()}  # Eq. (8)
+    leaves = {name: value.clone().requires_grad_() for name, value in encoder.items()}
     if code is not None:
         leaves["code"] = code.clone().requires_grad_()
     if not leaves or not bool(batch.mask.any()):
@@ -56,5 +56,6 @@ def raw_gradients(
     loss = -elbo(shape, layers, PlainLayers(leaves), embeddings, one_hot, normals).mean() / shape.dim
     if code_leaf is not None:
         loss = loss + context.config.training.code_penalty * code_leaf.square().sum()
+    # Eq. (8), the gradient of records as it is
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {name: grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}

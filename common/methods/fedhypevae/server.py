@@ -1,7 +1,8 @@
 """FedHypeVAE: a conditional VAE whose decoder and class priors a shared hypernetwork generates from private codes.
 
 Gupta, Jangid & Sethi (2026), arXiv 2601.00785, Algorithm 1. What differs from the paper, and why, is in
-docs of `clipping`, `cvae.sleep`, `statistics` and `synthesis`: as printed its guarantee does not hold.
+the docs of `privacy.clipping`, `generator.cvae.sleep`, `privacy.statistics` and `generator.meta_code`: as printed its
+guarantee does not hold.
 """
 
 from __future__ import annotations

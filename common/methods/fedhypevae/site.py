@@ -89,10 +89,12 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
             raw = raw_gradients(context, params, site.get("code"), encoder, batch, public)
         free = _data_free_gradients(context, params, site.get("code"), public)
         added = {name: held_within(free_scale * value, _MOST_ADDED) for name, value in free.items()}
+        # Eq. (7), both parts: of records, and of none
         total = {name: value + added[name] if name in added else value for name, value in noisy.items()}
         for name in trained:
             uploads[name] = uploads[name] + total[name]
-        if "code" in site:  # Eq. (8), here and below
+        # Eq. (8), the code and below it the encoder
+        if "code" in site:
             step_code = raw["code"] if "code" in raw else total["code"] / scale
             site["code"] = project_code(site["code"] - training.code_rate * step_code, training.code_radius)
         for name in encoder:
@@ -123,7 +125,6 @@ def _noised_sum(
     by its margin. What is sent goes on in float64: what is added to it, without records but as large as the server's
     parameters make it, would round float32 sums to coarse steps, and so widen a difference between them.
     """
-    # Eq. (9): clip, add up, add noise
     config, shape = context.config, generator_shape(context)
     mode = config.privacy.encoder_training
     joint = mode == "joint" and config.training.elbo_weight > 0
@@ -138,6 +139,7 @@ def _noised_sum(
         from common.methods.fedhypevae.as_printed import without_code
 
         factors = map(without_code, factors)
+    # Eq. (9), the clipped sum; its noise below
     summed = clipped_gradient_sum(factors, shapes, config.privacy.clip_norm)
     if sent_too:
         return noised_sum(summed, context.plan.training_noise, source)

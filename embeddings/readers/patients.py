@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -35,6 +36,7 @@ _NOBODY = {
     *("none", "null", "nil", "nan", "na", "missing", "notavailable", "notapplicable", "notknown"),
     *("noid", "nopatientid", "undefined"),
 }
+_WHOLE = re.compile(r"^(-?[0-9]+)\.0+$")
 SALT_BYTES = 32
 KEY_BYTES = 16
 
@@ -42,8 +44,9 @@ KEY_BYTES = 16
 def patient_identifier(stated: str) -> str:
     """Who is meant by an identifier; the one place where that is decided, for headers, tables and arrays.
 
-    Blanks and padding at its ends mean nothing, nor how accents are stored; case and zeros in front do mean something.
-    One person under two identifiers would be two units of privacy.
+    Blanks and padding at its ends mean nothing, nor how accents are stored, nor that a program which takes a column for
+    numbers wrote 12 as 12.0; case and zeros in front do mean something. One person under two identifiers would be two
+    units of privacy.
 
     Args:
         stated: what stands in the file.
@@ -55,9 +58,10 @@ def patient_identifier(stated: str) -> str:
     Source: DICOM PS3.5 6.2 (LO: leading and trailing spaces are insignificant).
     """
     text = neat(stated.replace("\0", " ")).encode(errors="backslashreplace").decode()
+    text = _WHOLE.sub(r"\1", text)
     letters = "".join(filter(str.isalnum, text.casefold()))
     redacted = len(letters) > 2 and set(letters) == {"x"}
-    return "" if letters in _NOBODY or redacted or text in {"-1", "-1.0"} else text
+    return "" if letters in _NOBODY or redacted or text == "-1" else text
 
 
 def default_salt_path() -> Path:

@@ -28,9 +28,16 @@ def test_placeholders_name_nobody(stated: str) -> None:
     assert patient_identifier(stated) == ""
 
 
-@pytest.mark.parametrize("stated", ["0", "1", "007", "A-1", "X", "XX", "Nana", "1.0", "unknown7", "Müller", "患者"])
+@pytest.mark.parametrize(
+    "stated", ["0", "1", "007", "A-1", "X", "XX", "Nana", "1.5", "1.0.0", ".0", "unknown7", "Müller", "患者"]
+)
 def test_identifiers_stay_as_they_are(stated: str) -> None:
     assert patient_identifier(stated) == stated
+
+
+@pytest.mark.parametrize(("stated", "one"), [("12.0", "12"), (" 007.00 ", "007"), ("0.0", "0"), ("-2.0", "-2")])
+def test_a_whole_number_with_a_point_is_the_same_patient(stated: str, one: str) -> None:
+    assert patient_identifier(stated) == patient_identifier(one) == one
 
 
 @given(stated=st.text(max_size=12), before=st.text(" \0\t\ufeff", max_size=3), after=st.text(" \0\u200b", max_size=3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from embeddings.readers.patients import patient_identifier
 from embeddings.store.sets import RESERVED
 
 _LONGEST_LINE = 1_000_000
+_QUOTED = re.compile('"[^"]*"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,11 @@ def read_labels(path: Path, columns: LabelColumns, *, patients: bool = True) -> 
             if os.fstat(file.fileno()).st_size > LABEL_FILE_BYTES:
                 raise DataError(f"{path}: expected a label file of at most {LABEL_FILE_BYTES:,} bytes; divide it")
             first = file.readline(_LONGEST_LINE)
-            delimiter = max(",;\t", key=first.count)
+            if "\0" in first:
+                raise DataError(
+                    f"{path}: expected text in UTF-8, found NUL characters (is it UTF-16?): save it as UTF-8"
+                )
+            delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
             names = [neat(name) for name in next(csv.reader([first], delimiter=delimiter), [])]
             chosen = _chosen(path, names, columns)
             chosen = chosen if patients else dataclasses.replace(chosen, patient=None)
@@ -78,7 +84,7 @@ def read_labels(path: Path, columns: LabelColumns, *, patients: bool = True) -> 
             for number, cells in enumerate(csv.reader(file, delimiter=delimiter), start=2):
                 if number > LABEL_ROWS:
                     raise DataError(f"{path}: expected at most {LABEL_ROWS:,} rows, found more; divide it")
-                if cells:
+                if any(map(neat, cells)):  # programs that save sheets leave rows of empty cells at the end
                     repeated += _add(table, number, names, cells, chosen)
     except OSError as error:
         raise DataError(f"{path}: can't read the label file ({error.strerror})") from None
@@ -137,6 +143,8 @@ def _add(table: LabelTable, number: int, names: list[str], cells: list[str], col
         table.rejected[key] = f"the label file has a cell of more than {MAX_TEXT:,} characters in line {number}"
     elif "\0" in "".join(cells):
         table.rejected[key] = f"the label file has a NUL character in line {number}"
+    elif "\n" in "".join([row.label, patient or "", *row.extra]):
+        table.rejected[key] = f"the label file has a cell of several lines in line {number}: is a quote left open?"
     elif not row.label:
         table.rejected[key] = f"the label file has no label in line {number}"
     elif patient is not None and not patient_identifier(patient):

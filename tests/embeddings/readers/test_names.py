@@ -134,7 +134,7 @@ def test_extract_embeds_a_name_that_is_no_utf_8(tmp_path: Path, tiny_dinov2: Pat
     [
         ("path,label\na,b\n".encode("utf-16"), "UTF-8"),
         ("path,label\nö,b\n".encode("cp1252"), "UTF-8"),
-        ("path,label\na,b\n".encode("utf-16-le"), "missing: path, label"),
+        ("path,label\na,b\n".encode("utf-16-le"), "is it UTF-16"),
         (b"path,label,label\na,b,c\n", "column label comes twice"),
         (b"path,path,label\na,b,c\n", "column path comes twice"),
         (b"path,label,patient,patient\na,b,c,d\n", "column patient comes twice"),
@@ -159,6 +159,15 @@ def test_read_labels_refuses_further_columns_that_a_store_has(tmp_path: Path, ex
     (tmp_path / "l.csv").write_text("path,label,x,patient,split,embedding,key\na,b,c,d,e,f,g\n")
     with pytest.raises(ConfigError, match="different names"):
         read_labels(tmp_path / "l.csv", LabelColumns(extra=extra))
+
+
+def test_read_labels_leaves_out_empty_rows_and_rejects_a_quote_left_open(tmp_path: Path) -> None:
+    content = '"path";"label";"patient";"a, b, c, d"\n  \n1;x;p;\n;;;\n2;"x;q;\n3;y;r;\n4;y";s;\n5;x;"t\nu";\n;;;\n'
+    (tmp_path / "l.csv").write_text(content)
+    table = read_labels(tmp_path / "l.csv", LabelColumns())
+    assert {path: row.label for path, row in table.rows.items()} == {"1": "x"}
+    assert set(table.rejected) == {"2", "5"}
+    assert all("several lines" in reason for reason in table.rejected.values())
 
 
 def test_read_labels_strips_and_composes_every_cell(tmp_path: Path) -> None:

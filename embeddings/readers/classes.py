@@ -104,7 +104,7 @@ def array_classes(
     """The classes of arrays, and each row's class.
 
     Whole numbers are names where the classes are those found, or where every name of the list is a whole number. In
-    another list, and in the archive's own, they are places from 0.
+    another list, and in the archive's own, they are places from 0: in the archive's own if it has names of the list.
 
     Args:
         labels: of each array.
@@ -115,20 +115,27 @@ def array_classes(
         Names; for each array (n,) numbers of classes, -1 for none of them; what a label may be, in words.
 
     Raises:
-        ConfigError, DataError: as `class_list`.
+        ConfigError, DataError: as `class_list`, or places seem to count from 1.
     """
     listed = own if given is None else given
     found = [text for one in labels for text in one.texts if text and not (one.whole and text.startswith("-"))]
     names = class_list(listed, found)
     by_place = listed is not None and not (given is not None and all(map(_WHOLE.fullmatch, names)))
     named = {name: number for number, name in enumerate(names)}
-    placed = {str(number): number for number in range(len(names))}
+    order = own if own is not None and not named.keys().isdisjoint(own) else names
+    placed = {str(number): named.get(name, -1) for number, name in enumerate(order)}
+    stated = {text for one in labels if one.whole for text in one.texts}
+    if by_place and str(len(order)) in stated and "0" not in stated:
+        raise DataError(
+            f"labels: found 1 to {len(order)} beside a list of {len(order)} names, whose places count from 0: "
+            "subtract 1, or store the names"
+        )
     numbers = []
     for one in labels:
         number = placed if by_place and one.whole else named
         numbers.append(one.per_row([number.get(text, -1) for text in one.texts]).astype(np.int64))
     if by_place and labels[0].whole:
-        return names, numbers, f"0..{len(names) - 1}"
+        return names, numbers, f"0..{len(order) - 1}"
     return names, numbers, short(names)
 
 

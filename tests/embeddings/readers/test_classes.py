@@ -46,6 +46,9 @@ CASES: dict[str, tuple[Any, Any, Any, Any]] = {
     "places in a list of names": ([1, 0, 2], ["a", "b"], None, (("a", "b"), [1, 0, -1], ["unknown label 2"])),
     "places in the archive's list": ([1, 0], None, ["8140", "8070"], (("8140", "8070"), [1, 0], [])),
     "a list agreed before the archive's": ([1, 0], ["x", "y"], ["a", "b"], (("x", "y"), [1, 0], [])),
+    "a list agreed that orders the archive's": ([1, 0, 2], ["c", "a"], ["a", "b", "c"], (
+        ("c", "a"), [-1, 1, 0], ["unknown label 1"]
+    )),
     "below zero": ([-1, 0, 1], None, None, (("0", "1"), [-1, 0, 1], ["unknown label -1"])),
     "below zero, listed": ([-1, 1], ["-1", "1"], None, (("-1", "1"), [0, 1], [])),
     "the largest of 64 bits": (np.asarray([2**64 - 1, 0], np.uint64), None, None, (("0", str(2**64 - 1)), [1, 0], [])),
@@ -82,6 +85,18 @@ def test_read_ready_takes_the_classes_found_or_agreed(tmp_path: Path, name: str)
 def test_read_ready_refuses_labels_that_are_none(tmp_path: Path, labels: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
         _read(tmp_path, labels)
+
+
+@pytest.mark.parametrize("where", ["agreed", "own"])
+def test_read_ready_refuses_places_that_count_from_one(tmp_path: Path, where: str) -> None:
+    names = ["a", "b", "c"]
+    with pytest.raises(DataError, match="labels: found 1 to 3 beside a list of 3 names"):
+        _read(
+            tmp_path,
+            [1, 3, 2],
+            names if where == "agreed" else None,
+            **({"class_names": names} if where == "own" else {}),
+        )
 
 
 def test_read_ready_refuses_code_points_that_are_none(tmp_path: Path) -> None:

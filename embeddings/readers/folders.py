@@ -213,12 +213,12 @@ def _found(
 
 
 def _middle_of_series(found: list[_Found]) -> list[_Found]:
-    """Keep, of each series of single-frame files with one label, the middle one by where it lies."""
-    series: dict[tuple[str, str], list[_Found]] = {}
+    """Keep, of each series of single-frame files with one label and patient, the middle one by where it lies."""
+    series: dict[tuple[str, ...], list[_Found]] = {}
     kept: list[_Found] = []
     for one in found:
         if one.series:
-            series.setdefault((one.series, one.row.label), []).append(one)
+            series.setdefault((one.series, one.row.label, one.patient), []).append(one)
         else:
             kept.append(one)
     for members in series.values():

@@ -132,3 +132,9 @@ def test_any_names_can_be_ordered(names: list[str]) -> None:
     order = in_order([Slice()] * len(names), names)
     assert sorted(order) == list(range(len(names)))
     assert sorted(["IM10", "IM2", "IM1"], key=natural) == ["IM1", "IM2", "IM10"]
+
+
+def test_one_series_number_of_two_patients_is_two_series(tmp_path: Path) -> None:
+    headers = [{"PatientID": patient, "InstanceNumber": n} for patient in ("A", " A", "B") for n in range(3)]
+    names = ["A0", "A1", "A2", "A3", "A4", "A5", "B0", "B1", "B2"]
+    assert _series(tmp_path / "scans", headers, names) == ["a/A4", "a/B1"]

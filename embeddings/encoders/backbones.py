@@ -213,8 +213,10 @@ def _made(
     used = parameters_used(network, hidden)
     was_random = check_loaded(name, whole, info, used, network)
     network.requires_grad_(False)
-    prefix = tokens_before_patches(name, network, hidden.shape, trial.shape[2:], options.pooling)
-    if options.pooling != "cls" and prefix != named_tokens(network):  # once counted otherwise: other rows
+    prefix = tokens_before_patches(name, network, used, hidden.shape, trial.shape[2:], options.pooling)
+    if (
+        options.pooling != "cls" and hidden.ndim == 3 and prefix != named_tokens(network)
+    ):  # once counted otherwise: other rows
         description += f"; {prefix} tokens before the patches"
     digest = state_digest({key: value for key, value in network.state_dict().items() if key in used})
     encoder = dataclasses.replace(
@@ -227,11 +229,11 @@ def _made(
         input_shape=trial.shape[1:],
     )
     alone, together = np.concatenate([encoder.embed([picture]) for picture in pictures]), encoder.embed(pictures)
-    step = np.linalg.norm(alone - together, axis=1) / np.linalg.norm(together, axis=1)
-    if not (step <= _LARGEST_STEP[options.precision]).all():  # so also where a value is not finite
+    step, length = np.linalg.norm(alone - together, axis=1), np.linalg.norm(together, axis=1)
+    if not (step <= _LARGEST_STEP[options.precision] * length).all():  # so also where a value is not finite
         raise ConfigError(
             f"encoder {name}: expected the same row for the same picture, alone and in a batch; found rows that differ "
-            f"by {step.max():.2g} of their length: it is no function of the picture, and can't be used"
+            f"by {step.max():.2g}, of length {length.max():.2g}: it is no function of the picture, and can't be used"
         )
     return _sized(encoder, options, trial)
 

@@ -114,7 +114,9 @@ def _stack(key: str) -> str:
     return before[1] if before else ""
 
 
-def tokens_before_patches(name: str, network: Any, hidden: tuple[int, ...], size: tuple[int, ...], pooling: str) -> int:
+def tokens_before_patches(
+    name: str, network: Any, used: Collection[str], hidden: tuple[int, ...], size: tuple[int, ...], pooling: str
+) -> int:
     """Count the tokens before the patches: class, distillation, registers, or a pooled one.
 
     A timm model says it. Else it is the tokens less the patches, where the grid of patches follows from the
@@ -123,6 +125,7 @@ def tokens_before_patches(name: str, network: Any, hidden: tuple[int, ...], size
     Args:
         name: the encoder, for the message.
         network: a torch module of `transformers`.
+        used: names of the parameters that its features depend on; a head's class token is none of theirs.
         hidden: shape of its last hidden state: (b, tokens, d), or (b, ., ., .) of a map without tokens.
         size: height and width of its input, in pixels.
         pooling: what is made of them; the class token alone needs no count.
@@ -130,7 +133,7 @@ def tokens_before_patches(name: str, network: Any, hidden: tuple[int, ...], size
     Raises:
         ConfigError: tokens and patches contradict what the model has, or it has no class token to pool.
     """
-    has_class = any(key.endswith(_CLASS_TOKENS) for key in network.state_dict())
+    has_class = len(hidden) == 3 and any(key.endswith(_CLASS_TOKENS) for key in used)
     timm = getattr(network, "timm_model", None)
     if pooling == "cls" and has_class:
         return 1
@@ -139,15 +142,15 @@ def tokens_before_patches(name: str, network: Any, hidden: tuple[int, ...], size
     elif timm is not None and hasattr(timm, "num_prefix_tokens"):
         found = int(timm.num_prefix_tokens)
     else:
-        found = _tokens_less_patches(name, network, hidden[1], size)
+        found = _tokens_less_patches(name, network, used, hidden[1], size)
         has_class |= found == 1  # pooled, such as that of DINOv3's ConvNeXt
     if pooling != "mean-patch" and not has_class:
         raise ConfigError(f"encoder {name}: it has no class token; expected --pooling mean-patch")
     return found
 
 
-def _tokens_less_patches(name: str, network: Any, tokens: int, size: tuple[int, ...]) -> int:
-    named = sum(_token_counts(network)) + _registers(network)
+def _tokens_less_patches(name: str, network: Any, used: Collection[str], tokens: int, size: tuple[int, ...]) -> int:
+    named = sum(_token_counts(network, used)) + _registers(network)
     patch = getattr(network.config, "patch_size", None) or 1
     patches = (patch, patch) if isinstance(patch, int) else patch
     grids = set()
@@ -166,7 +169,7 @@ def _tokens_less_patches(name: str, network: Any, tokens: int, size: tuple[int, 
 
 def named_tokens(network: Any) -> int:
     """Count the kinds of tokens before the patches by the names of parameters, as descriptions without a count did."""
-    return len(_token_counts(network)) + _registers(network)
+    return len(_token_counts(network, network.state_dict())) + _registers(network)
 
 
 def state_digest(state: Mapping[str, Any]) -> str:
@@ -185,11 +188,11 @@ def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _token_counts(network: Any) -> list[int]:
+def _token_counts(network: Any, keys: Iterable[str]) -> list[int]:
     """Tokens of each parameter that is named as a class or distillation token: (1, n, d), or (d,) for one."""
     marks = (*_CLASS_TOKENS, "distillation_token")
     state = network.state_dict()
-    return [state[key].shape[1] if state[key].ndim == 3 else 1 for key in state if key.endswith(marks)]
+    return [state[key].shape[1] if state[key].ndim == 3 else 1 for key in keys if key.endswith(marks)]
 
 
 def _registers(network: Any) -> int:

@@ -164,8 +164,9 @@ def test_tokens_before_the_patches_leave_a_grid(
     network.config = SimpleNamespace(patch_size=patch, num_register_tokens=max(named - 1, 0))
     if named:
         network.cls_token = torch.nn.Parameter(torch.zeros(1, 1, 8))
+    used = network.state_dict()
     if wanted is None:
         with pytest.raises(ConfigError, match=rf"expected {named} tokens before.* found {tokens} tokens"):
-            tokens_before_patches("x", network, (1, tokens, 8), sides, "mean-patch")
+            tokens_before_patches("x", network, used, (1, tokens, 8), sides, "mean-patch")
     else:
-        assert tokens_before_patches("x", network, (1, tokens, 8), sides, "mean-patch") == wanted
+        assert tokens_before_patches("x", network, used, (1, tokens, 8), sides, "mean-patch") == wanted

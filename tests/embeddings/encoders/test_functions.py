@@ -272,6 +272,21 @@ def test_damaged_files_are_one_line(models: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_class_token_of_a_head_is_no_token_of_the_patches(tmp_path: Path) -> None:
+    """The pooling head of AIMv2 has a class token of its own; its features are patches alone."""
+    folder = save_model(tmp_path / "aim", "dinov2")
+    network = transformers.Aimv2VisionModel(transformers.Aimv2VisionConfig(**FAMILIES["vit-classifier"][2])).eval()
+    network.save_pretrained(folder)
+    with pytest.raises(ConfigError, match="no class token"):
+        load_encoder(str(folder))
+    encoder = load_encoder(str(folder), _with("mean-patch"))
+    pixels = torch.from_numpy(np.stack([encoder.prepare(picture) for picture in _pictures()]))
+    with torch.no_grad():
+        hidden = network(pixel_values=pixels).last_hidden_state
+    assert hidden.shape[1] == 16
+    np.testing.assert_allclose(encoder.embed(_pictures()), hidden.mean(1), atol=1e-5)
+
+
 def test_tokens_that_do_not_come_out_are_refused(models: Path, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "yolos", "dinov2")
     config = transformers.YolosConfig(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import ConfigError, DataError
+from common.plain import plain
 from deploy.console import console
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _report(outcome: Outcome, out: Path, printed: Any) -> None:
         printed.print(line, soft_wrap=True)
     for source, reason in outcome.rejected[:_SHOWN]:
         line = reason if reason.startswith(source) else f"{source}: {reason}"
-        printed.print(f"rejected: {line}", soft_wrap=True)
+        printed.print(f"rejected: {plain(line)}", soft_wrap=True)  # a name may hold a line's end
     if outcome.rejected:
         printed.print(f"{len(outcome.rejected)} rejected; all in {reject_file(out)}", soft_wrap=True)
 

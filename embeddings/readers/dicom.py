@@ -68,8 +68,10 @@ class Header:
 
 
 def is_dicom(path: Path) -> bool:
-    """Tell whether a file carries the DICOM mark (`DICM` at byte 128)."""
+    """Tell whether a file carries the DICOM mark (`DICM` at byte 128); a pipe, which may never end, is none."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             file.seek(128)
             return file.read(4) == b"DICM"

@@ -28,6 +28,7 @@ Slices = Literal["all", "middle"]
 _NAMELESS = "the patient is not known, as those of most others are; give a patient column, or use --no-patients"
 _NOBODY = "is stated as the patient, which names nobody; give a patient column, or use --no-patients"
 
+_NO_FILE = "no file of its own (a link to nothing, or a pipe); leave it out"
 _ABSENT = "no such file; correct the label file"
 _ALIKE = "several files have this name but for how its accents are stored; rename them"
 
@@ -195,6 +196,8 @@ def _by_rows(base: Path, rows: dict[str, LabelRow], rejected: dict[str, str]) ->
 
 
 def _pictures(path: Path, name: str, row: LabelRow, options: FolderOptions) -> list[_Found]:
+    if not path.is_file():  # a pipe would be waited for without end
+        raise DataError(f"{name}: {_NO_FILE}")
     if not is_dicom(path):
         return [_found(path, name, None, row, row.patient or "")]
     middle = options.slices == "middle"

@@ -254,3 +254,17 @@ def test_a_store_is_not_written_where_it_could_not_be_read(tmp_path: Path, tiny_
     with pytest.raises(DataError, match="path must be in UTF-8"):
         extract(listing, load_encoder(str(tiny_dinov2)), tmp_path / os.fsdecode(b"k\xf6ln.parquet"), SALT)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_list_folder_waits_for_no_pipe_and_names_links_to_nothing(tmp_path: Path, table: bool) -> None:
+    folder = tmp_path / "images"
+    _image(folder / "a" / "0.png")
+    os.mkfifo(folder / "a" / "pipe.png")
+    (folder / "a" / "link.png").symlink_to("nothing.png")
+    (tmp_path / "l.csv").write_text("path,label\na/0.png,x\na/link.png,x\na/pipe.png,x\n")
+    listing = list_folder(folder, tmp_path / "l.csv" if table else None, FolderOptions())
+    assert [item.source for item in listing.items] == ["a/0.png"]
+    assert set(dict(listing.rejected)) == {"a/link.png", "a/pipe.png"}
+    unnamed = _list(folder, "a/0.png,x\n")
+    assert [item.source for item in unnamed.items] == ["a/0.png"]

@@ -160,7 +160,7 @@ def _simulated(source: Simulated, cache_dir: Path) -> EmbeddingSet:
 def _dealt(
     path: Path, modified: int, num_sites: int, alpha: float, seed: int
 ) -> tuple[EmbeddingSet, NDArray[np.int64]]:
-    """A pool, read and divided once a process: it is many sites, and for each anew that would cost their square."""
+    """A pool, read and divided once a process, which plays many sites: dividing it for each would cost their square."""
     del modified
     from embeddings.simulation.simulated import deal
     from embeddings.store.file import read_usable

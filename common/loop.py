@@ -90,7 +90,7 @@ def run_loop(
         progress: called after every round with its number and the server's state.
 
     Returns:
-        The result. No ledger is charged: whoever calls this owns all the data.
+        The result. No ledger is charged: anybody who calls this owns all the data.
     """
     plan = get_method(config.method).plan(config)
     return run_context(RunContext(config, problem_of(sites, class_names), plan), sites, progress)

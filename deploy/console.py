@@ -33,7 +33,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def working(text: str) -> Status:
-    """A sign on standard error that something is being done; `said` words it anew."""
+    """A sign on standard error that something is being done; `said` changes its words."""
     return console(stderr=True).status(said(text))
 
 

@@ -97,7 +97,7 @@ def _control(host: str) -> Iterable[str]:
     if host in {"127.0.0.1", "::1", "localhost"}:
         return []
     return [
-        "control port: it listens beyond this machine, and whoever reaches it may start runs: set control_host = "
+        "control port: it listens beyond this machine, and anybody who reaches it may start runs: set control_host = "
         '"127.0.0.1" in server.toml, and reach it by ssh -L'
     ]
 

@@ -123,7 +123,7 @@ def check_sizes(path: Path, file: Any) -> None:
 def read_texts(path: Path, column: Any, *, whole: bool = True) -> NDArray[np.str_]:
     """A text column of a store, read as a dictionary.
 
-    The array is as wide as the longest text, which is looked at beforehand.
+    The array is as wide as the longest text, which is looked at first.
 
     Args:
         path: the store, for messages.

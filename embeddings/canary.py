@@ -1,4 +1,4 @@
-"""The canary: one image that every site embeds, so that wrong weights or a wrong backend show beforehand.
+"""The canary: one image that every site embeds, so that wrong weights or a wrong backend show before a run.
 
 `canary.png` is drawn by `draw` and shows nothing but shapes and noise; its embedding tells about software,
 not data.

@@ -75,7 +75,7 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     refusals = Refusals(printer.say, () if before is None else before[1].refused)
     meeting = with_known_indices(meet(grid, config, printer, refusals, least), known, is_open)
     problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), meeting.site_dims)
-    if before is not None:  # some may be missing now; whoever is there is held against the width that it had
+    if before is not None:  # some may be missing now; each that is there is held against the width that it had
         earlier = load_context(before[1].context).problem
         problem = Problem(earlier.dim, meeting.class_names, earlier.num_sites, earlier.site_dims)
     run_context = RunContext(config, problem, plan)
@@ -151,8 +151,8 @@ def _check_same(before: str, now: str) -> None:
     """A resumed run must be the one that was declared to the sites' ledgers; folders and time-outs may differ."""
     if run_identity(before) != run_identity(now):
         raise ConfigError(
-            "the checkpoint is of a run with other settings or sites: resume with the same, or start anew with another "
-            "output-dir"
+            "the checkpoint is of a run with other settings or sites: resume with the same, or start a new run with "
+            "another output-dir"
         )
 
 

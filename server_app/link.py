@@ -133,7 +133,7 @@ class Link:
             state: in a round, whose number and parameters go with the task; None for statistics.
 
         Raises:
-            FederationError: more sites are missing than the run bears, or no spare round is left for another attempt.
+            FederationError: more sites are missing than the run tolerates, or no spare round is left.
         """
         number: Fields = {} if state is None else {"round": state.round}
         params = {} if state is None else self._method.params_for(self._context, state, 0)

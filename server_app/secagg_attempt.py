@@ -63,8 +63,8 @@ class Attempt:
         if left < assumed.threshold:
             reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in sorted(self.missing.items()))
             raise self.lost(
-                f"{left} of {assumed.num_sites} sites are left after {kind}, secure aggregation "
-                f"bears {assumed.dropouts} missing ({reasons}); nothing was unmasked: mend them, then resume the run"
+                f"{left} of {assumed.num_sites} sites are left after {kind}, secure aggregation tolerates "
+                f"{assumed.dropouts} missing ({reasons}); nothing was unmasked: mend them, then resume the run"
             )
 
     def drop(self, node: int, why: str) -> None:

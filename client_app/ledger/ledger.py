@@ -12,14 +12,14 @@ charged.
 A round that comes again:
 - committed: `reserve` charges nothing and gives the digest back. Only those very bytes may be sent again; a
   second computation would be a second release.
-- reserved only: it is charged anew, and the earlier attempt (an orphan process may still be at it) can't
+- reserved only: it is charged again, and the earlier attempt (an orphan process may still be at it) can't
   commit any more. Within the declared plan that needs no new check, so the last rounds of the plan may be
   refused instead; where the site's limits leave room, the plan is extended.
 
 A run that stops early is charged for its reserved rounds only, once it is closed.
 
 A patient who withdraws is left out of the data from the next round on. What left before can't be called back,
-and what it spent stays spent for the whole cohort, whoever joins or leaves.
+and what it spent stays spent for the whole cohort, no matter who joins or leaves.
 """
 
 from __future__ import annotations

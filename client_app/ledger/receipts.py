@@ -1,4 +1,4 @@
-"""Receipts that the server keeps and brings back: what shows an old ledger that was put back, whoever keeps the disk.
+"""Receipts that the server keeps and brings back: they show an old ledger that was put back.
 
 With each release a site sends its ledger's head and a seal of it. The server returns both with its next request, in
 later runs too, and the site looks for that head in its own ledger before anything is charged. A ledger that does not
@@ -112,7 +112,7 @@ def set_mark(place: Place, fingerprint: str) -> str:
     """A data set's fingerprint as the ledger notes it: under the site's key.
 
     A fingerprint is a digest of records, of imported embeddings without anything secret in it. Ledgers are exported and
-    shown, and whoever knows all records but one could try that record's values against it.
+    shown, and anybody who knows all records but one could try that record's values against it.
 
     Returns:
         The same text for the same set, hexadecimal.
@@ -124,7 +124,7 @@ def set_mark(place: Place, fingerprint: str) -> str:
 
 
 def _seal(place: Place, receipt: str) -> str:
-    """MAC of a receipt of this cohort: whoever lacks the key learns nothing from it."""
+    """MAC of a receipt of this cohort: anybody who lacks the key learns nothing from it."""
     return _mac(place.folder, [place.policy.cohort_id, receipt])
 
 

@@ -43,7 +43,7 @@ class Run:
 
     @property
     def counted(self) -> tuple[PrivacyEvent, ...]:
-        """The events that the lifetime budget must bear: all planned ones while the run may still go on."""
+        """The events that the lifetime budget must cover: all planned ones while the run may still go on."""
         return self.planned if self.counts_whole or not self.closed else self.charged
 
 

@@ -131,7 +131,7 @@ class EntryStore:
     def append(self, kind: str, run_id: str, round_key: str, body: Mapping[str, Any]) -> Entry:
         """Append one entry; only inside `writing`. `body` holds finite JSON values.
 
-        Each entry holds 128 secret bits. Digests leave the site as receipts; without the salt, whoever knows all
+        Each entry holds 128 secret bits. Digests leave the site as receipts; without the salt, anybody who knows all
         records but one could try that record's values against the digest, which covers the data's fingerprint.
         """
         if not self._connection.in_transaction:

@@ -156,7 +156,7 @@ def move(ledger: Ledger, destination: Path) -> Head:
 
 
 def accept_witness(ledger: Ledger, witness_path: Path) -> Head:
-    """Write a witness anew, after a person decided that this ledger is the newest there is."""
+    """Write a witness again, after a person decided that this ledger is the newest there is."""
     ledger.store.witness_path = witness_path
     ledger.store.note_head(replace=True)
     return ledger.head

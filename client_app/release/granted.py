@@ -133,7 +133,7 @@ def log_of(place: Place) -> ReleaseLog:
 
 
 def committed_rounds(round_keys: Iterable[str]) -> frozenset[int]:
-    """Numbers, from 1, of the rounds among these keys; the state a round leaves bears its number."""
+    """Numbers, from 1, of the rounds among these keys; the state a round leaves has its number."""
     return frozenset(int(key.split("-")[1]) for key in round_keys if key.startswith("round-"))
 
 

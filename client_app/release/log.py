@@ -42,7 +42,7 @@ class Release:
 
 
 class ReleaseLog:
-    """The log at one path. Every call checks the file anew; any number of processes may append."""
+    """The log at one path. Every call checks the file again; any number of processes may append."""
 
     def __init__(self, path: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
         """Take the log's file, made at the first release, and how many seconds to wait for its lock."""

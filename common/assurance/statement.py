@@ -33,7 +33,7 @@ SCHEMA_PATH = Path(__file__).with_name("privacy_statement.schema.json")
 
 _TRUST = {
     "local": "Each site adds the whole noise to whatever it sends: its units are protected from the server, from other "
-    "sites and from whoever gets the results. The server may be curious; it is not trusted to add noise.",
+    "sites and from anybody who gets the results. The server may be curious; it is not trusted to add noise.",
     "secagg": "Each site adds a share of the noise and the server sees the sum alone: protection from the server rests "
     "on the number of honest sites that the run assumes.",
 }
@@ -50,7 +50,7 @@ _NOT_COVERED = (
     "A split into training, validation, test rows that came with a site's file, if one unit's presence moves others.",
     "Times of messages (their sizes are the same for every site). How long a step takes depends on the machine, its "
     "load and the number of records. A site that sets reply_seconds in site.toml above what its steps take answers on "
-    "a fixed schedule; with 0, the default, whoever measures the time of its replies learns something of that number.",
+    "a fixed schedule; with 0, the default, the time that its replies take tells something of that number.",
     "That a site fell silent: a process that is killed or a disk that fails in mid-round leaves a charged round and no "
     "reply.",
     "Correlated units: relatives, or one person under two identifiers, are protected as separate units.",
@@ -58,7 +58,7 @@ _NOT_COVERED = (
 _GENERATOR = {
     "secure": "AES-128 in counter mode with 256 bits of operating-system entropy for every process{exact}. The "
     "run's seed never reaches the noise.",
-    "test": "A generator with a known seed: whoever knows it can remove the noise. Not private.",
+    "test": "A generator with a known seed: anybody who knows it can remove the noise. Not private.",
 }
 _FLOATING_POINT = (
     "Noise is added in float64 and the noisy value is rounded to a public grid: this mitigates floating-point attacks "
@@ -72,7 +72,7 @@ _HOSPITAL = (
     "costs at most twice the epsilon stated (at delta times 1 + e^epsilon)."
 )
 _ADAPTIVITY = (
-    "Within the run, whose events were declared to the sites' ledgers beforehand, privacy loss distributions compose; "
+    "Within the run, whose events were declared to the sites' ledgers in advance, privacy loss distributions compose; "
     "over all runs of a site, a Renyi filter bounds the lifetime's total whatever was chosen after seeing results."
 )
 

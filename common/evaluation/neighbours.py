@@ -89,7 +89,7 @@ def nearest_neighbour_warning(
     """Does the synthetic set lie nearer to the records it was trained on than to others of the same law?
 
     Train and held-out records are cut to equal counts. If none was looked at, it is chance which of them are called
-    trained: so the names are dealt out anew 20,000 times, to whole patients where they are known, and two signs are
+    trained: so the names are dealt out 20,000 times, to whole patients where they are known, and two signs are
     held against what comes out then. One is the share of synthetic rows nearer to a trained record; a few records in
     the middle of a cloud are nearest to most rows, so it moves far by chance, which a margin for independent rows would
     not know. The other, in which every record has its say, is how near the nearest synthetic row is to each (the mean

@@ -31,7 +31,7 @@ def place_classes(
         statistics: with class means, or nothing is moved.
 
     Returns:
-        (K, d_x), to be added to a row by its wanted class, before rows are labelled anew; None without released means.
+        (K, d_x), to be added to a row by its wanted class, before rows are labelled again; None without released means.
     """
     if statistics is None or statistics.class_offsets is None:
         return None

@@ -1,7 +1,7 @@
 """What a method is: pure functions over frozen state, the same under Flower and in a plain loop.
 
 A method never talks to a network, a disk or a clock. It draws noise from the source that it is handed, and declares
-beforehand, in `plan`, every privacy event that its sites will be charged.
+in advance, in `plan`, every privacy event that its sites will be charged.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def epsilon_pld(events: Iterable[PrivacyEvent], delta: float) -> float:
     """ε of the events together at δ, by pessimistic composition of privacy loss distributions.
 
     Args:
-        events: everything that was released, declared beforehand; any order.
+        events: everything that was released, declared in advance; any order.
         delta: δ in (0, 1).
 
     Returns:

@@ -1,6 +1,6 @@
 """Composition across runs whose settings were chosen after seeing earlier results: a Rényi privacy filter.
 
-Accountants that add up privacy losses assume that all releases were declared beforehand. A site's later runs
+Accountants that add up privacy losses assume that all releases were declared in advance. A site's later runs
 are not: somebody looked at the first synthetic set before asking for a second. A *filter* fixes the limit
 first and refuses whatever would pass it; the whole is then (ε, δ)-private however the releases were chosen.
 Ours caps the Rényi divergence at one order, which is fixed by the public limits (ε, δ) alone and never by
@@ -38,7 +38,7 @@ def filter_order(epsilon_limit: float, delta: float, planned_events: Iterable[Pr
         epsilon_limit: the site's lifetime ε, positive.
         delta: the site's lifetime δ in (0, 1).
         planned_events: releases of the kind that the site expects; none means plain Gaussian releases. Rare
-            sampling with little noise wants a lower order. Whoever passes them keeps the resulting order
+            sampling with little noise wants a lower order. A caller who passes them keeps the resulting order
             with the limits: it must never be chosen again after a release.
 
     Returns:

@@ -14,7 +14,7 @@ Dispute = tuple[int, int]
 
 
 def to_leave_out(disputes: Iterable[Dispute]) -> list[int]:
-    """Sites without which no dispute is left, few of them: whoever is in most goes first, of equals the accused.
+    """Sites without which no dispute is left, few of them: the site that is in most goes first, of equals the accused.
 
     A site that lies to all is in a dispute with each and goes by itself, as does one that slanders all. Where one
     stands against one, nobody can tell: the accused goes, in this run and no further.

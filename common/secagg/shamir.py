@@ -1,7 +1,7 @@
 """Shamir's secret sharing (1979) of 32-byte secrets, over the prime field of 2^256 + 297 elements.
 
 Any `threshold` shares rebuild the secret; fewer say nothing about it. A share is worth nothing without its place, and a
-wrong share gives a wrong secret: whoever rebuilds one checks it against what the owner committed to.
+wrong share gives a wrong secret: anybody who rebuilds one checks it against what the owner committed to.
 """
 
 from __future__ import annotations

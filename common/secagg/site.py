@@ -126,7 +126,7 @@ def make_shares(
 def commit(session: Session, owner: int, holder: int, both: bytes) -> bytes:
     """What binds to a pair of shares without telling them: 32 bytes for the seed's, 32 for the key's.
 
-    A share by itself is uniform over 2^256 numbers to whoever holds fewer than the threshold: it hides itself.
+    A share by itself is uniform over 2^256 numbers to anybody who holds fewer than the threshold: it hides itself.
     """
     return b"".join(
         commit_share(session, owner, holder, share, is_seed=is_seed)
@@ -203,7 +203,7 @@ def mask(
         bits: b.
 
     Returns:
-        (D,) uint64 below 2^b; indistinguishable from random numbers to whoever lacks the seed or a key.
+        (D,) uint64 below 2^b; indistinguishable from random numbers to anybody who lacks the seed or a key.
     """
     wanted = set(senders) - {index}
     total = values + primitives.expand(own.seed, values.size, bits)

@@ -185,10 +185,10 @@ def close(
 @app.command("witness")
 def accept_witness(
     path: LedgerPath,
-    witness: Annotated[Path, typer.Argument(metavar="WITNESS", help="The witness file to be written anew.")],
+    witness: Annotated[Path, typer.Argument(metavar="WITNESS", help="The witness file to be written again.")],
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Accept the ledger as it stands and write a missing or unfitting witness anew.
+    """Accept the ledger as it stands and write a missing or unfitting witness again.
 
     Only for a person who knows that this ledger is the newest one: an older one forgot what was spent.
 

@@ -18,7 +18,7 @@ MAKE = "make"
 
 
 class _MakeByDefault(TyperGroup):
-    """`release RUN` is `release make RUN`: whoever names no command means the main one."""
+    """`release RUN` is `release make RUN`: a person who names no command means the main one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the main command's name where none is given."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def status(
     path: Annotated[Path, typer.Argument(help="A run's output folder, or the server's folder.")] = Path(),
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every two seconds until the run ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every two seconds until the run ends.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The status as JSON.")] = False,
 ) -> None:
     """Show round, sites that answered, epsilon spent and time left of the newest run. Exit code 1 if it failed.

@@ -167,7 +167,7 @@ def _compiled() -> tuple[str, ...]:
 
 
 def _is_read_as_utf8(text: str) -> bool:
-    """Whether Python reads the text as UTF-8, by the mark that one of its first two lines may bear."""
+    """Whether Python reads the text as UTF-8, by the mark that one of its first two lines may have."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO("\n".join(_split(text)).encode()).readline)
     except SyntaxError:

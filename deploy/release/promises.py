@@ -1,7 +1,7 @@
 """Whether a privacy statement says what its run was: every figure in it is computed again.
 
-The same check stands at the gate and in `release verify`: a figure that was lowered does not fit its own events,
-whoever signed it. What no later check can find is a coordinator who lies about all of it alike; for that, each site
+The same check stands at the gate and in `release verify`: a figure that was lowered does not fit its own events, no
+matter who signed it. What no later check can find is a coordinator who lies about all of it alike; for that, each site
 holds the receipt against its own ledger.
 """
 

@@ -35,7 +35,7 @@ def check_resume(config: RunConfig, output: Path) -> None:
     """Refuse to go on with a run of which nothing is there (ConfigError)."""
     checkpoint = output / "checkpoint.safetensors"
     if config.federation.resume and not checkpoint.is_file():
-        raise ConfigError(f"no checkpoint at {checkpoint}: leave --resume out to start anew")
+        raise ConfigError(f"no checkpoint at {checkpoint}: leave --resume out to start a new run")
 
 
 def clear_output(output: Path) -> None:

@@ -140,7 +140,7 @@ def fetch(file: RemoteFile, folder: Path, started: Callable[[str, int | None], A
                     advance(len(piece))
     except OSError as error:
         if isinstance(error, urllib.error.HTTPError) and error.code == 416:
-            part.unlink()  # nothing is left to ask for, so what is here is not the publisher's file: begin anew
+            part.unlink()  # nothing is left to ask for, so what is here is not the publisher's file: begin again
         raise FedHypeVAEError(
             f"could not fetch {file.url} ({error}): check the way out to the internet, and run the command again"
         ) from error

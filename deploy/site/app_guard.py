@@ -86,7 +86,7 @@ def main() -> None:
     """`flwr-clientapp` with the check built in."""
     site = Path(os.environ["FEDHYPEVAE_SITE"])
     with tempfile.TemporaryDirectory(prefix="fedhypevae-app-") as fresh:
-        os.environ["FLWR_HOME"] = fresh  # unpacked anew each time: nothing on the disk can be put in its place
+        os.environ["FLWR_HOME"] = fresh  # unpacked each time: nothing on the disk can be put in its place
         _install_check(site)
         from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 

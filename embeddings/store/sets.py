@@ -213,7 +213,7 @@ def _some(rows: NDArray[np.int64]) -> str:
 
 
 def regroup(chunks: Iterable[EmbeddingSet], size: int) -> Iterator[EmbeddingSet]:
-    """Cut chunks anew, so that all but the last have the same size however the rows arrived.
+    """Cut chunks again, so that all but the last have the same size however the rows arrived.
 
     Args:
         chunks: sets with the same columns and metadata.

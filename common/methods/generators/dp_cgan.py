@@ -4,7 +4,7 @@ Torkzadehmahani et al. (2019), in the sizes that Di Salvo et al. (2025) compare 
 and a fake row with its label; both belong to its gradient, which is clipped as one vector. The discriminator and Adam's
 moments stay at the site, made of noised sums; the generator learns from the discriminator alone, which costs nothing.
 
-Departs from both: neither network starts anew in a round; sites are averaged equally.
+Departs from both: neither network starts again in a round; sites are averaged equally.
 """
 
 from __future__ import annotations

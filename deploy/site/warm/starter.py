@@ -65,12 +65,12 @@ def serve(folder: Path, run: Callable[[], None], modules: Sequence[str] = MODULE
     Args:
         folder: where the socket lies; made for its owner alone.
         run: what a child does; it ends as a program would that does this.
-        modules: what is imported beforehand; those that are not installed are left out.
+        modules: what is imported in advance; those that are not installed are left out.
 
     Raises:
         OSError: no socket can lie in the folder. Every message then starts cold.
     """
-    listener = _bind(folder)  # before the imports: a folder that bears no socket is told at once
+    listener = _bind(folder)  # before the imports: a folder that can hold no socket is told at once
     environment = dict(os.environ)
     os.environ.update(_ONE_THREAD)
     for name in modules:

@@ -17,6 +17,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
 from importlib.machinery import all_suffixes
+from importlib.metadata import packages_distributions
 
 from common.errors import DataError
 from common.plain import plain
@@ -73,11 +74,13 @@ def app_name(files: Mapping[str, bytes]) -> str:
 
 def listing(files: Mapping[str, bytes]) -> list[str]:
     """One line for each file: size, name, the digest of one that is no text, and a word on names that are Python's."""
-    lines = []
+    lines, libraries = [], packages_distributions()
     for name, body in sorted(files.items()):
         note = "" if _text(body) is not None else f"  {_binary(body)}"
         if _top_module(name) in sys.stdlib_module_names:
             note += f"  (takes the place of Python's own {_top_module(name)})"
+        elif set(libraries.get(_top_module(name), ())) - {"fedhypevae"}:  # the app's own modules are installed as well
+            note += f"  (takes the place of the library {_top_module(name)})"
         lines.append(f"  {len(body):>8} {plain(name, ascii_only=True)}{note}")
     return lines
 

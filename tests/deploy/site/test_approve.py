@@ -257,6 +257,13 @@ def test_name_of_a_module_of_python_s_is_pointed_out(site: SiteFolder) -> None:
     assert pointed == ["hashlib/__init__.py", "json.py"]
 
 
+def test_name_of_an_installed_library_is_pointed_out(site: SiteFolder) -> None:
+    """Not the names of this project's own modules, which are installed as well."""
+    lines = approve(site, package({"numpy/random.py": "x = 1\n", "torch.py": "", "common/noise.py": GOOD}))
+    pointed = [line.split()[1] for line in lines if "takes the place of the library" in line]
+    assert pointed == ["numpy/random.py", "torch.py"]
+
+
 def test_utf8_said_aloud_is_fine(site: SiteFolder) -> None:
     approve(site, package({"a.py": "# -*- coding: utf-8 -*-\nx = 'ε'\n", "b.py": "\ufeffx = 1\n"}))
 

@@ -18,6 +18,7 @@ from common.durable import write_output
 from common.errors import ConfigError
 from common.methods.base import ServerState
 from common.privacy.combined import ReleasedStatistics
+from server_app.progress import read_events
 
 _FILE = "checkpoint.safetensors"
 _PARTS = ("params", "memory")
@@ -125,7 +126,12 @@ def _read(path: Path) -> tuple[ServerState, Progress]:
         found: dict[str, Any] = {name: parts["statistics"].get(name) for name in _STATISTICS}
         statistics = ReleasedStatistics(**found, **notes["statistics"])
     state = ServerState(notes["round"], parts["params"], parts["memory"], statistics)
-    return state, _PROGRESS.validate_python(notes["progress"])
+    progress = _PROGRESS.validate_python(notes["progress"])
+    for text in progress.charged.values():
+        read_events(text)
+    if state.round != len(progress.taken_part):
+        raise ValueError("its state is of another round than its progress")
+    return state, progress
 
 
 def with_round(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,19 @@ def test_resume_from_a_checkpoint_of_another_version_is_one_clear_line(tmp_path:
     with pytest.raises(SystemExit):
         federation.run(num_rounds=1, resume=True)
     assert "of another version" in federation.status()["error"]
+
+
+@pytest.mark.parametrize("change", [{"round": 5}, {"round": "1"}, {"charged": {"site-1": "["}}])
+def test_resume_from_a_checkpoint_that_contradicts_itself_is_one_clear_line(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    federation = Federation.create(tmp_path, 1)
+    federation.run(num_rounds=1)
+    path = federation.output / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    (notes["progress"] if "charged" in change else notes).update(change)
+    save_file(load_file(path), path, {"notes": json.dumps(notes)})
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1, resume=True)
+    assert "it is damaged" in federation.status()["error"]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from common.durable import OWNER_FILE, make_private, write_atomically
 from common.errors import DataError
+from common.plain import plain
 from common.wire.agreement import encode
 from common.wire.identity import EncoderIdentity
 from embeddings.canary import embed_canary
@@ -278,5 +279,11 @@ def _write_rejects(path: Path, rejected: tuple[tuple[str, str], ...]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "reason"])
-    writer.writerows(rejected)
+    writer.writerows((_cell(name), _cell(reason)) for name, reason in rejected)
     write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula, and no terminal for an order: others name files."""
+    shown = plain(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown

@@ -18,7 +18,7 @@ from common.errors import DataError
 from embeddings import extract as extract_module
 from embeddings.encoders.base import EncoderOptions
 from embeddings.encoders.load import load_encoder
-from embeddings.extract import Outcome, extract, reject_file, work_folder
+from embeddings.extract import Outcome, _write_rejects, extract, reject_file, work_folder
 from embeddings.readers.dicom_picture import Window
 from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.labels import LabelColumns
@@ -283,3 +283,10 @@ def test_extract_full_disk_keeps_finished_parts(tmp_path: Path) -> None:
     assert resumed >= 40
     assert resumed + embedded == 120
     assert len(read_store(tmp_path / "out.parquet")) == 120
+
+
+def test_names_in_the_list_of_rejected_files_are_no_formulas(tmp_path: Path) -> None:
+    path = tmp_path / "out.rejected.csv"
+    _write_rejects(path, (("=cmd|'/C calc'!A0.png", "damaged"), ("\x1b[2J.png", "@SUM(1)"), ("a/-b.png", "damaged")))
+    rows = list(csv.reader(path.read_text().splitlines()))
+    assert rows[1:] == [["'=cmd|'/C calc'!A0.png", "damaged"], ["\\x1b[2J.png", "'@SUM(1)"], ["a/-b.png", "damaged"]]

@@ -106,7 +106,8 @@ def check_sizes(path: Path, file: Any) -> None:
     per_row = {}
     for field in schema:
         text = pa.types.is_dictionary(field.type) and field.type.value_type == pa.string()
-        if not text and field.type != {"embedding": kind, "key": pa.binary(16)}.get(field.name, pa.int64()):
+        held = {"embedding": kind, "key": pa.binary(16), "label": pa.int64(), "patient": pa.int64()}
+        if not text and field.type != held.get(field.name):
             raise DataError(f"{path}: column {field.name}: expected what a store holds, found {field.type}")
         per_row[field.name] = kind.list_size if field.name == "embedding" else 1
     if rows > MAX_ROWS or not 1 <= kind.list_size <= MAX_DIMENSION:

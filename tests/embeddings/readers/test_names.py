@@ -229,6 +229,26 @@ def test_stores_with_a_column_twice_are_refused(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["int64", "float64", "bool", "large_string"])
+def test_stores_with_a_column_of_another_kind_are_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from common.wire.identity import EncoderIdentity
+    from embeddings.store.file import read_store
+    from embeddings.store.sets import EmbeddingSet, SetMetadata
+    from embeddings.store.writing import write_store
+
+    identity = EncoderIdentity("e", "1", 4, "p", "d", "float32", ("a", "b"))
+    rows = np.eye(4, dtype=np.float32)
+    write_store(tmp_path / "s.parquet", EmbeddingSet(rows, np.arange(4) % 2, SetMetadata(identity)))
+    table = pq.read_table(tmp_path / "s.parquet")
+    further = pa.array([1, 0, 1, 0]).cast(kind)
+    pq.write_table(table.append_column("z", further), tmp_path / "s.parquet")
+    with pytest.raises(DataError, match="column z"):
+        read_store(tmp_path / "s.parquet")
+
+
 def test_archives_with_an_array_twice_are_refused(tmp_path: Path) -> None:
     import io
     import zipfile

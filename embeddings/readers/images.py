@@ -103,13 +103,17 @@ class _Form(NamedTuple):
 def _form(picture: Any, name: str) -> _Form:
     """What a file says of its samples beyond Pillow's mode, which is one for many forms.
 
-    Source: TIFF 6.0, tags 258 (BitsPerSample), 262 (PhotometricInterpretation), 339 (SampleFormat); PNG, tRNS.
+    Source: TIFF 6.0, tags 258 (BitsPerSample), 262 (PhotometricInterpretation), 284
+    (PlanarConfiguration), 339 (SampleFormat); PNG, tRNS.
     """
     tags = picture.tag_v2 if picture.format == "TIFF" else {}
     signed = any(kind == 2 for kind in tags.get(339, ()))
     if picture.mode == "F" or signed or (picture.mode == "I" and tags):
         kind = "floating-point" if picture.mode == "F" else "signed" if signed else "32-bit"
         raise DataError(f"{name}: {kind} images have no fixed range; convert to 8 or 16 bits first")
+    if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8 and picture.tile and picture.tile[0][0] == "raw":
+        # Pillow takes each plane for one of bytes
+        raise DataError(f"{name}: colour of 16 bits, plane by plane, is not read here; store it pixel by pixel")
     if picture.mode.startswith("I;16") and tags:  # Pillow turns white round with 8 bits and fewer alone
         return _Form(int(tags.get(258, (16,))[0]), tags.get(262) == 0)
     deep = picture.mode.startswith("I") or any(";16" in str(tile[3]) for tile in picture.tile)

@@ -28,6 +28,7 @@ def tiff(
     big: bool = False,
     packed: bool = False,
     turn: int = 1,
+    planes: int = 1,
 ) -> bytes:
     """A TIFF of one strip, by hand: samples of so many bits packed into bytes, (h, w) or (h, w, 3)."""
     order, samples = ">" if big else "<", 1 if values.ndim == 2 else values.shape[2]
@@ -45,13 +46,14 @@ def tiff(
         (259, 3, 1, 8 if packed else 1),
         (274, 3, 1, turn),
         (277, 3, 1, samples),
+        (284, 3, 1, planes),
     ]
     tags += [
         (262, 3, 1, 2 if samples == 3 else 0 if white else 1),
         (278, 4, 1, values.shape[0]),
         (279, 4, 1, len(strip)),
     ]
-    start = 8 + 2 + 12 * 11 + 4
+    start = 8 + 2 + 12 * 12 + 4
     triples = {258: [bits] * samples, 339: [form] * samples}
     for tag, numbers in triples.items():
         tags.append((tag, 3, samples, numbers[0] if samples == 1 else start + (6 if tag == 339 else 0)))
@@ -125,6 +127,13 @@ def test_turned_tiff_is_upright(tmp_path: Path, turn: int, bits: int, samples: i
     upright = [*straight, turned, turned[:, ::-1], turned[::-1, ::-1], turned[::-1]][turn - 1]
     content = tiff(values, bits, turn=turn, packed=packed)
     np.testing.assert_array_equal(_read(tmp_path, content), _expected(upright, bits))
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_colour_of_sixteen_bits_plane_by_plane_is_refused(tmp_path: Path, big: bool) -> None:
+    values = np.zeros((HEIGHT, WIDTH, 3), dtype=int)
+    with pytest.raises(DataError, match=r"^a: colour of 16 bits, plane by plane"):
+        _read(tmp_path, tiff(values, 16, planes=2, big=big))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])

@@ -226,6 +226,9 @@ def _check_frame(dataset: Any, syntax: Any, file: BinaryIO, name: str, frame: in
     columns, rows, samples = int(dataset.Columns), int(dataset.Rows), int(dataset.get("SamplesPerPixel") or 1)
     frames = int(dataset.get("NumberOfFrames") or 1)
     check_size(name, columns, rows)
+    for keyword in ("BitsAllocated", "SamplesPerPixel", *(["PixelRepresentation"] if element == 0x0010 else [])):
+        if dataset.get(keyword) is None:
+            raise DataError(f"{name}: a DICOM file that does not state {keyword}; correct the header or leave it out")
     size = columns * rows * samples * -(-int(dataset.BitsAllocated) // 8)
     if syntax in {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}:
         check_frame(name, size, size)

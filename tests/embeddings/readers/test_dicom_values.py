@@ -369,3 +369,10 @@ def test_native_pixels_that_are_not_what_the_header_says_are_refused(tmp_path: P
     path.write_bytes(content.replace(size, b"\xff" * 4))
     with pytest.raises(DataError, match="correct its transfer syntax"):
         read_frame(path, "a.dcm")
+
+
+@pytest.mark.parametrize("keyword", ["BitsAllocated", "SamplesPerPixel", "PixelRepresentation"])
+def test_what_the_header_does_not_state_is_named(tmp_path: Path, keyword: str) -> None:
+    dataset = dataset_of(RNG.integers(0, 4096, (8, 8)), BitsStored=12)
+    delattr(dataset, keyword)
+    _refused(tmp_path, dataset, f"does not state {keyword}")

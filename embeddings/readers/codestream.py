@@ -19,13 +19,17 @@ _JPEG_HIERARCHY, _JPEG_SCAN, _JPEG_END = 0xDE, 0xDA, 0xD9
 
 
 class Frame(NamedTuple):
-    """What a frame declares: its size, the bits of a sample, and whether samples are signed (None: it can't say)."""
+    """What a frame declares: its size, the bits of a sample, and whether samples are signed (None: it can't say).
+
+    `mixed` where JPEG 2000 mixes the colours and its decoder gives red, green and blue.
+    """
 
     columns: int
     rows: int
     samples: int
     bits: int
     signed: bool | None
+    mixed: bool = False
 
 
 def frame_size(frame: bytes, name: str) -> Frame:
@@ -36,7 +40,7 @@ def frame_size(frame: bytes, name: str) -> Frame:
     """
     try:
         found = _jpeg_2000(frame, name) if not frame.startswith(b"\xff\xd8") else _jpeg(frame)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         found = None
     if found is None:
         raise DataError(f"{name}: an encoded frame that does not say its size; copy the file again or leave it out")
@@ -111,4 +115,5 @@ def _jpeg_2000(frame: bytes, name: str) -> Frame | None:
     if len(forms) != 1:
         return None
     form = forms.pop()
-    return Frame(x - left, y - top, samples, (form & 0x7F) + 1, bool(form & 0x80))
+    style = frame.index(b"\xff\x52", place)  # COD: two bytes of length, style, order, two of layers, and the mixing
+    return Frame(x - left, y - top, samples, (form & 0x7F) + 1, bool(form & 0x80), frame[style + 8] == 1)

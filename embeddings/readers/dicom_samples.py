@@ -90,7 +90,7 @@ def sample_form(
     elif encoded is not None:
         fits &= shift + bits <= encoded.bits
     if encoded is not None and count == 3:
-        fits &= bool(signed) == bool(encoded.signed)
+        fits &= bool(signed) == bool(encoded.signed) and not (encoded.mixed and colour.startswith("YBR_FULL"))
     if not fits or (signed and colour.startswith("YBR")):
         told = "" if encoded is None else f", in a frame of {encoded.bits} bits"
         raise DataError(

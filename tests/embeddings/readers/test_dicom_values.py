@@ -376,3 +376,16 @@ def test_what_the_header_does_not_state_is_named(tmp_path: Path, keyword: str) -
     dataset = dataset_of(RNG.integers(0, 4096, (8, 8)), BitsStored=12)
     delattr(dataset, keyword)
     _refused(tmp_path, dataset, f"does not state {keyword}")
+
+
+@pytest.mark.parametrize("colour", ["RGB", "YBR_RCT", "YBR_FULL", "YBR_FULL_422"])
+def test_jpeg_2000_that_mixes_colours_gives_rgb_or_is_refused(tmp_path: Path, colour: str) -> None:
+    values = _colour(8).astype(np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(values).save(sink, "JPEG2000", no_jp2=True, mct=1, irreversible=False)
+    dataset = dataset_of(values, SamplesPerPixel=3, PhotometricInterpretation=colour, BitsAllocated=8)
+    wrap(dataset, JPEG2000Lossless, [sink.getvalue()])
+    if colour.startswith("YBR_FULL"):
+        _refused(tmp_path, dataset, f"as {colour}: they can't be placed")
+    else:
+        np.testing.assert_array_equal(_shown(tmp_path, dataset), values)

@@ -17,6 +17,7 @@ from common.wire.identity import EncoderIdentity
 from embeddings.simulation import simulated
 from embeddings.store import file as store
 from embeddings.store.sets import EmbeddingSet, SetMetadata
+from embeddings.store.writing import write_store
 from tests.harness import make_set
 
 
@@ -24,7 +25,7 @@ def _write_pool(path: Path, rows: int) -> Path:
     identity = EncoderIdentity("made-up", "1", 4, "none", "0" * 64, "float32", ("a", "b"))
     values = np.random.default_rng(0).standard_normal((rows, 4)).astype(np.float32)
     labels = (np.arange(rows) % 2).astype(np.int64)
-    store.write_store(path, EmbeddingSet(values, labels, SetMetadata(identity)))
+    write_store(path, EmbeddingSet(values, labels, SetMetadata(identity)))
     return path
 
 

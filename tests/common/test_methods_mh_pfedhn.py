@@ -169,7 +169,7 @@ def test_light_model_averages_by_records_and_is_published_as_a_head() -> None:
     sent = {}
     for site, data in enumerate(sites):
         received = mh_pfedhn_gd.broadcast(context, state, site)
-        site_state = mh_pfedhn.init_site(context, site)
+        site_state = mh_pfedhn.METHOD.init_site(context, site)
         work = StepInput(received, site_state, data, 0, site, noise_source(context.config, site, 0))
         sent[site] = mh_pfedhn_gd.client_step(context, work)[1]
     sizes = mh_pfedhn_gd.model_sizes(context)
@@ -234,7 +234,7 @@ def test_private_form_noises_twice_the_clip_norm_and_is_charged_each_round() -> 
         pytest.fail("a private plan without noise")
     assert [(event.sampling_rate, event.count) for event in context.plan.all_events] == [(1.0, 2)]
     state = mh_pfedhn.init(context)
-    work = StepInput(mh_pfedhn.broadcast(context, state, 0), mh_pfedhn.init_site(context, 0), _sites()[0], 0, 0,
+    work = StepInput(mh_pfedhn.broadcast(context, state, 0), mh_pfedhn.METHOD.init_site(context, 0), _sites()[0], 0, 0,
                      noise_source(config, 0, 0))  # fmt: skip
     noisy = mh_pfedhn.dp_client_step(context, work)[1]["delta"]
     clean = mh_pfedhn.client_step(context, work)[1]["delta"]
@@ -252,7 +252,7 @@ def test_clipping_bounds_what_any_data_can_change() -> None:
     state = mh_pfedhn.init(context)
     sent = []
     for data in (_sites()[0], SiteData(1e4 * _sites()[1].embeddings, _sites()[1].labels)):
-        work = StepInput(mh_pfedhn.broadcast(context, state, 0), mh_pfedhn.init_site(context, 0), data, 0, 0,
+        work = StepInput(mh_pfedhn.broadcast(context, state, 0), mh_pfedhn.METHOD.init_site(context, 0), data, 0, 0,
                          noise_source(context.config, 0, 0))  # fmt: skip
         sent.append(mh_pfedhn.dp_client_step(context, work)[1]["delta"])
     assert all(float(one.norm()) <= 0.1 * (1 + 1e-5) for one in sent)

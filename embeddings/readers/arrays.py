@@ -152,7 +152,8 @@ def read_ready(path: Path, work: Path, names: ReadyNames, classes: Sequence[str]
         rejected += [(_where(path, row), f"{stated[row]!r} names no patient") for row in nameless]
         fine[nameless] = False
     for start in range(0, len(embeddings), 4096):
-        block = np.asarray(embeddings[start : start + 4096], dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is rejected
+            block = np.asarray(embeddings[start : start + 4096], dtype=np.float32)
         usable = np.isfinite(block).all(axis=1) & block.any(axis=1)
         bad = np.flatnonzero(~usable & fine[start : start + 4096]) + start
         rejected += [(_where(path, row), "values that are not finite, or all zero") for row in bad]

@@ -124,3 +124,14 @@ def test_import_ready_takes_labels_by_name(tmp_path: Path) -> None:
     assert rows == 2
     assert rejected == (("r.npz[2]", "unknown label c"),)
     assert read_store(tmp_path / "o.parquet").labels.tolist() == [1, 0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_import_ready_rejects_what_float32_cannot_hold_without_a_warning(tmp_path: Path) -> None:
+    rows = np.eye(4) * np.asarray([1.0, 1e300, 1.0, 1.0])
+    np.savez(tmp_path / "r.npz", embeddings=rows, labels=np.arange(4) % 2)
+    declared = EncoderIdentity("sscd", "1", 0, "288 px", "declared", "float32", ())
+    kept, rejected = import_ready(
+        tmp_path / "r.npz", tmp_path / "o.parquet", ReadyNames(), None, declared, bytes(32), "float32"
+    )
+    assert (kept, rejected) == (3, (("r.npz[1]", "values that are not finite, or all zero"),))

@@ -37,6 +37,7 @@ SHORT_NAMES = {
     for suffix in ("", "-registers")
 }
 _COMMIT = re.compile("[0-9a-f]{40}")  # a branch or tag may move: two sites would get different weights
+_NEEDS_TIMM = re.compile(r"(?i)(timm|torchvision)['\"]? library|(dependencies:|No module named).*(timm|torchvision)")
 _BATCH = {"cpu": 8, "cuda": 128}  # as many images at once as make it faster, where they fit
 _BYTES_PER_INPUT_BYTE = 64  # activations of one image on the processor, by the size of its pixels
 _TRIAL_SHAPES = ((64, 64, 3), (64, 128, 3), (128, 64, 3))
@@ -103,7 +104,7 @@ class TransformersEncoder:
                 )
                 processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil", **shared)
         except Exception as error:  # a foreign library over a foreign file: it may raise anything
-            extra = "; run: pip install 'fedhypevae[timm]'" if isinstance(error, ImportError) else ""
+            extra = "; run: pip install 'fedhypevae[timm]'" if _NEEDS_TIMM.search(str(error)) else ""
             raise ConfigError(
                 f"encoder {name}: the model can't be loaded ({_first_line(error)}); check the name and "
                 "revision and the access to the hub, or download it once and give its folder" + extra
@@ -140,7 +141,7 @@ class TransformersEncoder:
         import torch
 
         with torch.inference_mode():
-            features = self._pool(self.hidden(prepared))
+            features = self._pool(self.hidden(prepared), prepared.shape[2:])
         result: NDArray[np.float32] = features.float().cpu().numpy()
         return result
 
@@ -154,11 +155,13 @@ class TransformersEncoder:
         pixels = pixels.to(self.device, getattr(torch, self.precision), non_blocking=True)
         return self.network(pixel_values=pixels).last_hidden_state
 
-    def _pool(self, hidden: Any) -> Any:
+    def _pool(self, hidden: Any, size: tuple[int, ...]) -> Any:
         import torch
 
         if hidden.ndim == 4:  # a convolutional backbone: (b, channels, h, w), or (b, h, w, channels) of a windowed one
-            last = hidden.shape[1] == hidden.shape[2] != hidden.shape[3]
+            # A map's sides are to each other as its input's; the number of channels may equal one of them.
+            (height, width), (first, second, third) = size, hidden.shape[1:]
+            last = abs(first * width - second * height) < abs(second * width - third * height)
             last |= getattr(getattr(self.network, "timm_model", None), "output_fmt", "NCHW") == "NHWC"
             return hidden.mean(dim=(1, 2) if last else (2, 3))
         token, patches = hidden[:, 0], hidden[:, self.prefix_tokens :].mean(dim=1)

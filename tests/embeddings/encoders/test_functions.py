@@ -6,6 +6,7 @@ The right values are those of the models' own forward pass, with the tokens befo
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,19 @@ def test_encoder_that_is_no_function_is_refused(models: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match=r"same row for the same picture.*no function of the picture") as caught:
         load_encoder(str(models / "vit-mae"))
     assert "\n" not in str(caught.value)
+
+
+def test_map_of_as_many_channels_as_rows_is_averaged_over_its_positions(models: Path, tmp_path: Path) -> None:
+    """128x64 pixels become 16x8 positions of 16 channels: which of the sides are positions follows from the input."""
+    folder = copied(models / "resnet", tmp_path / "resnet")
+    for height, width in ((128, 64), (64, 128), (128, 128), (112, 60)):
+        settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+        encoder = load_encoder(str(folder), _with("mean-patch"))
+        pixels = torch.from_numpy(np.stack([encoder.prepare(picture) for picture in _pictures()]))
+        hidden = _own_forward(folder, "resnet", pixels)
+        assert hidden.shape[:2] == (4, 16)
+        np.testing.assert_allclose(encoder.embed(_pictures()), hidden.mean((2, 3)), atol=1e-5)
 
 
 def test_pooled_token_is_part_of_what_sites_compare(models: Path) -> None:
@@ -400,4 +414,13 @@ def test_timm_that_is_missing_is_one_line(models: Path, tmp_path: Path) -> None:
     change_config(folder, model_type="timm_wrapper", architecture="vit_tiny_patch16_224")
     with pytest.raises(ConfigError, match=r"run: pip install 'fedhypevae\[timm\]'") as caught:
         load_encoder(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_library_that_is_missing_is_not_called_timm(models: Path, tmp_path: Path) -> None:
+    folder = copied(models / "dinov2", tmp_path / "quantized")
+    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(ConfigError, match=r"the model can't be loaded .*pip install optimum") as caught:
+        load_encoder(str(folder))
+    assert "timm" not in str(caught.value)
     assert "\n" not in str(caught.value)

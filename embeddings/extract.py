@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from common.durable import OWNER_FILE, make_private, write_atomically
 from common.errors import DataError
 from common.plain import plain
-from common.wire.agreement import encode
+from common.wire.agreement import encode, same_canary
 from common.wire.identity import EncoderIdentity
 from embeddings.canary import embed_canary
 from embeddings.encoders.base import Encoder, former_identity, identity_of
@@ -102,7 +102,7 @@ def extract(
         have = _existing_keys(out, identity, former, canary, precision)
         reused = {key for key in have if key in keys}
         marks = [dataclasses.replace(one, class_names=()).fingerprint() for one in (identity, former)]
-        parts = Parts(work_folder(out), *marks)
+        parts = Parts(work_folder(out), *marks, canary=canary, precision=identity.precision)
         resumed = {key.tobytes() for _, chunk in parts.load() for key in chunk} & keys.keys() - reused
         advance(len(reused) + len(resumed))
         pending = (item for key, item in keys.items() if key not in reused and key not in resumed)
@@ -136,7 +136,8 @@ def _existing_keys(
 ) -> set[bytes]:
     if not out.exists():
         return set()
-    before = _renewed(read_metadata(out), identity, former, canary)
+    metadata = read_metadata(out)
+    before = _renewed(metadata, identity, former, canary)
     for field in dataclasses.fields(EncoderIdentity):
         old, new = getattr(before, field.name), getattr(identity, field.name)
         if field.name != "class_names" and old != new:
@@ -144,6 +145,11 @@ def _existing_keys(
                 f"{out}: was made with another encoder ({field.name}: {old}; now: {new}); write to another "
                 "file, or remove this one first"
             )
+    if not same_canary(metadata.canary, canary, identity.precision):
+        raise DataError(
+            f"{out}: was made with other settings of the encoder, by its row of the canary (config.json or "
+            "preprocessor_config.json has changed); write to another file, or remove this one first"
+        )
     if stored_precision(out) != precision:
         raise DataError(f"{out}: holds {stored_precision(out)}, not {precision}; write to another file")
     keys: set[bytes] = set()

@@ -71,6 +71,12 @@ def compare_canaries(canaries: Mapping[str, NDArray[np.float32]], precision: str
     return tuple(found)
 
 
+def same_canary(one: str, other: str, precision: str) -> bool:
+    """Tell whether two canaries, as text, agree within the tolerance; an empty one, of an imported set, fits any."""
+    found = {"one": one, "other": other}
+    return not (one and other) or not compare_canaries({name: decode(found[name]) for name in found}, precision)
+
+
 class SetFacts(Protocol):
     """What a site may tell of its set: no counts. `canary` is text, empty for an imported set."""
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from common.durable import make_private, whole_file, write_atomically
 from common.errors import DataError
+from common.wire.agreement import same_canary
 
 _PLAN = "plan.json"
 
@@ -25,25 +26,35 @@ _PLAN = "plan.json"
 class Parts:
     """The working folder of one extraction."""
 
-    def __init__(self, folder: Path, encoder_fingerprint: str, former_fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        encoder_fingerprint: str,
+        former_fingerprint: str = "",
+        *,
+        canary: str = "",
+        precision: str = "float32",
+    ) -> None:
         """Open the folder, taking up what an interrupted extraction with the same encoder left.
 
         Args:
             folder: the working folder; made when missing.
             encoder_fingerprint: of the encoder without the class list; parts of another are discarded.
             former_fingerprint: what an earlier release wrote for the same encoder.
+            canary: the encoder's row of the canary, as text; parts of another are discarded, too.
+            precision: of the encoder; sets how near two rows of the canary must be.
 
         Raises:
             DataError: the folder can't be made or written.
         """
         self._folder = folder
         plan = folder / _PLAN
-        wanted, former = (json.dumps({"encoder": one}) for one in (encoder_fingerprint, former_fingerprint))
+        marks = (encoder_fingerprint, former_fingerprint)
         try:
-            if folder.is_dir() and not (plan.is_file() and plan.read_text() in (wanted, former)):
+            if folder.is_dir() and not _fits(plan, marks, canary, precision):
                 shutil.rmtree(folder)
             make_private(folder)
-            write_atomically(plan, wanted.encode())
+            write_atomically(plan, json.dumps({"encoder": encoder_fingerprint, "canary": canary}).encode())
             for left_over in folder.glob("*.partial"):
                 left_over.unlink()
         except OSError as error:
@@ -89,3 +100,14 @@ class Parts:
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("part-*.npz"))
+
+
+def _fits(plan: Path, marks: tuple[str, str], canary: str, precision: str) -> bool:
+    """Tell whether a folder's parts are of this encoder; where nothing says so, they are not."""
+    if not plan.is_file():
+        return False
+    try:
+        found = json.loads(plan.read_text())
+        return found["encoder"] in marks and same_canary(found.get("canary", ""), canary, precision)
+    except (ValueError, TypeError, KeyError, AttributeError, DataError):
+        return False

@@ -20,7 +20,7 @@ from embeddings.pipeline import Item, embed_batches
 from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.store.file import read_metadata, read_store
 from embeddings.store.parts import Parts
-from tests.embeddings.encoders.tiny import change_weights, copied, save_model
+from tests.embeddings.encoders.tiny import change_config, change_weights, copied, save_model
 
 SALT = bytes(range(32))
 
@@ -151,3 +151,28 @@ def test_picture_that_can_not_be_prepared_costs_itself_alone(tiny_dinov2: Path) 
     assert [source for source, _ in rejected] == ["1.png", "4.png"]
     assert rejected[0][1] == "the encoder can't prepare it (ZeroDivisionError: integer division)"
     assert "expected an input of (3, 28, 28) of the processor, found (3, 14, 28)" in rejected[1][1]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_rows_of_changed_settings_are_not_mixed(
+    tmp_path: Path, images: Path, tiny_dinov2: Path, interrupted: bool
+) -> None:
+    """Neither weights nor preprocessing tell of `hidden_act`: another row of the canary does."""
+    folder, out = copied(tiny_dinov2, tmp_path / "model"), tmp_path / "out.parquet"
+    _extract(images, out, _load(folder))
+    before = read_store(out)
+    if interrupted:  # all of it is left in the working folder, as after a kill
+        out.unlink()
+        identity = identity_of(_load(folder), [])
+        parts = Parts(work_folder(out), identity.fingerprint(), canary=before.metadata.canary)
+        parts.save(before.embeddings, before.keys)
+    change_config(folder, hidden_act="relu")
+    changed = _load(folder)
+    assert identity_of(changed, []) == dataclasses.replace(before.metadata.identity, class_names=())
+    if not interrupted:
+        with pytest.raises(DataError, match=r"other settings of the encoder.*config\.json.*write to another file"):
+            _extract(images, out, changed)
+        np.testing.assert_array_equal(read_store(out).embeddings, before.embeddings)
+    else:
+        assert _extract(images, out, changed).embedded == 6
+        assert np.abs(read_store(out).embeddings - before.embeddings).max() > 1e-3

@@ -60,7 +60,7 @@ def test_present_says_what_a_run_made_without_its_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary: dict[str, Any] = {
-        "config": RunConfig().to_flat(),
+        "config": RunConfig.from_flat({"pool": "nowhere.parquet"}).to_flat(),
         "scores": {},
         "privacy": {
             "epsilon_spent_per_site": {"site-1": 1.5}, "epsilon_target": 3.0, "delta": 1e-5, "neighbouring": "add",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from common.errors import DataError
 
@@ -25,6 +25,7 @@ DEFLATE_RATIO = 100  # the same for a deflated DICOM file as a whole
 MAX_FRAMES = 100_000
 MAX_PARTS = 300_000  # that a DICOM header is read in, two an attribute; each takes some hundred bytes
 MAX_ITEMS = 60_000  # of a DICOM sequence that is looked at, those within it counted; each takes a kilobyte
+MAX_SCANS = 1_000  # of a JPEG picture, each of which passes over all of it; progressive ones have some ten
 MAX_TILES = 10_000  # of a JPEG 2000 picture, each of which takes some kilobytes
 MAX_ROWS = 10_000_000  # of a set
 MAX_DIMENSION = 65_536  # width of an embedding
@@ -54,6 +55,17 @@ def check_size(name: str, width: int, height: int) -> None:
             f"{name}: {width}x{height} pixels; more than {MAX_PIXELS:,} pixels are refused (a small file with so many "
             "may be a decompression bomb); make the image smaller or leave it out"
         )
+
+
+def check_scans(name: str, parts: Iterable[bytes]) -> None:
+    """Refuse a JPEG stream, in parts, of so many scans that decoding it takes minutes.
+
+    Raises:
+        DataError: more than `MAX_SCANS`.
+    """
+    # the start of a scan can't stand within coded data, where a zero follows each byte of ones
+    if sum(part.count(b"\xff\xda") for part in parts) > MAX_SCANS:
+        raise DataError(f"{name}: more than {MAX_SCANS:,} scans of one picture; save it once more, or leave it out")
 
 
 def check_unpacked(name: str, unpacked: int, packed: int, ratio: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from common.errors import DataError
-from embeddings.limits import MAX_TILES
+from embeddings.limits import MAX_TILES, check_scans
 
 _JPEG_STANDALONE = {0x01, *range(0xD0, 0xD9)}
 _JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -36,10 +36,13 @@ def frame_size(frame: bytes, name: str) -> Frame:
     """What a JPEG, JPEG-LS or JPEG 2000 frame declares.
 
     Raises:
-        DataError: the frame declares no size, or several, or is cut into too many tiles.
+        DataError: the frame declares no size, or several, or is cut into too many tiles or scans.
     """
+    jpeg = frame.startswith(b"\xff\xd8")
+    if jpeg:
+        check_scans(name, (frame,))
     try:
-        found = _jpeg_2000(frame, name) if not frame.startswith(b"\xff\xd8") else _jpeg(frame)
+        found = _jpeg(frame) if jpeg else _jpeg_2000(frame, name)
     except (struct.error, IndexError, ValueError):
         found = None
     if found is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from common.errors import DataError
-from embeddings.limits import MAX_PIXELS, PICTURE_RATIO, check_size, check_unpacked, decoding
+from embeddings.limits import MAX_PIXELS, MIB, PICTURE_RATIO, check_scans, check_size, check_unpacked, decoding
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm", ".gif")
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
@@ -58,6 +59,8 @@ def read_image(path: Path, name: str, shallow: Callable[[str], None] = lambda na
             check_unpacked(
                 name, picture.size[0] * picture.size[1] * len(picture.getbands()), path.stat().st_size, PICTURE_RATIO
             )
+            if picture.format in ("JPEG", "MPO"):
+                check_scans(name, iter(partial(file.read, MIB), b""))
             for tags in _TIFF_BLOCKS if picture.format == "TIFF" else ():
                 _check_block(picture, name, tags)
             form = _form(picture, name)

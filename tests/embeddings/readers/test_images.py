@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 
 from common.errors import DataError
 from embeddings.limits import MAX_PIXELS
+from embeddings.readers.codestream import frame_size
 from embeddings.readers.images import read_image
 
 
@@ -89,3 +91,21 @@ def _png_header(path: Path, width: int, height: int) -> None:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def test_read_image_refuses_a_picture_of_scans_without_end(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A progressive picture whose last scan comes 20,000 times: each passes over the whole picture."""
+    pixels = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    (tmp_path / "few.jpg").write_bytes(content)
+    assert _read(tmp_path / "few.jpg").shape == (64, 64)
+    assert frame_size(content, "few")[:2] == (64, 64)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    many = content[:-2] + last * 20_000 + content[-2:]
+    (tmp_path / "many.jpg").write_bytes(many)
+    with pytest.raises(DataError, match="scans"):
+        _read(tmp_path / "many.jpg")
+    with pytest.raises(DataError, match="scans"):  # as a frame of a DICOM file
+        frame_size(many, "many")

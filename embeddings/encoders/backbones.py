@@ -141,19 +141,19 @@ class TransformersEncoder:
         import torch
 
         with torch.inference_mode():
-            features = self._pool(self.hidden(prepared), prepared.shape[2:])
+            features = self._pool(self.output(prepared).last_hidden_state, prepared.shape[2:])
         result: NDArray[np.float32] = features.float().cpu().numpy()
         return result
 
-    def hidden(self, prepared: NDArray[Any]) -> Any:
-        """Return the backbone's last hidden state, a tensor, of (b, 3, s, s) float32."""
+    def output(self, prepared: NDArray[Any]) -> Any:
+        """Return what the backbone makes of (b, 3, s, s) float32: tensors by name, among them `last_hidden_state`."""
         import torch
 
         pixels = torch.from_numpy(np.ascontiguousarray(prepared))
         if self.device != "cpu":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, getattr(torch, self.precision), non_blocking=True)
-        return self.network(pixel_values=pixels).last_hidden_state
+        return self.network(pixel_values=pixels)
 
     def _pool(self, hidden: Any, size: tuple[int, ...]) -> Any:
         import torch
@@ -212,11 +212,13 @@ def _made(
         )
     trial = encoder.prepare(pictures[0])[None]
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):  # the graph alone
-        hidden = encoder.hidden(trial)
+        output = encoder.output(trial)
+    hidden, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+    pooled_first = pooled is not None and hidden.ndim == 3 and torch.equal(pooled, hidden[:, 0])
     used = parameters_used(network, hidden)
     was_random = check_loaded(name, whole, info, used, network)
     network.requires_grad_(False)
-    prefix = tokens_before_patches(name, network, used, hidden.shape, trial.shape[2:], options.pooling)
+    prefix = tokens_before_patches(name, network, used, hidden.shape, trial.shape[2:], options.pooling, pooled_first)
     if (
         options.pooling != "cls" and hidden.ndim == 3 and prefix != named_tokens(network)
     ):  # once counted otherwise: other rows

@@ -115,7 +115,13 @@ def _stack(key: str) -> str:
 
 
 def tokens_before_patches(
-    name: str, network: Any, used: Collection[str], hidden: tuple[int, ...], size: tuple[int, ...], pooling: str
+    name: str,
+    network: Any,
+    used: Collection[str],
+    hidden: tuple[int, ...],
+    size: tuple[int, ...],
+    pooling: str,
+    pooled_first: bool,
 ) -> int:
     """Count the tokens before the patches: class, distillation, registers, or a pooled one.
 
@@ -129,6 +135,7 @@ def tokens_before_patches(
         hidden: shape of its last hidden state: (b, tokens, d), or (b, ., ., .) of a map without tokens.
         size: height and width of its input, in pixels.
         pooling: what is made of them; the class token alone needs no count.
+        pooled_first: the first token is the model's own pooled output.
 
     Raises:
         ConfigError: tokens and patches contradict what the model has, or it has no class token to pool.
@@ -142,14 +149,16 @@ def tokens_before_patches(
     elif timm is not None and hasattr(timm, "num_prefix_tokens"):
         found = int(timm.num_prefix_tokens)
     else:
-        found = _tokens_less_patches(name, network, used, hidden[1], size)
+        found = _tokens_less_patches(name, network, used, hidden[1], size, pooled_first)
         has_class |= found == 1  # pooled, such as that of DINOv3's ConvNeXt
     if pooling != "mean-patch" and not has_class:
         raise ConfigError(f"encoder {name}: it has no class token; expected --pooling mean-patch")
     return found
 
 
-def _tokens_less_patches(name: str, network: Any, used: Collection[str], tokens: int, size: tuple[int, ...]) -> int:
+def _tokens_less_patches(
+    name: str, network: Any, used: Collection[str], tokens: int, size: tuple[int, ...], pooled_first: bool
+) -> int:
     named = sum(_token_counts(network, used)) + _registers(network)
     patch = getattr(network.config, "patch_size", None) or 1
     patches = (patch, patch) if isinstance(patch, int) else patch
@@ -159,11 +168,12 @@ def _tokens_less_patches(name: str, network: Any, used: Collection[str], tokens:
         grids |= {math.prod(side // step for side, step in sides), math.prod(-(-side // step) for side, step in sides)}
     if tokens - named in grids:
         return named
-    if named == 0 and tokens - 1 in grids:
+    if named == 0 and pooled_first and tokens - 1 in grids:
         return 1
     raise ConfigError(
         f"encoder {name}: expected {named} tokens before those of the patches, by its weights; found {tokens} tokens "
-        f"for an input of {size[0]}x{size[1]}, which does not come out; choose --pooling cls or another encoder"
+        f"for an input of {size[0]}x{size[1]}, which does not come out; choose another encoder, or --pooling cls where "
+        "there is a class token"
     )
 
 

@@ -149,6 +149,7 @@ def test_load_refuses_a_processor_of_ragged_pictures(tmp_path: Path) -> None:
         (0, 16, (32, 32), 8, 0),
         (0, 50, (224, 224), None, 1),  # a pooled token before the grid
         (0, 49, (224, 224), 4, 0),  # a hierarchy ends with larger patches
+        (0, 17, (32, 32), 8, None),  # one token too many, and none of them pooled
         (1, 33, (32, 64), 8, 1),
         (1, 34, (32, 64), 8, None),
         (1, 10, (30, 30), 8, 1),  # an edge that is no whole patch is left out
@@ -167,6 +168,7 @@ def test_tokens_before_the_patches_leave_a_grid(
     used = network.state_dict()
     if wanted is None:
         with pytest.raises(ConfigError, match=rf"expected {named} tokens before.* found {tokens} tokens"):
-            tokens_before_patches("x", network, used, (1, tokens, 8), sides, "mean-patch")
+            tokens_before_patches("x", network, used, (1, tokens, 8), sides, "mean-patch", False)
     else:
-        assert tokens_before_patches("x", network, used, (1, tokens, 8), sides, "mean-patch") == wanted
+        pooled = named < wanted
+        assert tokens_before_patches("x", network, used, (1, tokens, 8), sides, "mean-patch", pooled) == wanted

@@ -301,6 +301,19 @@ def test_class_token_of_a_head_is_no_token_of_the_patches(tmp_path: Path) -> Non
     np.testing.assert_allclose(encoder.embed(_pictures()), hidden.mean(1), atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean-patch"])
+def test_first_of_a_models_groups_is_no_class_token(tmp_path: Path, pooling: Pooling) -> None:
+    """GroupViT ends with tokens of groups, here one more than a grid has."""
+    folder = save_model(tmp_path / "groups", "dinov2")
+    vision = {**FAMILIES["vit-classifier"][2], "depths": [1, 1], "num_group_tokens": [17, 0]}
+    vision["num_output_groups"] = [17, 0]
+    texts = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    config = transformers.GroupViTConfig(vision_config=vision, text_config=texts)
+    transformers.GroupViTModel(config).save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"no class token|found 17 tokens for an input of 32x32"):
+        load_encoder(str(folder), _with(pooling))
+
+
 def test_tokens_that_do_not_come_out_are_refused(models: Path, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "yolos", "dinov2")
     config = transformers.YolosConfig(

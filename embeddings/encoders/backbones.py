@@ -234,8 +234,13 @@ def _made(
         input_shape=trial.shape[1:],
     )
     alone, together = np.concatenate([encoder.embed([picture]) for picture in pictures]), encoder.embed(pictures)
+    if not np.isfinite([alone, together]).all() or (alone == alone[0]).all():
+        raise ConfigError(
+            f"encoder {name}: expected rows of finite numbers that differ between pictures, found others; check its "
+            "weights, the precision, and image_mean, image_std and rescale_factor in its preprocessor_config.json"
+        )
     step, length = np.linalg.norm(alone - together, axis=1), np.linalg.norm(together, axis=1)
-    if not (step <= _LARGEST_STEP[options.precision] * length).all():  # so also where a value is not finite
+    if not (step <= _LARGEST_STEP[options.precision] * length).all():
         raise ConfigError(
             f"encoder {name}: expected the same row for the same picture, alone and in a batch; found rows that differ "
             f"by {step.max():.2g}, of length {length.max():.2g}: it is no function of the picture, and can't be used"
@@ -292,4 +297,5 @@ def _describe(processor: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -257,6 +257,27 @@ def test_processor_of_ragged_pictures_is_refused(tmp_path: Path, processor: dict
     assert "\n" not in str(no.value)
 
 
+@pytest.mark.parametrize(
+    ("weight", "processor"),
+    [(float("nan"), {}), (float("inf"), {}), (1.0, {"rescale_factor": 0.0})],
+)
+def test_rows_that_say_nothing_are_refused(tmp_path: Path, weight: float, processor: dict[str, object]) -> None:
+    save_model(tmp_path, "dinov2", **processor)
+    change_weights(tmp_path, lambda weights: weights | {"layernorm.bias": weights["layernorm.bias"] * weight})
+    with pytest.raises(ConfigError, match=r"finite numbers that differ between pictures.*rescale_factor") as caught:
+        load_encoder(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_setting_of_a_wrong_kind_is_named_with_what_is_wrong(models: Path, tmp_path: Path) -> None:
+    """The library says that in its second line."""
+    folder = copied(models / "beit", tmp_path / "beit")
+    change_config(folder, layer_scale_init_value=0)
+    with pytest.raises(ConfigError, match=r"field 'layer_scale_init_value': TypeError: .* expected float") as caught:
+        load_encoder(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("model", ["CLIPTextModel", "BertModel"])
 def test_model_of_no_pictures_is_one_line(tmp_path: Path, model: str) -> None:
     config = getattr(transformers, model).config_class

@@ -129,8 +129,8 @@ class TransformersEncoder:
         if hasattr(self.processor, "val_transforms"):  # timm's, which takes pictures and gives tensors
             values = self.processor(images=[Image.fromarray(colour)], return_tensors="pt")["pixel_values"].numpy()
         else:
-            values = self.processor(images=[colour], input_data_format="channels_last", return_tensors="np")
-            values = values["pixel_values"]
+            settings = {"input_data_format": "channels_last", "return_tensors": "np"}
+            values = self.processor(images=[colour], **settings)["pixel_values"]
         result: NDArray[np.float32] = values[0]
         if self.input_shape is not None and result.shape != self.input_shape:
             raise DataError(f"expected an input of {self.input_shape} of the processor, found {result.shape}")
@@ -219,9 +219,8 @@ def _made(
     was_random = check_loaded(name, whole, info, used, network)
     network.requires_grad_(False)
     prefix = tokens_before_patches(name, network, used, hidden.shape, trial.shape[2:], options.pooling, pooled_first)
-    if (
-        options.pooling != "cls" and hidden.ndim == 3 and prefix != named_tokens(network)
-    ):  # once counted otherwise: other rows
+    # Once counted otherwise: other rows.
+    if options.pooling != "cls" and hidden.ndim == 3 and prefix != named_tokens(network):
         description += f"; {prefix} tokens before the patches"
     digest = state_digest({key: value for key, value in network.state_dict().items() if key in used})
     encoder = dataclasses.replace(

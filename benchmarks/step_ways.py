@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.config.run import RunConfig
+from common.config.presets import PAPER_SIZES
+from common.config.run import RunConfig, Scalar
 from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood, init_encoder_params
 from common.generator.hypernetwork import (
     GeneratorShape,
@@ -28,20 +29,7 @@ from common.records import UnitBatch
 
 CLASSES = 11
 Way = Callable[[], object]
-DECODERS: dict[str, dict[str, str | int]] = {
-    # the default
-    "small": {},
-    # the paper prints no sizes: those of the DP-CVAE that it compares with, and a trunk as its figure draws one
-    "paper-sized": {
-        "hidden-widths": "256",
-        "latent-dim": 64,
-        "code-dim": 32,
-        "trunk-width": 64,
-        "prior-width": 64,
-        "label-embedding-dim": 16,
-        "encoder-width": 256,
-    },
-}
+DECODERS: Mapping[str, Mapping[str, Scalar]] = {"small": {}, "paper-sized": PAPER_SIZES}  # small: the default
 
 
 class _RowScaled(nn.Module):

@@ -9,19 +9,8 @@ ones. What can't be used must be refused in one line that names it.
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import io
 import random
-import resource
-import shutil
-import sys
-import tempfile
-import time
-import traceback
-import warnings
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,46 +24,12 @@ from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.labels import LabelColumns, read_labels
 from tests.embeddings.readers.test_integer_pictures import png, tiff
 from tests.fuzz.dicoms import DICOMS, odd_dicom
+from tests.fuzz.session import Session, command_line, feed
 
 _IN_ONE_FOLDER = 40
 _GOOD = 6
-_SECONDS = 60  # that one folder may take; a file takes milliseconds
-_MOST_GROWTH_MB = 400
 _ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252", "shift-jis", "utf-16-be")
 _CELLS = ("", " ", "\0", '"', "a", "ü", "1", "1.0", "nan", "\ufeff", "=1+1", "x" * 2000, "\u202e", "a\nb", ";", "../a")
-
-
-class Failure(AssertionError):
-    """A property that did not hold; the text has all that is needed to see it again."""
-
-
-@dataclass
-class Files:
-    """Counts of one session, all of it from one seed."""
-
-    seed: int
-    counts: Counter[str] = field(default_factory=Counter)
-    refused: int = 0
-    read: int = 0
-
-    def __post_init__(self) -> None:
-        self.rng = random.Random(self.seed)
-        self.numbers = np.random.default_rng(self.seed)
-
-    @property
-    def inputs(self) -> int:
-        """How many changed inputs the readers were given."""
-        return sum(self.counts.values())
-
-    def check(self, holds: bool, what: str) -> None:
-        """Raise what is needed to see it again, where a property does not hold."""
-        if not holds:
-            raise Failure(f"seed {self.seed}, after {self.inputs} inputs: {what}")
-
-    def line(self, message: str, name: str) -> None:
-        """Check a refusal: one line that names what was refused."""
-        self.refused += 1
-        self.check(name in message and "\n" not in message and len(message) < 1000, f"a poor refusal: {message!r:.300}")
 
 
 def pictures() -> list[bytes]:
@@ -119,7 +74,7 @@ def changed(rng: random.Random, content: bytes, other: bytes) -> bytes:
     return bytes(raw)
 
 
-def run_folder(session: Files, folder: Path, seeds: list[bytes]) -> None:
+def run_folder(session: Session, folder: Path, seeds: list[bytes]) -> None:
     """A folder of good and changed files, listed and read."""
     rng, patients = session.rng, session.rng.random() < 0.5
     (folder / "a").mkdir(parents=True)
@@ -165,7 +120,7 @@ def run_folder(session: Files, folder: Path, seeds: list[bytes]) -> None:
             session.check(item.source not in good, f"a good file is lost: {error}")
 
 
-def run_table(session: Files, folder: Path) -> None:
+def run_table(session: Session, folder: Path) -> None:
     """A label table of good and odd rows, in one of many encodings."""
     rng, encoding = session.rng, session.rng.choice(_ENCODINGS)
     rows = [f"g{number}.png,a,p{number}" for number in range(5)]
@@ -189,7 +144,7 @@ def run_table(session: Files, folder: Path) -> None:
     session.check(not whole or kept, f"a good row is lost: {content!r:.500}")
 
 
-def run_archive(session: Files, folder: Path) -> None:
+def run_archive(session: Session, folder: Path) -> None:
     """An archive of good and odd rows, or one with changed bytes."""
     rng, size = session.rng, 12
     labels: Any = np.asarray([rng.choice(["a", "b", "a ", "", "\u202e", "nan"]) for _ in range(size)])
@@ -216,59 +171,18 @@ def run_archive(session: Files, folder: Path) -> None:
         session.check(not whole or not good.any(), f"a good archive is refused: {error}")
 
 
-def fuzz_files(inputs: int, seed: int, *, tell: bool = False) -> Files:
-    """Feed so many changed inputs to the readers.
+def fuzz_files(inputs: int, seed: int, *, tell: bool = False) -> Session:
+    """Feed so many changed inputs to the readers; raises as `feed` does."""
+    seeds = [*pictures(), *DICOMS]
 
-    Raises:
-        Failure: a property did not hold; its text has the seed. A hang ends the process with a traceback.
-    """
-    session, seeds, start, before = Files(seed), [*pictures(), *DICOMS], time.monotonic(), 0.0
-    with tempfile.TemporaryDirectory() as home, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for number in range(inputs):
-            if session.inputs >= inputs:
-                break
-            folder = Path(home) / "x"
-            faulthandler.dump_traceback_later(_SECONDS, exit=True)
-            try:
-                run_folder(session, folder / "images", seeds)
-                for _ in range(5):
-                    run_table(session, folder)
-                    run_archive(session, folder)
-            except (Failure, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                told = f"seed {seed}, after {session.inputs} inputs: {type(error).__name__}: {error}"
-                raise Failure(told) from error
-            finally:
-                faulthandler.cancel_dump_traceback_later()
-                shutil.rmtree(folder, ignore_errors=True)
-            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            before = before or used
-            session.check(used - before < _MOST_GROWTH_MB, f"memory grew by {used - before:.0f} MB")
-            if tell and number % 10 == 0:
-                print(
-                    f"{session.inputs} inputs, {session.inputs / (time.monotonic() - start):.0f} a second", flush=True
-                )
-    return session
+    def one(session: Session, folder: Path) -> None:
+        run_folder(session, folder / "images", seeds)
+        for _ in range(5):
+            run_table(session, folder)
+            run_archive(session, folder)
 
-
-def main() -> None:
-    """The command line: counts by kind, and the seed of what failed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    chosen = parser.parse_args()
-    print(f"seed {chosen.seed}", flush=True)
-    try:
-        session = fuzz_files(chosen.inputs, chosen.seed, tell=True)
-    except Failure as failure:
-        traceback.print_exception(failure)
-        sys.exit(1)
-    print(f"{session.inputs} changed inputs: {session.refused} refusals, {session.read} read")
-    for kind, count in sorted(session.counts.items()):
-        print(f"  {kind:<24} {count}")
+    return feed(inputs, seed, one, tell=tell)
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__doc__ or "", fuzz_files)

@@ -63,7 +63,7 @@ class PrivateState:
         wherever both declare the same events.
 
         Args:
-            settings: digest of the settings, `wire.settings_digest`.
+            settings: digest of the settings, `allow_list.settings_digest`.
 
         Raises:
             PolicyRefusal: the name is known with other settings; nothing was charged, nothing is sent.

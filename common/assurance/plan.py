@@ -1,6 +1,6 @@
 """What a run would cost, before anything is spent: noise, ε as it grows, bytes and computing time.
 
-What it would be worth is `planner_scores`' question.
+What it would be worth is `expected_scores`' question.
 """
 
 from __future__ import annotations

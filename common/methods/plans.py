@@ -9,7 +9,7 @@ from common.methods.base import PrivacyPlan
 
 
 def private_plan(config: RunConfig) -> PrivacyPlan:
-    """Divide the run's budget between statistics and training, by the accountant (see `accounting.split_budget`).
+    """Divide the run's budget between statistics and training, by the accountant (see `calibration.split_budget`).
 
     Args:
         config: its `privacy` and `training` parts.

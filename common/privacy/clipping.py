@@ -69,15 +69,15 @@ def clipped_gradient_sum(
     """Clip every unit's whole gradient to `clip_norm` and add them up, without per-unit copies of the parameters.
 
     Args:
-        factors: what the units' gradients are made of, see `tape.GradientFactors`. U may be 0. Many units may come in
+        factors: what the units' gradients are made of, see `GradientFactors`. U may be 0. Many units may come in
             several parts, one after the other; each unit lies whole in one of them, or it would be clipped twice.
         shapes: shape of every parameter of the vector; one that got no gradient is a zero in the sum.
         clip_norm: C >= 1e-6; may be infinite in a run without a guarantee.
 
     Returns:
         The sum, in float64 where it is one of several tiles; its sensitivity is C for adding or removing one unit,
-        rounding of the unit's part included. A unit
-        with a factor that is not finite or longer than `FACTOR_BOUND` contributes zero.
+        rounding of the unit's part included. A unit with a factor that is not finite or longer than `FACTOR_BOUND`
+        contributes zero.
 
     Raises:
         ConfigError: "clip norm must be at least 1e-06, found ...".

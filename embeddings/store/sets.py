@@ -24,7 +24,7 @@ class SetMetadata:
     """What a set knows of itself.
 
     `fingerprint` is over the content and filled in on writing; `canary` is the embedding of the project's
-    canary image (`canary.encode`), by which a wrong backend or wrong weights are found.
+    canary image (`agreement.encode`), by which a wrong backend or wrong weights are found.
     """
 
     identity: EncoderIdentity

@@ -18,7 +18,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +60,7 @@ class Fuzz:
     accepted: int = 0
     runs: int = 0
     done: list[tuple[str, str, Mutation]] = field(default_factory=list)
-    claimed: dict[str, str] = field(default_factory=dict)
+    claimed: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     templates: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +80,8 @@ class Fuzz:
         self.done.append((site.name, kind, made))
         if made.message.has_content():
             words = made.message.content.config_records.get("words", ConfigRecord())
-            self.claimed[str(words.get("site"))] = site.name  # another name, which may be a fine one
+            # another name, which may be a fine one, and another liar's own
+            self.claimed[str(words.get("site"))].add(site.name)
         return made.message
 
     def remember(self, message: Message) -> None:
@@ -130,18 +131,17 @@ def _check_local(fuzz: Fuzz, federation: Federation, summary: Mapping[str, Any])
         check(name in summary["privacy"]["epsilon_spent_per_site"], fuzz, f"{name} has no epsilon")
     named: set[tuple[str, str]] = set()
     for one in summary["refused_replies"]:
-        known = {str(site.node): site.name for site in federation.sites} | fuzz.claimed
-        who = one["site"] if one["site"] in HONEST else known.get(one["site"], one["site"])
-        check(who not in HONEST, fuzz, f"{who} is named and did nothing")
+        told = {one["site"]} | {site.name for site in federation.sites if str(site.node) == one["site"]}
+        check(not told & set(HONEST), fuzz, f"{one['site']} is named and did nothing")
         check(one["shut_out_with"].endswith(f" {one['site']}"), fuzz, "no command")
         check(one["why"].isprintable() and len(one["why"]) < 1000, fuzz, f"unprintable: {one['why']!r:.200}")
-        named.add((who, one["when"]))
+        named |= {(name, one["when"]) for name in told | fuzz.claimed[one["site"]]}
     whens = {"query.hello": "hello", "query.statistics": "statistics", "train": "round 1", "evaluate": "evaluate"}
     for name, kind, made in fuzz.done:
-        told = (name, whens[kind]) in named
-        check(told or not made.certain, fuzz, f"{name} is not named after {kind}: {made.what}")
-        fuzz.refused += told
-        fuzz.accepted += not told
+        found = (name, whens[kind]) in named
+        check(found or not made.certain, fuzz, f"{name} is not named after {kind}: {made.what}")
+        fuzz.refused += found
+        fuzz.accepted += not found
 
 
 def run_secagg(fuzz: Fuzz, federation: Federation) -> None:

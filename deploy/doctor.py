@@ -114,7 +114,7 @@ def _refused(server: ServerFolder) -> Iterable[str]:
         return []  # no run yet, or none that came as far
     return [
         f"site {name}: {one['when']} of the newest run: {one['why']}: ask its people; to shut it out: "
-        f"fedhypevae site revoke {server.path} {name}"
+        f"fedhypevae server revoke {server.path} {name}"
         for name, one in found.items()
     ]
 

@@ -147,7 +147,7 @@ def _check_name(node: int, facts: Mapping[int, SiteFacts], registered: Mapping[i
         if other is not None:
             raise WireError(f"has the name of node {other}: give each site its own site-name")
     elif node not in registered:
-        raise WireError("its key is not in the register: see `fedhypevae site register`")
+        raise WireError("its key is not in the register: see `fedhypevae server register`")
     elif registered[node] != name:
         raise WireError(f"its key is registered as {registered[node]}")
 

@@ -31,6 +31,6 @@ class Refusals:
             when: `hello`, `statistics`, `round-3`, and so on.
             why: the rule that was broken; nothing of what was sent.
         """
-        command = f"fedhypevae site revoke SERVER-FOLDER {site}"
+        command = f"fedhypevae server revoke SERVER-FOLDER {site}"
         self._found.append({"site": site, "when": when, "why": why, "shut_out_with": command})
         self._say(f"{when}: a reply of {site} is not used: {why}; to shut it out: {command}")

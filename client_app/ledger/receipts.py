@@ -62,7 +62,7 @@ def message_ledger(place: Place, work: Work) -> Iterator[Ledger]:
                     f"the server brought a receipt that this site never gave for cohort {place.policy.cohort_id!r}: "
                     f"{receipt[:90]!r}; nothing was charged. Either the server made it up, or {key_path(place.folder)} "
                     "is not the key that it was. If the cohort's ledger was rightly begun again, `fedhypevae site "
-                    "renew-key` here and `fedhypevae site rotate --forget` at the server let this site in without it"
+                    "renew-key` here and `fedhypevae server rotate --forget` at the server let this site in without it"
                 )
             ledger.check(Head.parse(receipt))
         _check_logged(last, ledger)

@@ -1,4 +1,4 @@
-"""`fedhypevae site`: set up and start a hospital's site; at the server, register and revoke sites."""
+"""`fedhypevae site`: set up and start a hospital's site."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import typer
 
 from deploy.console import console, said, say, working
 
-app = typer.Typer(no_args_is_help=True, help="At a site: init, start, approve, renew-key. At the server: the rest.")
+app = typer.Typer(no_args_is_help=True, help="Set up a hospital's site, approve its app, start it, and report on it.")
 
 SiteFolder = Annotated[Path, typer.Argument(help="The site's folder.")]
-ServerFolder = Annotated[Path, typer.Argument(help="The server's folder.")]
-PublicKey = Annotated[Path, typer.Argument(help="The site's node.pub.")]
 
 
 @app.command("init")
@@ -84,7 +82,7 @@ def start(
     folder: SiteFolder,
     check: Annotated[bool, typer.Option(help="Look for faults first, as `fedhypevae doctor` does.")] = True,
 ) -> None:
-    """Check the site, then run it until told to stop; a crash is followed by a new start, without limit.
+    """Check the site, then run it until it is stopped; a crash is followed by a new start, without limit.
 
     Example: fedhypevae site start /srv/fedhypevae-site
     """
@@ -120,7 +118,7 @@ def renew_key(folder: SiteFolder) -> None:
     from deploy.site.set_up import renew_site_key
 
     shown = renew_site_key(site_folder(folder).path)
-    say(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae site rotate`, and tell by telephone: {shown}")
+    say(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae server rotate`, and tell by telephone: {shown}")
 
 
 @app.command("report")
@@ -156,25 +154,6 @@ def report(
     console().print(f"page: {path}", soft_wrap=True)
 
 
-@app.command("package")
-def package(
-    app_folder: Annotated[Path, typer.Argument(help="The project's folder.")],
-    out: Annotated[Path, typer.Option(help="Where the package goes.")],
-) -> None:
-    """Pack the app for the sites to read and approve, and print its digest.
-
-    Example: fedhypevae site package . --out app.fab
-    """
-    from deploy.machine.app_contents import read_files
-    from deploy.machine.app_package import build_package, digest_of
-    from deploy.machine.keys import write_new
-
-    content = build_package(app_folder)
-    read_files(content)  # what a site would refuse is found here
-    write_new(out, content)
-    say(f"{out}: digest {digest_of(content)}")
-
-
 @app.command("approve")
 def approve(
     folder: SiteFolder,
@@ -200,72 +179,6 @@ def approve(
     for old in package.replaced:
         say(f"not approved any more: {old}")
     say("approved: it may run from the next message on, no restart needed")
-
-
-@app.command("register")
-def register(
-    folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name.")], key: PublicKey
-) -> None:
-    """At the server: let a site in by its public key.
-
-    Example: fedhypevae site register /srv/fedhypevae-server st-anna node.pub
-    """
-    from deploy.coordinator import registry
-    from deploy.coordinator.folder import server_folder
-
-    site = registry.register(server_folder(folder), name, key)
-    say(f"registered {site.name} with key {site.fingerprint}: is it what you were told by telephone?")
-
-
-@app.command("list")
-def list_all(folder: ServerFolder) -> None:
-    """At the server: all sites, their keys, and who is online.
-
-    Example: fedhypevae site list /srv/fedhypevae-server
-    """
-    from rich.table import Table
-
-    from deploy.coordinator import registry
-    from deploy.coordinator.folder import server_folder
-
-    table = Table("site", "status", "key", "since", "node")
-    for site in registry.list_sites(server_folder(folder)):
-        table.add_row(site.name, site.status, site.fingerprint, site.since, site.node_id)
-    console().print(table)
-
-
-@app.command("revoke")
-def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name, or its node.")]) -> None:
-    """At the server: shut a site out; its key is refused from now on.
-
-    Example: fedhypevae site revoke /srv/fedhypevae-server st-anna
-    """
-    from deploy.coordinator import registry
-    from deploy.coordinator.folder import server_folder
-
-    site = registry.revoke(server_folder(folder), name)
-    say(f"revoked {site.name}, key {site.fingerprint}")
-
-
-@app.command("rotate")
-def rotate(
-    folder: ServerFolder,
-    name: Annotated[str, typer.Argument(help="The site's name.")],
-    key: PublicKey,
-    forget: Annotated[bool, typer.Option("--forget", help="Forget its ledger's last receipt, too.")] = False,
-) -> None:
-    """At the server: replace a site's key by the one that `site renew-key` made there.
-
-    With --forget the site is not held to its old ledger any more: only where its people say that it was rightly begun
-    again, since a new ledger has forgotten what was spent.
-
-    Example: fedhypevae site rotate /srv/fedhypevae-server st-anna node.pub
-    """
-    from deploy.coordinator import registry
-    from deploy.coordinator.folder import server_folder
-
-    site = registry.rotate(server_folder(folder), name, key, forget=forget)
-    say(f"{site.name} now has key {site.fingerprint}; the old one is refused")
 
 
 def _refuse_faults(findings: list[str]) -> None:

@@ -108,8 +108,8 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
     make_secret(server / "superexec.secret")
     command = str(Path(sys.executable).parent / "fedhypevae")
     write_new(server / "server.toml", settings.write().encode())
-    write_new(server / "start.sh", templates.start_script(command, "server").encode(), 0o755)
-    unit = templates.unit(f"FedHypeVAE server of {plan.name}", command, "server", plan.server_folder, plan.user)
+    write_new(server / "start.sh", templates.start_script(command, "server start").encode(), 0o755)
+    unit = templates.unit(f"FedHypeVAE server of {plan.name}", command, "server start", plan.server_folder, plan.user)
     write_new(server / "fedhypevae-server.service", unit.encode())
     write_new(server / "proxy.conf", templates.proxy(plan.server_names[0], plan.fleet_port).encode())
     agreed = json.dumps({"name": plan.name, "versions": versions(), "classes": plan.classes}, indent=2) + "\n"

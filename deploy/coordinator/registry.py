@@ -66,7 +66,7 @@ def revoke(server: ServerFolder, name: str) -> Registered:
     book = _read(server)
     site = next((one for one in book if name in (one.name, one.node_id) and one.status != REVOKED), None)
     if site is None:
-        raise ConfigError(f"no site {name} is registered; see `fedhypevae site list`")
+        raise ConfigError(f"no site {name} is registered; see `fedhypevae server list`")
     _flower(server, "unregister", site.node_id, CONNECTION)
     revoked = replace(site, status=REVOKED)
     _write(server, [revoked if one is site else one for one in book])
@@ -115,7 +115,7 @@ def _flower(server: ServerFolder, verb: str, *words: str) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         raise FederationError(
-            "the server did not answer within 2 minutes: is it started (`fedhypevae server`)?"
+            "the server did not answer within 2 minutes: is it started (`fedhypevae server start`)?"
         ) from None
     answer = object_in(done.stdout)
     if done.returncode != 0 or not answer.get("success", False):

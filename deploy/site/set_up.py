@@ -78,7 +78,7 @@ def init_site(
 
 
 def renew_site_key(folder: Path) -> str:
-    """Make a new node key and keep the old one beside it, for `fedhypevae site rotate` at the server."""
+    """Make a new node key and keep the old one beside it, for `fedhypevae server rotate` at the server."""
     site = SiteFolder(folder)
     if site.node_key.is_file():
         number = 1

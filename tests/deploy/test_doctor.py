@@ -240,4 +240,4 @@ def test_doctor_at_the_server_names_the_site_that_lied_and_how_to_shut_it_out(tm
     shutil.move(federation.output, server.work / "outputs" / "run")
     (line,) = set(examine_server(server)) - set(before)
     assert line.startswith("site site-4: round-1 of the newest run: sent a card that can't be used")
-    assert line.endswith(f"fedhypevae site revoke {server.path} site-4")
+    assert line.endswith(f"fedhypevae server revoke {server.path} site-4")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -13,8 +15,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from common.errors import FedHypeVAEError
-from deploy.cli import app
+from common.errors import ConfigError, FedHypeVAEError
+from deploy.cli import COORDINATOR, HOSPITAL, MOVED, RECEIVER, TRY, app
 
 
 def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -44,13 +46,38 @@ def test_help_has_an_example_of_that_very_command(words: tuple[str, ...]) -> Non
     assert example.startswith(f"fedhypevae {' '.join(word for word in words if word != 'make')}"), done.output
 
 
+def test_every_command_stands_under_those_who_use_it() -> None:
+    """Typer puts a command without a panel under "Commands", which is nobody's."""
+    shown = CliRunner().invoke(app, [], env={"COLUMNS": "300"}).output
+    assert "─ Commands ─" not in shown
+    places = [shown.index(f"─ {panel} ─") for panel in (TRY, HOSPITAL, COORDINATOR, RECEIVER)]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items(), ids=lambda words: " ".join(words))
+def test_a_command_of_before_names_the_one_of_now(old: tuple[str, str], new: str) -> None:
+    assert tuple(new.split()) in EVERY
+    with pytest.raises(ConfigError, match=f"`fedhypevae {new}`"):
+        CliRunner().invoke(app, [*old, "folder"], catch_exceptions=False)
+
+
+def test_server_with_a_folder_names_server_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"is now `fedhypevae server start {re.escape(str(tmp_path))}`"):
+        CliRunner().invoke(app, ["server", str(tmp_path)], catch_exceptions=False)
+
+
+def test_version_is_the_installed_one() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"fedhypevae {metadata.version('fedhypevae')}\n")
+
+
 # Wrong input for each command: none of it may start, write, or ask a network for anything.
 WRONG = {
     "demo": "--set no-such-setting=1",
     "download": "no-such-set",
     "embed": "nowhere --out new.parquet",
     "provision": "nowhere.toml --out new",
-    "server": "nowhere",
+    "server start": "nowhere",
     "run": "nowhere",
     "status": "nowhere",
     "plan": "--set no-such-setting=1",
@@ -72,12 +99,12 @@ WRONG = {
     "site start": "nowhere",
     "site renew-key": "nowhere",
     "site report": "nowhere --bundle nowhere",
-    "site package": "nowhere",
+    "server package": "nowhere",
     "site approve": "nowhere nowhere.fab",
-    "site register": "nowhere nowhere.pub",
-    "site list": "nowhere",
-    "site revoke": "nowhere no-such-site",
-    "site rotate": "nowhere no-such-site nowhere.pub",
+    "server register": "nowhere nowhere.pub",
+    "server list": "nowhere",
+    "server revoke": "nowhere no-such-site",
+    "server rotate": "nowhere no-such-site nowhere.pub",
     "release make": "nowhere --out new",
     "release verify": "nowhere",
 }
@@ -124,7 +151,7 @@ def complete(shell: str, typed: str) -> str:
         text=True,
         check=False,
     )
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -133,3 +160,4 @@ def test_shells_complete_commands(shell: str) -> None:
     assert "synthesize" in offered
     assert "Usage" not in offered  # that would be the help text, which names every command
     assert "verify" in complete(shell, "release ver")
+    assert "is now" not in complete(shell, "site list fol")

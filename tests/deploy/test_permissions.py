@@ -61,7 +61,7 @@ def test_commands_of_a_site_and_a_coordinator_leave_nothing_open(tmp_path: Path)
         ),
         ("data", "check", site / "site.parquet"),
         ("data", "partition", site / "site.parquet", "--by", "iid", "--sites", "2", "--out", site / "parts"),
-        ("site", "package", ROOT, "--out", tmp_path / "app.fab"),
+        ("server", "package", ROOT, "--out", tmp_path / "app.fab"),
         ("ledger", "export", site / "ledger.db", site / "ledger.json"),
         ("ledger", "backup", site / "ledger.db", site / "copy.db"),
         ("site", "renew-key", site),

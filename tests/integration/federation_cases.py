@@ -148,7 +148,7 @@ class Federation:
         self.running: dict[str, Process] = {}
 
     def start_server(self) -> None:
-        self.running["server"] = Process(["server"], self.server.path, self.root / "server.out")
+        self.running["server"] = Process(["server", "start"], self.server.path, self.root / "server.out")
         port = self.server.settings.fleet_port
         wait_for("the server listens", lambda: listens(port), 300)
         wait_for("the control port listens", lambda: listens(self.server.settings.control_port), 30)

@@ -193,7 +193,7 @@ def honest_charges(federation: Federation, summary: Mapping[str, Any]) -> list[C
 def refused(summary: Mapping[str, Any], when: str) -> list[str]:
     """Whom the summary names, with the command that shuts it out."""
     for one in summary["refused_replies"]:
-        assert one["shut_out_with"] == f"fedhypevae site revoke SERVER-FOLDER {one['site']}"
+        assert one["shut_out_with"] == f"fedhypevae server revoke SERVER-FOLDER {one['site']}"
         assert one["why"].isprintable()
     return [one["site"] for one in summary["refused_replies"] if one["when"] == when]
 

@@ -284,7 +284,7 @@ def test_ledger_of_another_cohort_needs_the_coordinators_word(tmp_path: Path) ->
     Ledger.create(site.folder / "new.db", "another/cohort").close()
     summary = federation.run(num_rounds=1, run_id=2)
     assert "refused: receipt" in summary["rounds_missing"][0]["site-1"]
-    assert "site rotate --forget" in site.log()
+    assert "server rotate --forget" in site.log()
     move_receipt(tmp_path / "receipts.json", str(site.node), None)
     summary = federation.run(num_rounds=1, run_id=3)
     assert "refused: ledger" in summary["rounds_missing"][0]["site-1"]

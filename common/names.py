@@ -1,4 +1,9 @@
-"""Names that several programs must share: what a site may be called, and the file of a run's status."""
+"""Names that several programs must share: what a site may be called, a run's status, what labels mean."""
+
+from typing import Literal
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,40}$"
 STATUS = "status.json"
+# multiclass: one class a record; multilabel: K findings, each present, absent or unknown; ordinal: one grade a record
+Task = Literal["multiclass", "multilabel", "ordinal"]
+TASKS: tuple[Task, ...] = ("multiclass", "multilabel", "ordinal")

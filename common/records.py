@@ -17,7 +17,8 @@ class SiteData:
 
     Attributes:
         embeddings: (n, d_x) float32.
-        labels: (n,) int64 in [0, K).
+        labels: (n,) int64 class or grade in [0, K); for a multi-label task (n, K) int8, 1 where a finding is present, 0
+            where it is absent, -1 where nobody knows.
         groups: (n,) int64 patient of each record, or None: then each record is its own unit.
     """
 
@@ -32,7 +33,7 @@ class UnitBatch:
 
     Attributes:
         embeddings: (U, R, d_x), zero where padded.
-        labels: (U, R), zero where padded.
+        labels: (U, R), zero where padded; for a multi-label task (U, R, K) int8, -1 (unknown) where padded.
         mask: (U, R) float, 1 for a record.
     """
 
@@ -64,13 +65,31 @@ def by_unit(data: SiteData, unit: Literal["record", "patient"], num_classes: int
 
 
 def of_known_class(data: SiteData, num_classes: int) -> SiteData:
-    """The data without records whose label lies outside [0, K): a rule for each record by itself, where torch's own
-    would be an exception that ends the release of all."""
-    known = (data.labels >= 0) & (data.labels < num_classes)
+    """The data without records whose label lies outside [0, K), or of whose findings one is not -1, 0 or 1: a rule for
+    each record by itself, where torch's own would be an exception that ends the release of all."""
+    if data.labels.ndim == 2:
+        known = ((data.labels >= -1) & (data.labels <= 1)).all(dim=1)
+    else:
+        known = (data.labels >= 0) & (data.labels < num_classes)
     if bool(known.all()):
         return data
     groups = None if data.groups is None else data.groups[known.to(data.groups.device)]
     return SiteData(data.embeddings[known], data.labels[known], groups)
+
+
+def cumulative(grades: Tensor, num_grades: int) -> Tensor:
+    """Grades as findings that each say "this grade or a higher one".
+
+    Args:
+        grades: (n,) integers in [0, K).
+        num_grades: K, >= 2.
+
+    Returns:
+        (n, K - 1) int8: column k is 1 where the grade is k + 1 or higher, else 0.
+
+    Source: Frank and Hall 2001, sec. 2.
+    """
+    return (grades[:, None] > torch.arange(num_grades - 1, device=grades.device)).to(torch.int8)
 
 
 def on_sphere(embeddings: Tensor) -> Tensor:

@@ -102,21 +102,25 @@ def check_sizes(path: Path, file: Any) -> None:
         DataError: it has other columns than a store, too many rows or values, or pages that say so of themselves.
     """
     schema, rows = file.schema_arrow, file.metadata.num_rows
-    kind = schema.field("embedding").type
+    kind, label = schema.field("embedding").type, schema.field("label").type
+    findings = pa.types.is_fixed_size_list(label) and label.value_type == pa.int8()
+    widths = {"embedding": kind.list_size, "label": label.list_size if findings else 1}
     per_row = {}
     for field in schema:
         text = pa.types.is_dictionary(field.type) and field.type.value_type == pa.string()
-        held = {"embedding": kind, "key": pa.binary(16), "label": pa.int64(), "patient": pa.int64()}
+        held = {"embedding": kind, "key": pa.binary(16), "label": label if findings else pa.int64()}
+        held["patient"] = pa.int64()
         if not text and field.type != held.get(field.name):
             raise DataError(f"{path}: column {field.name}: expected what a store holds, found {field.type}")
-        per_row[field.name] = kind.list_size if field.name == "embedding" else 1
-    if rows > MAX_ROWS or not 1 <= kind.list_size <= MAX_DIMENSION:
+        per_row[field.name] = widths.get(field.name, 1)
+    if rows > MAX_ROWS or not all(1 <= width <= MAX_DIMENSION for width in widths.values()):
         raise DataError(
             f"{path}: expected at most {MAX_ROWS:,} rows of width 1 to {MAX_DIMENSION:,}, found {rows:,} of "
-            f"{kind.list_size:,}"
+            f"{kind.list_size:,} values and {widths['label']:,} labels"
         )
     size = path.stat().st_size
-    check_unpacked(str(path), rows * kind.list_size * np.dtype(np.float32).itemsize, size, ARRAY_RATIO)
+    unpacked = rows * (kind.list_size * np.dtype(np.float32).itemsize + widths["label"])
+    check_unpacked(str(path), unpacked, size, ARRAY_RATIO)
     with path.open("rb") as raw:
         check_pages(raw, file.metadata, str(path), per_row, ROW_GROUP_BYTES)
 

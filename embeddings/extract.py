@@ -247,7 +247,7 @@ def _assemble(
                 yield chunk_of(vectors[wanted], keys[wanted])
 
     if out.exists() and dropped == 0:
-        fingerprint = content_fingerprint(chunks(), metadata.identity, precision)
+        fingerprint = content_fingerprint(chunks(), metadata, precision)
         if fingerprint == read_metadata(out).fingerprint:
             return fingerprint
     return write_chunks(out, chunks, metadata, precision=precision)

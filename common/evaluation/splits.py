@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,25 +12,25 @@ SPLIT_SHARES = (0.64, 0.16, 0.20)
 
 
 def split_site(
-    labels: NDArray[np.int64], rng: np.random.Generator, groups: NDArray[np.int64] | None = None
+    labels: NDArray[np.integer[Any]], rng: np.random.Generator, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.str_]:
     """Divide a site's rows 64/16/20 into training, validation and test, per class where the counts allow.
 
-    Each unit (a row, or a patient under the class most of its rows have) goes in random order to the split
+    Each unit (a row, or a patient, under its class of `unit_classes`) goes in random order to the split
     that is furthest below its share of the class; so a class with one unit trains, with two it also tests.
 
     Args:
-        labels: (n,) class of each row.
+        labels: (n,) class of each row, or (n, K) findings: 1, 0 or -1.
         rng: generator of the order.
         groups: (n,) patient of each row, or None; a patient's rows stay together.
 
     Returns:
         (n,) `train`, `validation` or `test`.
     """
-    units = np.arange(labels.size) if groups is None else groups
+    units = np.arange(len(labels)) if groups is None else groups
     _, member = np.unique(units, return_inverse=True)
     sizes = np.bincount(member)
-    unit_class = labels if groups is None else majority_labels(labels, member)
+    unit_class = unit_classes(labels, member)
     choice = np.zeros(sizes.size, dtype=np.int64)
     shares = np.asarray(SPLIT_SHARES)
     for label in np.unique(unit_class):
@@ -41,16 +43,24 @@ def split_site(
     return np.asarray(SPLIT_NAMES)[choice[member]]
 
 
-def majority_labels(labels: NDArray[np.int64], member: NDArray[np.intp]) -> NDArray[np.int64]:
-    """The class that most rows of each unit have.
+def unit_classes(labels: NDArray[np.integer[Any]], member: NDArray[np.intp]) -> NDArray[np.int64]:
+    """One class for each unit, by which sets are divided evenly or unevenly.
 
     Args:
-        labels: (n,) class of each row.
+        labels: (n,) class of each row, or (n, K) findings: 1, 0 or -1.
         member: (n,) unit of each row, 0..units-1, each at least once.
 
     Returns:
-        (units,) class; the lowest of those that tie.
+        (units,) the class that most rows of the unit have, the lowest of those that tie; of findings the rarest one
+        that a row of the unit has, or K where it has none, so that rare findings are dealt out like rare classes.
     """
-    table = np.zeros((int(member.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
+    num_units = int(member.max(initial=-1)) + 1
+    if labels.ndim == 2:
+        present = np.zeros((num_units, labels.shape[1] + 1), dtype=bool)
+        np.logical_or.at(present, member, np.pad(labels == 1, ((0, 0), (0, 1))))
+        present[:, -1] = True  # behind all findings, however rare those without one are
+        rarest_first = np.append(np.argsort(present[:, :-1].sum(axis=0), kind="stable"), labels.shape[1])
+        return rarest_first[present[:, rarest_first].argmax(axis=1)]
+    table = np.zeros((num_units, int(labels.max(initial=0)) + 1), dtype=np.int64)
     np.add.at(table, (member, labels), 1)
     return table.argmax(axis=1)

@@ -44,7 +44,8 @@ def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, sour
     # times what is not finite is not zero.
     real = rows >= 0
     embeddings = data.embeddings.new_zeros(*rows.shape, data.embeddings.shape[-1])
-    labels = data.labels.new_zeros(rows.shape)
+    padding = 0 if data.labels.ndim == 1 else -1
+    labels = data.labels.new_full((*rows.shape, *data.labels.shape[1:]), padding)
     embeddings[real], labels[real] = data.embeddings[rows[real]], data.labels[rows[real]]
     return UnitBatch(embeddings, labels, real.to(embeddings))
 

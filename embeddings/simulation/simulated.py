@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from common.config.federation import FederationConfig
 from common.durable import sha256_of
 from common.errors import ConfigError, DataError
-from common.evaluation.splits import majority_labels, split_site
+from common.evaluation.splits import split_site, unit_classes
 from embeddings.encoders.efficientnet import offline_identity
 from embeddings.simulation.partition import partition_dirichlet, partition_iid
 from embeddings.store.file import read_store
@@ -121,9 +121,9 @@ def deal(pool: EmbeddingSet, num_sites: int, alpha: float | None, seed: int) -> 
         raise ConfigError(f"partition seed: expected 0 or more, found {seed}")
     rng = np.random.default_rng([seed, 0])
     # whole units are dealt out: no patient is at two sites
-    units = np.arange(pool.labels.size) if pool.groups is None else pool.groups
+    units = np.arange(len(pool)) if pool.groups is None else pool.groups
     _, member = np.unique(units, return_inverse=True)
-    unit_labels = majority_labels(pool.labels, member)
+    unit_labels = unit_classes(pool.labels, member)
     if alpha is None:
         parts = partition_iid(unit_labels, num_sites, rng)
     else:

@@ -1,9 +1,10 @@
 """The embedding set of a site, in memory and as a parquet file.
 
-A file holds `embedding` (fixed-size list of float16 or float32), `label` (int64), and optionally `patient`
+A file holds `embedding` (fixed-size list of float16 or float32), `label` (int64; of a multi-label set a fixed-size
+list of K int8, with 1 for present, 0 for absent and -1 for unknown), and optionally `patient`
 (int64, a salted hash), `split` (text), further text columns asked for (such as the acquisition site) and
 `key` (a salted hash by which a second extraction knows the images it has). The schema's metadata holds the
-encoder's identity, the class names and counts, the time of creation and a fingerprint over the content. No
+encoder's identity, the task, the class names and counts, the time of creation and a fingerprint over the content. No
 file name, patient identifier or header value is stored. Imports numpy and pyarrow alone, so that a client
 starts fast.
 """
@@ -21,10 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.names import TASKS
 from common.wire.identity import EncoderIdentity
 from embeddings.bounded import check_sizes, read_texts
-from embeddings.store.sets import FORMAT, RESERVED, EmbeddingSet, SetMetadata, survey, validate
-from embeddings.store.writing import METADATA_KEY
+from embeddings.store.sets import FORMAT, RESERVED, EmbeddingSet, SetMetadata, survey, usable_labels, validate
+from embeddings.store.writing import METADATA_KEY, label_kind
 
 
 def read_store(path: Path) -> EmbeddingSet:
@@ -48,7 +50,7 @@ def read_store(path: Path) -> EmbeddingSet:
     if len(data) == 0:
         raise DataError(f"{path}: expected at least one record, found none")
     validate(str(path), data, 0)
-    found, *_ = survey(iter([data]), metadata.identity, precision)
+    found, *_ = survey(iter([data]), metadata, precision)
     if found != metadata.fingerprint:
         raise DataError(
             f"{path}: the content does not match its fingerprint (expected {metadata.fingerprint[:16]}, "
@@ -61,8 +63,9 @@ def read_store(path: Path) -> EmbeddingSet:
 def read_usable(path: Path) -> EmbeddingSet:
     """The rows of a site's set that a run can use, for the run itself: whether it goes on must not depend on a row.
 
-    A row is left out by itself: an empty cell, a value that is not finite, no value but zeros, or a label of no class.
-    A text that is too long is cut. Neither the fingerprint nor the limits of memory are held against the content.
+    A row is left out by itself: an empty cell, a value that is not finite, no value but zeros, or a label of no class
+    (a finding that is not -1, 0 or 1). A text that is too long is cut. Neither the fingerprint nor the limits of memory
+    are held against the content.
     `read_store` refuses all these, before any run.
 
     Returns:
@@ -75,7 +78,7 @@ def read_usable(path: Path) -> EmbeddingSet:
         metadata, _ = _metadata(path, file)
         data = _chunk(path, _without_empty(file.read()), metadata, whole_texts=False)
     usable = np.isfinite(data.embeddings).all(axis=1) & data.embeddings.any(axis=1)
-    usable &= (data.labels >= 0) & (data.labels < data.num_classes)
+    usable &= usable_labels(data)
     return data if usable.all() else data.take(usable)
 
 
@@ -137,9 +140,6 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
     kind = schema.field("embedding").type
     if not pa.types.is_fixed_size_list(kind) or str(kind.value_type) not in ("halffloat", "float"):
         raise DataError(f"{path}: expected `embedding` as a fixed-size list of float16 or float32, found {kind}")
-    for name, wanted in (("label", pa.int64()), ("patient", pa.int64()), ("split", pa.string())):
-        if name in schema.names and _kind(schema.field(name)) != wanted:
-            raise DataError(f"{path}: expected the column {name} as {wanted}, found {_kind(schema.field(name))}")
     try:
         value = json.loads(raw)
         if value["format"] != FORMAT:
@@ -151,9 +151,16 @@ def _metadata(path: Path, file: Any) -> tuple[SetMetadata, str]:
             fingerprint=value["fingerprint"],
             canary=value["canary"],
             notes=value["notes"],
+            task=value.get("task", TASKS[0]),  # sets from before there were tasks have one class a record
         )
+        if metadata.task not in TASKS:
+            raise DataError(f"{path}: expected a task of {', '.join(TASKS)}, found {metadata.task!r}; extract it again")
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{path}: the store's metadata can't be read; extract it again") from None
+    label = label_kind(metadata.task, len(metadata.class_names))
+    for name, wanted in (("label", label), ("patient", pa.int64()), ("split", pa.string())):
+        if name in schema.names and _kind(schema.field(name)) != wanted:
+            raise DataError(f"{path}: expected the column {name} as {wanted}, found {_kind(schema.field(name))}")
     if kind.list_size != metadata.identity.dimension:
         raise DataError(f"{path}: expected embeddings of width {metadata.identity.dimension}, found {kind.list_size}")
     return metadata, "float16" if str(kind.value_type) == "halffloat" else "float32"
@@ -168,18 +175,18 @@ def _chunk(path: Path, table: Any, metadata: SetMetadata, *, whole_texts: bool =
     for name in table.column_names:
         if table.column(name).null_count:
             raise DataError(f"{path}: column {name} has {table.column(name).null_count} empty cells; expected none")
-    if _has_gaps(table):
-        raise DataError(f"{path}: column embedding has empty values within its rows; expected none")
+    for name in _lists(table):
+        if _has_gaps(table.column(name)):
+            raise DataError(f"{path}: column {name} has empty values within its rows; expected none")
     table = table.combine_chunks()
 
     def texts(name: str) -> NDArray[np.str_]:
         return read_texts(path, table.column(name), whole=whole_texts)
 
-    width = table.schema.field("embedding").type.list_size
-    flat = _flat(table.column("embedding"))
+    lists = {name: _flat(table.column(name)) for name in _lists(table)}
     return EmbeddingSet(
-        embeddings=flat.reshape(-1, width).astype(np.float32),
-        labels=_numbers(table.column("label")).astype(np.int64),
+        embeddings=lists["embedding"].astype(np.float32),
+        labels=lists["label"].astype(np.int8) if "label" in lists else _numbers(table.column("label")).astype(np.int64),
         metadata=metadata,
         groups=_numbers(table.column("patient")).astype(np.int64) if "patient" in table.column_names else None,
         splits=texts("split") if "split" in table.column_names else None,
@@ -188,8 +195,12 @@ def _chunk(path: Path, table: Any, metadata: SetMetadata, *, whole_texts: bool =
     )
 
 
-def _has_gaps(table: Any) -> bool:
-    return any(chunk.values.null_count for chunk in table.column("embedding").chunks)
+def _lists(table: Any) -> list[str]:
+    return [name for name in ("embedding", "label") if pa.types.is_fixed_size_list(table.schema.field(name).type)]
+
+
+def _has_gaps(column: Any) -> bool:
+    return any(chunk.values.null_count for chunk in column.chunks)
 
 
 def _without_empty(table: Any) -> Any:
@@ -199,9 +210,10 @@ def _without_empty(table: Any) -> Any:
         column = table.column(name)
         if column.null_count:
             empty |= np.asarray(column.is_null().to_pylist(), dtype=bool)
-    if _has_gaps(table):
-        rows = table.column("embedding").to_pylist()
-        empty |= np.asarray([row is None or None in row for row in rows], dtype=bool)
+    for name in _lists(table):
+        if _has_gaps(table.column(name)):
+            rows = table.column(name).to_pylist()
+            empty |= np.asarray([row is None or None in row for row in rows], dtype=bool)
     return table.take(np.flatnonzero(~empty)) if empty.any() else table
 
 
@@ -209,7 +221,7 @@ def _flat(column: Any) -> NDArray[Any]:
     # not `flatten`, which imports all of Arrow's compute functions: no cell is null here
     width = column.type.list_size
     parts = [np.from_dlpack(chunk.values.slice(chunk.offset * width, len(chunk) * width)) for chunk in column.chunks]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+    return np.concatenate(parts).reshape(-1, width) if parts else np.zeros((0, width), dtype=np.float32)
 
 
 def _numbers(column: Any) -> NDArray[Any]:

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from common.durable import whole_file
 from common.errors import DataError
+from common.names import Task
 from common.texts import is_text
-from common.wire.identity import EncoderIdentity
 from embeddings.store.sets import FORMAT, EmbeddingSet, SetMetadata, regroup, survey
 
 METADATA_KEY = b"fedhypevae"
@@ -66,7 +66,7 @@ def write_chunks(
     check_path(path)
     if precision not in ("float16", "float32"):
         raise DataError(f"store precision: expected float16 or float32, found {precision!r}")
-    fingerprint, counts, rows, columns = survey(chunks(), metadata.identity, precision)
+    fingerprint, counts, rows, columns = survey(chunks(), metadata, precision)
     full = dataclasses.replace(
         metadata, class_counts=counts, created=metadata.created or _now(), fingerprint=fingerprint
     )
@@ -89,16 +89,21 @@ def check_path(path: Path) -> None:
         raise DataError(f"{path}: a store's path must be in UTF-8: choose another place")
 
 
-def content_fingerprint(chunks: Iterable[EmbeddingSet], identity: EncoderIdentity, precision: str = "float32") -> str:
+def content_fingerprint(chunks: Iterable[EmbeddingSet], metadata: SetMetadata, precision: str = "float32") -> str:
     """Return the fingerprint a store of these rows would have; raises `DataError` as `write_store` does."""
-    return survey(chunks, identity, precision)[0]
+    return survey(chunks, metadata, precision)[0]
+
+
+def label_kind(task: Task, num_classes: int) -> Any:
+    """How labels lie in a file: whole numbers, or for a multi-label task a list of K int8."""
+    return pa.list_(pa.int8(), num_classes) if task == "multilabel" else pa.int64()
 
 
 def _schema(metadata: SetMetadata, precision: str, columns: tuple[str, ...], rows: int) -> Any:
     value = pa.float16() if precision == "float16" else pa.float32()
     kinds = {
         "embedding": pa.list_(value, metadata.identity.dimension),
-        "label": pa.int64(),
+        "label": label_kind(metadata.task, len(metadata.class_names)),
         "patient": pa.int64(),
         "key": pa.binary(16),
     }
@@ -112,6 +117,7 @@ def _schema(metadata: SetMetadata, precision: str, columns: tuple[str, ...], row
             "rows": rows,
             "canary": metadata.canary,
             "notes": dict(metadata.notes),
+            "task": metadata.task,
         },
         sort_keys=True,
     )
@@ -125,6 +131,9 @@ def _table(chunk: EmbeddingSet, schema: Any) -> Any:
         if field.name == "embedding":
             kind = np.float16 if field.type.value_type == pa.float16() else np.float32
             flat = pa.array(np.ascontiguousarray(chunk.embeddings, dtype=kind).ravel())
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
+        elif field.name == "label" and chunk.labels.ndim == 2:
+            flat = pa.array(np.ascontiguousarray(chunk.labels).ravel())
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
         elif field.name == "key":
             arrays.append(

@@ -11,7 +11,7 @@ from common.methods.base import PrivacyPlan, RunContext
 from common.methods.site_release import site_statistics
 from common.privacy.noise import SecureNoise
 from common.privacy.sampling import draw_units
-from common.records import SiteData, by_unit
+from common.records import SiteData, by_unit, cumulative
 
 CAP = 2
 
@@ -54,6 +54,26 @@ def test_records_of_no_class_are_left_out_and_the_others_stay() -> None:
         assert kept.embeddings[:, 0].tolist() == [0.0, 1.0, 2.0]
         assert kept.labels.tolist() == [0, 1, 2]
         assert (kept.groups is None) == (unit == "record")
+
+
+def test_records_with_a_finding_that_is_none_are_left_out_and_the_others_stay() -> None:
+    labels = torch.tensor([[0, 1], [-1, -1], [2, 0], [0, -2], [1, 0]], dtype=torch.int8)
+    data = SiteData(torch.arange(5.0)[:, None], labels, torch.arange(5))
+    kept = by_unit(data, "patient", 2)
+    assert kept.embeddings[:, 0].tolist() == [0.0, 1.0, 4.0]
+    assert torch.equal(kept.labels, labels[[0, 1, 4]])
+
+
+def test_findings_of_a_patient_are_unknown_where_padded() -> None:
+    labels = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.int8)
+    batch = draw_units(SiteData(torch.eye(3), labels, torch.tensor([5, 7, 7])), 1.0, CAP, SecureNoise())
+    assert batch.labels.dtype == torch.int8
+    assert batch.labels.tolist() == [[[1, 0], [-1, -1]], [[0, 1], [1, 1]]]
+
+
+def test_grades_as_findings_say_at_least_this_grade() -> None:
+    assert cumulative(torch.tensor([0, 2, 1, 3]), 4).tolist() == [[0, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    assert cumulative(torch.tensor([0, 1]), 2).dtype == torch.int8
 
 
 def test_padding_of_a_patient_reads_no_other_ones_record() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from common.evaluation.splits import split_site
+from common.evaluation.splits import split_site, unit_classes
 from embeddings.simulation.partition import (
     partition_by_column,
     partition_by_patient,
@@ -111,3 +111,25 @@ def test_split_site_never_splits_a_patient(seed: int) -> None:
     for patient in np.unique(groups):
         assert len(set(splits[groups == patient])) == 1
     assert 0.5 < (splits == "train").mean() < 0.75
+
+
+def test_unit_of_findings_is_dealt_out_under_its_rarest_one() -> None:
+    labels = np.asarray([[1, 0, 1], [1, 1, -1], [0, 0, 1], [-1, 0, 0], [1, 0, 0]], dtype=np.int8)
+    assert unit_classes(labels, np.arange(5)).tolist() == [2, 1, 2, 3, 0]  # the fourth has no finding
+    assert unit_classes(labels, np.asarray([0, 0, 1, 1, 2])).tolist() == [1, 2, 0]  # patients' findings together
+    assert unit_classes(np.full((2, 3), -1, dtype=np.int8), np.arange(2)).tolist() == [3, 3]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_split_site_of_findings_keeps_patients_and_spreads_rare_findings(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((300, 4)) < [0.5, 0.3, 0.0, 0.0]).astype(np.int8)
+    labels[:10, 2] = 1
+    labels[10:20, 3] = -1
+    splits = split_site(labels, rng)
+    assert [(splits[labels[:, 2] == 1] == name).sum() for name in ("train", "validation", "test")] == [6, 2, 2]
+    groups = rng.integers(0, 60, 300)
+    splits = split_site(labels, rng, groups)
+    assert all(len(set(splits[groups == patient])) == 1 for patient in np.unique(groups))
+    assert 0.35 < (splits == "train").mean() < 0.9

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
-from embeddings.store.file import iterate_store, read_metadata, read_store, stored_precision
+from embeddings.store.file import iterate_store, read_metadata, read_store, read_usable, stored_precision
 from embeddings.store.sets import EmbeddingSet, SetMetadata, regroup
 from embeddings.store.writing import write_chunks, write_store
 
@@ -190,6 +191,136 @@ except DataError as error:
     assert "nothing was replaced" in done.stdout
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
+
+
+FINDINGS = SetMetadata(IDENTITY, task="multilabel")
+
+
+def _findings(rows: int = 40) -> EmbeddingSet:
+    labels = np.random.default_rng(4).integers(-1, 2, (rows, 3)).astype(np.int8)
+    return dataclasses.replace(_set(rows), labels=labels, metadata=FINDINGS)
+
+
+def test_findings_are_written_as_a_list_of_int8_and_read_back(tmp_path: Path) -> None:
+    data = _findings()
+    fingerprint = write_store(tmp_path / "a.parquet", data)
+    assert pq.read_schema(tmp_path / "a.parquet").field("label").type == pa.list_(pa.int8(), 3)
+    read = read_store(tmp_path / "a.parquet")
+    for before, after in zip(_rows(data), _rows(read), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert (read.metadata.task, read.labels.dtype, read.metadata.fingerprint) == ("multilabel", np.int8, fingerprint)
+    assert read.metadata.class_counts == tuple((data.labels == 1).sum(axis=0))  # records that have the finding
+    chunks = [part.labels for part in iterate_store(tmp_path / "a.parquet")]
+    np.testing.assert_array_equal(np.concatenate(chunks), data.labels)
+    np.testing.assert_array_equal(read_usable(tmp_path / "a.parquet").labels, data.labels)
+    changed = dataclasses.replace(data, labels=np.where(np.eye(40, 3) == 1, -data.labels, data.labels).astype(np.int8))
+    assert write_store(tmp_path / "b.parquet", changed) != fingerprint
+
+
+def test_findings_are_taken_cut_and_joined_by_row() -> None:
+    data = _findings()
+    rows = np.asarray([3, 1, 4])
+    taken = data.take(rows)
+    np.testing.assert_array_equal(taken.labels, data.labels[rows])
+    assert taken.metadata.class_counts == tuple((data.labels[rows] == 1).sum(axis=0))
+    np.testing.assert_array_equal(np.concatenate([part.labels for part in regroup(regroup([data], 7), 9)]), data.labels)
+    assert data.split("test").labels.shape == ((data.splits == "test").sum(), 3)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros(40, np.int8),
+        np.zeros((40, 2), np.int8),
+        np.zeros((40, 3), np.int64),
+        np.zeros((40, 3, 1), np.int8),
+    ],
+)
+def test_findings_of_another_shape_are_refused(tmp_path: Path, labels: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"expected labels of a multilabel task as int8 of shape \(40, 3\), found"):
+        write_store(tmp_path / "a.parquet", dataclasses.replace(_findings(), labels=labels))
+
+
+def test_classes_as_findings_are_refused(tmp_path: Path) -> None:
+    data = dataclasses.replace(_findings(), metadata=SetMetadata(IDENTITY))
+    with pytest.raises(DataError, match="expected labels of a multiclass task as int64"):
+        write_store(tmp_path / "a.parquet", data)
+    with pytest.raises(DataError, match="expected labels of a multilabel task, found multiclass"):
+        write_chunks(tmp_path / "a.parquet", lambda: iter([_set()]), FINDINGS)
+
+
+@pytest.mark.parametrize("value", [2, -2, 127, -128])
+def test_findings_that_are_none_are_refused_by_row_and_left_out_by_a_run(tmp_path: Path, value: int) -> None:
+    data = _findings()
+    labels = data.labels.copy()
+    labels[[5, 7], 1] = value
+    with pytest.raises(DataError, match=r"2 rows have a finding that is not 1 .*: row 5, 7"):
+        write_store(tmp_path / "a.parquet", dataclasses.replace(data, labels=labels))
+    _rewrite(tmp_path / "a.parquet", data, pa.array(labels.tolist(), pa.list_(pa.int8(), 3)))
+    with pytest.raises(DataError, match=r"2 rows have a finding that is not 1 .*: row 5, 7"):
+        read_store(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(read_usable(tmp_path / "a.parquet").labels, np.delete(labels, [5, 7], axis=0))
+
+
+def test_findings_with_a_gap_are_refused(tmp_path: Path) -> None:
+    data = _findings()
+    rows = [[None, *row[1:]] if number == 9 else row for number, row in enumerate(data.labels.tolist())]
+    _rewrite(tmp_path / "a.parquet", data, pa.array(rows, pa.list_(pa.int8(), 3)))
+    with pytest.raises(DataError, match="column label has empty values within its rows"):
+        read_store(tmp_path / "a.parquet")
+
+
+def test_findings_with_gaps_are_refused_and_left_out_by_a_run(tmp_path: Path) -> None:
+    data = _findings()
+    rows: list[list[int | None] | None] = data.labels.tolist()
+    rows[2], rows[9] = None, [0, None, 1]
+    kind = pa.list_(pa.int8(), 3)
+    _rewrite(tmp_path / "a.parquet", data, pa.array(rows, kind))
+    with pytest.raises(DataError, match="column label: expected 120 values, its pages hold 118"):
+        read_store(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(read_usable(tmp_path / "a.parquet").labels, np.delete(data.labels, [2, 9], axis=0))
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int8(), 4), pa.list_(pa.int16(), 3), pa.list_(pa.int8()), pa.int64()])
+def test_findings_of_another_kind_are_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    row = 0 if kind == pa.int64() else [0] * (4 if kind == pa.list_(pa.int8(), 4) else 3)
+    labels = pa.array([row] * 40, kind)
+    _rewrite(tmp_path / "a.parquet", _findings(), labels)
+    for read in (read_store, read_usable, read_metadata):
+        with pytest.raises(DataError, match="expected the column label as fixed_size_list"):
+            read(tmp_path / "a.parquet")
+
+
+def test_store_without_a_task_has_classes_and_its_old_fingerprint(tmp_path: Path) -> None:
+    fingerprint = write_store(tmp_path / "a.parquet", _set())
+    table = pq.read_table(tmp_path / "a.parquet")
+    told = json.loads(table.schema.metadata[b"fedhypevae"])
+    assert told.pop("task") == "multiclass"
+    pq.write_table(table.replace_schema_metadata({b"fedhypevae": json.dumps(told)}), tmp_path / "old.parquet")
+    read = read_store(tmp_path / "old.parquet")
+    assert (read.metadata.task, read.metadata.fingerprint) == ("multiclass", fingerprint)
+    for task in ("ordinal", "multilabel", "regression", 1, None):
+        text = json.dumps({**told, "task": task})
+        pq.write_table(table.replace_schema_metadata({b"fedhypevae": text}), tmp_path / "other.parquet")
+        with pytest.raises(DataError, match=r"fingerprint|column label|expected a task|can't be read"):
+            read_store(tmp_path / "other.parquet")
+
+
+def test_grades_are_whole_numbers_with_a_task_of_their_own(tmp_path: Path) -> None:
+    data = dataclasses.replace(_set(), metadata=SetMetadata(IDENTITY, task="ordinal"))
+    write_store(tmp_path / "a.parquet", data)
+    read = read_store(tmp_path / "a.parquet")
+    np.testing.assert_array_equal(read.labels, data.labels)
+    assert read.metadata.task == "ordinal"
+    assert read.metadata.class_counts == tuple(np.bincount(data.labels, minlength=3))
+
+
+def _rewrite(path: Path, data: EmbeddingSet, labels: pa.Array) -> None:
+    """A store of the set with other labels, under the metadata of the right ones."""
+    write_store(path, data)
+    table = pq.read_table(path)
+    position = table.schema.get_field_index("label")
+    pq.write_table(table.set_column(position, pa.field("label", labels.type), labels), path)
 
 
 def test_store_imports_without_torch() -> None:

@@ -12,7 +12,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_HOME ?= $(CURDIR)/.flwr
 export FEDHYPEVAE_HOME ?= $(CURDIR)
 
-.PHONY: help install demo fuzz test test-units test-simulation test-federation test-compose mutants check format bench bench-curves bench-ablations bench-widths bench-performance bench-engine clean
+.PHONY: help install demo docs fuzz test test-units test-simulation test-federation test-compose mutants check format bench bench-curves bench-ablations bench-widths bench-performance bench-engine clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -20,13 +20,17 @@ help:  ## show this list
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name another with PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[simulation,offline-encoder,dicom,release,development]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[simulation,offline-encoder,dicom,release,documentation,development]'
 	@touch $(STAMP)
 
 install: $(STAMP)  ## make the virtual environment
 
 demo: $(STAMP)  ## four simulated hospitals train one generator on real CT images (minutes)
 	$(BIN)/fedhypevae demo
+
+docs: $(STAMP)  ## the documentation as a site, in outputs/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d outputs/docs-cache docs outputs/docs
+	@echo "open outputs/docs/index.html"
 
 test: test-units test-simulation  ## every test but those of real processes and containers
 

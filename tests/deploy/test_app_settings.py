@@ -19,6 +19,7 @@ from deploy.machine.app_package import build_package, staged_app
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = ROOT / "pyproject.toml"
+PAGE = ROOT / "docs" / "settings.md"
 
 
 def listed() -> dict[str, Any]:
@@ -34,17 +35,16 @@ def test_listed_settings_are_the_codes_defaults() -> None:
     assert resolve_listed(listed()) == RunConfig()
 
 
-def test_readme_has_every_listed_setting_and_no_other() -> None:
-    assert keys_of_table(ROOT / "README.md", "### Settings") == sorted(listed())
+def test_page_has_every_listed_setting_and_no_other() -> None:
+    assert keys_of_table(PAGE, "# Settings") == sorted(listed())
 
 
-def test_expert_page_has_every_other_setting_with_its_default() -> None:
-    page = ROOT / "docs" / "settings.md"
+def test_page_has_every_expert_setting_with_its_default() -> None:
     others = {key: value for key, value in RunConfig().to_flat().items() if key not in listed()}
-    assert keys_of_table(page, "# Expert settings") == sorted(others)
+    assert keys_of_table(PAGE, "## Expert settings") == sorted(others)
     for key, value in others.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
-        assert f"| `{key}` | {f'`{text}`' if text else 'empty'} |" in page.read_text(encoding="utf-8")
+        assert f"| `{key}` | {f'`{text}`' if text else 'empty'} |" in PAGE.read_text(encoding="utf-8")
 
 
 def keys_of_table(page: Path, heading: str) -> list[str]:

@@ -23,7 +23,7 @@ from common.names import STATUS
 from common.publishing.generator_file import write_generator
 from common.texts import object_or_empty
 from common.wire.allow_list import dump_context, load_context, run_identity
-from server_app.checkpoint import Progress, load_checkpoint, save_checkpoint
+from server_app.checkpoint import Progress, check_own, load_checkpoint, save_checkpoint
 from server_app.evaluation import evaluate
 from server_app.meeting import Meeting, meet
 from server_app.newcomers import Newcomers, with_known_indices
@@ -42,14 +42,16 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the run's configuration.
 
-    Writes to `output-dir`: checkpoint.safetensors after every round, then synthetic.parquet, generator.safetensors,
-    privacy_statement.json and summary.json. A failure leaves status.json with one line for a person, and ends the
-    run as failed.
+    Writes to `output-dir`, which must be the run's own: checkpoint.safetensors after every round, then
+    synthetic.parquet, generator.safetensors, privacy_statement.json and summary.json. A failure leaves status.json with
+    one line for a person, and ends the run as failed.
     """
-    folder = work_folder() / "outputs" / "run"
+    folder = None
     try:
         config = resolve_listed(context.run_config)
-        folder = work_folder() / config.federation.output_dir
+        output = work_folder() / config.federation.output_dir
+        check_own(output, resume=config.federation.resume)
+        folder = output
         _run(grid, config, folder, f"run-{context.run_id}")
     except Exception as error:
         _report_failure(folder, error)
@@ -156,12 +158,15 @@ def _check_same(before: str, now: str) -> None:
         )
 
 
-def _report_failure(folder: Path, error: Exception) -> None:
+def _report_failure(folder: Path | None, error: Exception) -> None:
+    """Print one line, and note it in the run's own folder; None where the run was refused before it had one."""
     known = isinstance(error, FedHypeVAEError)
     line = str(error) if known else f"the server app failed ({type(error).__name__}): see the log above"
     if not known:
         traceback.print_exc()
     print(f"error: {line}", flush=True)
+    if folder is None:
+        return
     code = error.exit_code if isinstance(error, FedHypeVAEError) else 1
     ended = {"status": "failed", "error": line, "exit_code": code, "updated": now()}
     write_json(folder / STATUS, {**object_or_empty(folder / STATUS), **ended})

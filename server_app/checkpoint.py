@@ -17,7 +17,9 @@ from torch import Tensor
 from common.durable import write_output
 from common.errors import ConfigError
 from common.methods.base import ServerState
+from common.names import STATUS
 from common.privacy.combined import ReleasedStatistics
+from common.texts import object_or_empty
 from server_app.progress import read_events
 
 _FILE = "checkpoint.safetensors"
@@ -70,6 +72,25 @@ class Progress:
     refused: tuple[Mapping[str, Any], ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     lost_sums: int = 0
+
+
+def check_own(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that a run may not write to: each run has one of its own, and a completed run stays as it is.
+
+    A run that ended before its first checkpoint, as one that no sites came to, left nothing: its folder is free.
+
+    Args:
+        folder: where the run would write.
+        resume: whether it goes on with the run that is there.
+
+    Raises:
+        ConfigError: another run, or a completed one, is there; nothing was changed.
+    """
+    state = object_or_empty(folder / STATUS).get("status")
+    if resume and state == "completed":
+        raise ConfigError(f"the run in {folder} is complete: leave resume out to start a new one")
+    if not resume and (state not in {None, "failed"} or (folder / _FILE).exists()):
+        raise ConfigError(f"{folder} holds a run ({state}): name a new folder with output-dir, or go on with resume")
 
 
 def save_checkpoint(folder: Path, state: ServerState, progress: Progress) -> None:

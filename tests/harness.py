@@ -194,6 +194,7 @@ class Federation:
     sites: list[HarnessSite]
     traffic: list[Exchanged] = field(default_factory=list)
     absent: set[int] = field(default_factory=set)
+    folder: str = "outputs/run"
 
     @classmethod
     def create(
@@ -235,7 +236,7 @@ class Federation:
         run_id: int = 1,
         **settings: str | int | float | bool,
     ) -> dict[str, Any]:
-        """Run the server app over the sites.
+        """Run the server app over the sites, into a folder of its own if no run is to be resumed.
 
         Args:
             tamper: see `InProcessGrid`.
@@ -249,7 +250,10 @@ class Federation:
             SystemExit: the run failed; `status()` says why. Killed: a test killed the server.
         """
         flat = {**SMALL, "num-sites": len(self.sites), "min-sites": 1}
-        flat |= {name.replace("_", "-"): value for name, value in settings.items()}
+        if not settings.get("resume") and self.output.exists():
+            self.folder = f"outputs/run-{len(list(self.output.parent.iterdir())) + 1}"
+        self.folder = str(settings.get("output_dir", self.folder))
+        flat |= {name.replace("_", "-"): value for name, value in settings.items()} | {"output-dir": self.folder}
         grid = InProcessGrid({site.node: site for site in self.sites}, self.traffic, tamper, self.absent)
         context = Context(run_id, 1, {}, RecordDict(), flat)
         # what Flower's own starter of the server process sets before it calls the app
@@ -261,7 +265,11 @@ class Federation:
     @property
     def output(self) -> Path:
         """Where the server writes."""
-        return self.home / "outputs" / "run"
+        return self.home / self.folder
+
+    def interrupt(self) -> None:
+        """Let a completed run be one whose server was killed before it said so."""
+        (self.output / "status.json").write_text(json.dumps({**self.status(), "status": "running"}))
 
     def read(self, name: str) -> dict[str, Any]:
         """One of the run's JSON files."""

@@ -10,9 +10,11 @@ import math
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any
 
+from common.config.federation import FederationConfig
 from common.config.run import RunConfig
 from common.durable import make_private
 from common.errors import ConfigError, FederationError, FedHypeVAEError
@@ -23,19 +25,46 @@ from deploy.machine.app_package import staged_app
 from deploy.machine.environment import tool
 from deploy.machine.live import new_lines, read_status
 from deploy.settings import settings_file
+from server_app.checkpoint import check_own
 
 _POLL_S = 1.0
 _ASK_S = 10.0  # each question to Flower is a process of its own, and seconds of a core
+
+
+def in_own_folder(server: ServerFolder, config: RunConfig) -> RunConfig:
+    """The same configuration with a folder for this run alone.
+
+    One that names no output-dir takes the first of outputs/run, outputs/run-2, ... that is not there; or, where it goes
+    on with a run, the newest of these that is not complete.
+
+    Raises:
+        ConfigError: the folder that it names, or that it would go on with, may not be written to (`check_own`).
+    """
+    federation = config.federation
+    base = FederationConfig().output_dir
+    if federation.output_dir == base:
+        numbered = chain([base], (f"{base}-{number}" for number in count(2)))
+        there = list(takewhile(lambda name: (server.work / name).exists(), numbered))
+        if federation.resume:
+            states = {name: _status_file(server.work / name / STATUS).get("status") for name in there}
+            name = next((name for name in reversed(there) if states[name] != "completed"), base)
+        else:
+            name = f"{base}-{len(there) + 1}" if there else base
+        config = config.replace(output_dir=name)
+    check_own(server.work / config.federation.output_dir, resume=federation.resume)
+    return config
 
 
 def start_run(server: ServerFolder, app_folder: Path, config: RunConfig) -> str:
     """Send the app to the server and start it; returns the run's number.
 
     Raises:
-        ConfigError: the folder holds no app; nothing was started. FederationError: the server can't be reached.
+        ConfigError: the folder holds no app, or the run's folder is another run's; nothing was started.
+        FederationError: the server can't be reached.
     """
     server.connect()
     output = server.work / config.federation.output_dir
+    check_own(output, resume=config.federation.resume)
     (output / "status.json").unlink(missing_ok=True)
     make_private(server.work)
     with staged_app(app_folder) as staged, settings_file(config) as settings:

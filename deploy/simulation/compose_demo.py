@@ -20,7 +20,7 @@ from common.errors import FedHypeVAEError
 from deploy.coordinator.folder import ServerFolder
 from deploy.coordinator.provision import FederationPlan, provision
 from deploy.coordinator.registry import list_sites, register
-from deploy.coordinator.run import follow, start_run
+from deploy.coordinator.run import follow, in_own_folder, start_run
 from deploy.machine.app_package import build_package, digest_of
 from deploy.settings import run_config
 from deploy.site.folder import SiteFolder
@@ -88,6 +88,7 @@ def run(server: ServerFolder, app: Path, num_sites: int, config: RunConfig) -> P
             missing = ", ".join(sorted(set(names) - online))
             raise FedHypeVAEError(f"not online after {ONLINE_S:g} s: {missing}; see `docker compose logs`")
         time.sleep(2.0)
+    config = in_own_folder(server, config)
     run_id = start_run(server, app, config)
     return follow(server, run_id, config, lambda line: print(line, flush=True))
 

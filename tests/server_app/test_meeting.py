@@ -80,13 +80,13 @@ def test_fewer_sites_than_asked_for_is_one_clear_line(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_setting_ends_with_code_2_and_nothing_written(
-    tmp_path: Path, settings: dict[str, Any], words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], words: str
 ) -> None:
     federation = Federation.create(tmp_path, num_sites=2)
     with pytest.raises(SystemExit) as stopped:
         federation.run(**settings)
     assert stopped.value.code == 2
-    assert words in federation.status()["error"]
+    assert words in capsys.readouterr().out
     assert not (federation.output / "summary.json").exists()
     assert not federation.traffic or not federation.sent(kind="train")
 

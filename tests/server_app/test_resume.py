@@ -70,6 +70,7 @@ def test_site_killed_between_charge_and_release_pays_with_a_spare_round(
 def test_resume_refuses_other_settings(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, num_sites=2)
     federation.run(num_rounds=2)
+    federation.interrupt()
     with pytest.raises(SystemExit) as stopped:
         federation.run(num_rounds=2, epsilon=2.0, resume=True, run_id=2)
     assert stopped.value.code == 2
@@ -88,6 +89,7 @@ def test_resume_from_a_checkpoint_of_another_version_is_one_clear_line(tmp_path:
     """As when parameters still travelled in few bits: the file also held what the sites had."""
     federation = Federation.create(tmp_path, 1)
     federation.run(num_rounds=1)
+    federation.interrupt()
     path = federation.output / "checkpoint.safetensors"
     with safe_open(path, framework="pt") as file:
         notes = file.metadata()
@@ -103,6 +105,7 @@ def test_resume_from_a_checkpoint_that_contradicts_itself_is_one_clear_line(
 ) -> None:
     federation = Federation.create(tmp_path, 1)
     federation.run(num_rounds=1)
+    federation.interrupt()
     path = federation.output / "checkpoint.safetensors"
     with safe_open(path, framework="pt") as file:
         notes = json.loads(file.metadata()["notes"])
@@ -111,3 +114,33 @@ def test_resume_from_a_checkpoint_that_contradicts_itself_is_one_clear_line(
     with pytest.raises(SystemExit):
         federation.run(num_rounds=1, resume=True)
     assert "it is damaged" in federation.status()["error"]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"resume": True}, {"epsilon": 0.0}], ids=["again", "resumed", "refused"])
+def test_nothing_is_written_to_a_completed_runs_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]
+) -> None:
+    federation = Federation.create(tmp_path, num_sites=2)
+    federation.run(num_rounds=1)
+    before = files_of(federation.output)
+    charged = [site.entries() for site in federation.sites]
+    with pytest.raises(SystemExit) as stopped:
+        federation.run(num_rounds=1, output_dir=federation.folder, run_id=2, **settings)
+    assert stopped.value.code == 2
+    assert files_of(federation.output) == before
+    assert [site.entries() for site in federation.sites] == charged
+    said = capsys.readouterr().out
+    assert "epsilon" in said if "epsilon" in settings else "complete" in said
+
+
+def test_a_run_that_met_no_site_leaves_its_folder_free(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, num_sites=1)
+    federation.absent.add(federation.sites[0].node)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1, round_timeout=0.2)
+    federation.absent.clear()
+    assert federation.run(num_rounds=1, output_dir=federation.folder)["status"] == "completed"

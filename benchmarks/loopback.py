@@ -99,16 +99,13 @@ def _nodes(
 
 def simulated_rounds(work: Path, sites: int, rounds: int) -> dict[str, Any]:
     """Seconds a round of both apps in Flower's simulation engine on Ray, one core a site."""
-    from deploy.simulation.simulate import end_daemons, local_superlinks
+    from deploy.simulation.superlink import own_superlink
 
     floor, environment = _prepare(work, sites)
-    before = local_superlinks()
-    try:
-        federation = f"num-supernodes={sites} client-resources-num-cpus=1"
-        more = ["--federation-config", federation]
+    with own_superlink(work) as own:
+        more = ["--federation-config", f"num-supernodes={sites} client-resources-num-cpus=1"]
+        environment["FLWR_HOME"] = own["FLWR_HOME"]
         _flwr_run(floor, "local", environment, work, {"rounds": rounds, "sites": sites}, more)
-    finally:
-        end_daemons(local_superlinks() - before)
     ours = engine(sites, rounds, work)
     return _compare(json.loads((work / "floor.json").read_text()), ours["seconds_each"])
 

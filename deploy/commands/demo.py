@@ -25,15 +25,18 @@ def demo(
 
     Example: fedhypevae demo --rounds 20 --epsilon 1 --set latent-dim=8
     """
+    from common.methods import get_method
     from deploy.settings import run_config
-    from deploy.simulation.demonstration import check_resume, clear_output, present
+    from deploy.simulation.demonstration import alone_in, check_resume, clear_output, present
     from deploy.simulation.simulate import simulate
 
     config = run_config(setting, "demo", num_rounds=rounds, epsilon=epsilon, alpha=alpha, resume=resume or None)
     work_folder = Path(os.environ.get("FEDHYPEVAE_HOME") or Path.cwd()).resolve()
     output = work_folder / config.federation.output_dir
     check_resume(config, output)
-    if not config.federation.resume:
-        clear_output(output)
-    simulate(config, work_folder=work_folder, app_folder=Path(__file__).resolve().parents[2], verbose=verbose)
-    present(output, work_folder)
+    get_method(config.method).plan(config)  # what no run can have is refused before an earlier one is removed
+    with alone_in(output):
+        if not config.federation.resume:
+            clear_output(output)
+        simulate(config, work_folder=work_folder, app_folder=Path(__file__).resolve().parents[2], verbose=verbose)
+        present(output, work_folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config.run import RunConfig
+from common.durable import lock_file
 from common.errors import ConfigError
 from deploy.console import console
 
@@ -36,6 +38,16 @@ def check_resume(config: RunConfig, output: Path) -> None:
     checkpoint = output / "checkpoint.safetensors"
     if config.federation.resume and not checkpoint.is_file():
         raise ConfigError(f"no checkpoint at {checkpoint}: leave --resume out to start a new run")
+
+
+@contextmanager
+def alone_in(output: Path) -> Iterator[None]:
+    """Hold a run's folder until the end (ConfigError: another demonstration does)."""
+    try:
+        with lock_file(output.with_name(f".{output.name}.lock"), timeout_s=0.0):
+            yield
+    except TimeoutError:
+        raise ConfigError(f"another demonstration runs in {output}: wait for it, or set another output-dir") from None
 
 
 def clear_output(output: Path) -> None:

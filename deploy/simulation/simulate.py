@@ -1,19 +1,15 @@
 """A federation on this machine: `flwr run` with Flower's simulation engine, watched until it is really done.
 
-`flwr run --stream` exits 0 when the ServerApp crashes, and leaves a SuperLink daemon behind. So the run's own status is
-asked for afterwards, and the daemon that this command started is ended by its process id.
+`flwr run --stream` exits 0 when the ServerApp crashes: so the run's own status is asked for afterwards.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from common.config.run import RunConfig
@@ -21,13 +17,12 @@ from common.errors import ConfigError, FedHypeVAEError
 from common.texts import object_or_empty
 from deploy.console import say
 from deploy.machine.app_package import staged_app
-from deploy.machine.environment import flower_environment, tool
+from deploy.machine.environment import tool
 from deploy.settings import settings_file
+from deploy.simulation.superlink import own_superlink
+from server_app.checkpoint import check_own
 
-_DAEMON_PORT = os.environ.get("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091")  # Flower's own name and default
 _SETTLE_S = 60.0
-# Flower gives its daemon 15 seconds to start, which a busy machine or a cold disk takes for its imports alone
-_SLOW_START, _STARTS = "Failed to start local SuperLink within", 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(
     r"^(INFO|WARNING|DEBUG) *:|^\d\d/\d\d/\d{4} |FutureWarning|^warnings.warn|pid=\d+|SuperLink"
@@ -56,30 +51,25 @@ def simulate(
         The run's output folder, which holds a summary.json of a completed run.
 
     Raises:
-        ConfigError: the pool can't be divided so; nothing was started. DataError: images or cache are damaged.
-        FedHypeVAEError: the run failed; its own line says why.
+        ConfigError: the folder is another run's, or the pool can't be divided so; nothing was started.
+        DataError: images or cache are damaged. FedHypeVAEError: the run failed; its own line says why.
     """
     from embeddings.simulation.simulated import open_pool
 
-    open_pool(work_folder, config.federation)  # embedded once, here: every simulated site would wait for it
     output = work_folder / config.federation.output_dir
+    check_own(output, resume=config.federation.resume)
+    open_pool(work_folder, config.federation)  # embedded once, here: every simulated site would wait for it
     (output / "status.json").unlink(missing_ok=True)
-    environment = flower_environment(work_folder)
     federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"
     options = ["local", "--stream", "--federation-config", federation]
-    before = local_superlinks()
-    try:
-        with staged_app(app_folder) as staged, settings_file(config) as settings:
-            command = [tool("flwr"), "run", str(staged), *options, "--run-config", str(settings)]
-            for tries_left in range(_STARTS, 0, -1):
-                code, tail = _watched(command, environment, work_folder, verbose)
-                if not any(_SLOW_START in line for line in tail) or tries_left == 1:
-                    break
-                print("this machine is busy: Flower's SuperLink did not start within 15 s; trying again", flush=True)
-                end_daemons(local_superlinks() - before)
+    with (
+        own_superlink(work_folder) as environment,
+        staged_app(app_folder) as staged,
+        settings_file(config) as settings,
+    ):
+        command = [tool("flwr"), "run", str(staged), *options, "--run-config", str(settings)]
+        code, tail = _watched(command, environment, work_folder, verbose)
         return _outcome(output, code, tail, environment, work_folder)
-    finally:
-        end_daemons(local_superlinks() - before)
 
 
 def _watched(
@@ -91,19 +81,6 @@ def _watched(
     )
     tail = show_lines(process.stdout or (), verbose)
     return process.wait(), tail
-
-
-def end_daemons(pids: Iterable[int]) -> None:
-    """End processes by id: politely first, then for good."""
-    left = set(pids)
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        for pid in left:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, sign)
-        end = time.monotonic() + 10
-        while left and time.monotonic() < end:
-            left = {pid for pid in left if _alive(pid)}
-            time.sleep(0.1)
 
 
 def show_lines(lines: Iterable[str], verbose: bool) -> list[str]:
@@ -149,21 +126,3 @@ def _flower_status(environment: Mapping[str, str], work_folder: Path) -> str:
         if status.startswith("finished") or time.monotonic() >= end:
             return status
         time.sleep(1.0)
-
-
-def local_superlinks() -> set[int]:
-    """Process ids of local SuperLinks and of what they started."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if any(b"flower-superlink" in word for word in words) and any(_DAEMON_PORT.encode() in w for w in words):
-                found.add(int(folder.name))
-    return found
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

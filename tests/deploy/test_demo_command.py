@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import ConfigError
 from deploy.simulation.demonstration import clear_output, why_no_scores
-from deploy.simulation.simulate import end_daemons, show_lines
+from deploy.simulation.simulate import show_lines
 
 TOOL = Path(sys.executable).parent / "fedhypevae"
 
@@ -58,12 +58,6 @@ def test_show_lines_keeps_the_runs_own_words(capsys: pytest.CaptureFixture[str])
     tail = show_lines(lines, verbose=False)
     assert capsys.readouterr().out == "round 1/2   sites 4/4\n"
     assert len(tail) == 4
-
-
-def test_end_daemons_ends_processes_by_id() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    end_daemons([process.pid])
-    assert process.wait(timeout=5) != 0
 
 
 def test_the_reason_for_no_scores_is_the_one_that_holds() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,7 @@ from common.config.presets import resolve
 from common.errors import ConfigError
 from common.methods import get_method, method_names
 from deploy.machine.app_package import staged_app
-from deploy.machine.environment import flower_environment, tool
-from deploy.simulation.simulate import end_daemons, local_superlinks, simulate
+from deploy.simulation.simulate import simulate
 from embeddings.store.writing import write_store
 from tests.harness import make_set
 from tests.integration import every_method_app
@@ -30,17 +27,9 @@ pytestmark = [pytest.mark.simulation, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A work folder, and one SuperLink for all runs in it: `simulate` ends only what it started itself."""
-    folder = tmp_path_factory.mktemp("work")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ.setdefault("FEDHYPEVAE_CACHE", CACHE)
-    before = local_superlinks()
-    command = [tool("flwr"), "ls", "local", "--format", "json"]
-    try:
-        subprocess.run(command, env=flower_environment(folder), cwd=folder, capture_output=True, check=False)
-        yield folder
-    finally:
-        end_daemons(local_superlinks() - before)
+    return tmp_path_factory.mktemp("work")
 
 
 def run(work: Path, name: str, settings: dict[str, Any], app_folder: Path = ROOT) -> Path:

@@ -1,4 +1,4 @@
-"""Gaussian kernels, MMD^2 between sets (Eq. 6), and random Fourier features of the same kernel.
+"""Gaussian kernels (Eq. 6), and random Fourier features of the same kernel.
 
 Bandwidths are public constants: the median of raw distances would be an uncharged release.
 """
@@ -19,23 +19,6 @@ def gaussian_kernel(left: Tensor, right: Tensor, bandwidths: Sequence[float]) ->
     )
     kernels = [torch.exp(squared / (-2.0 * width * width)) for width in bandwidths]
     return torch.stack(kernels).mean(0)
-
-
-def mmd2(left: Tensor, right: Tensor, bandwidths: Sequence[float]) -> Tensor:
-    """Squared maximum mean discrepancy, biased V-statistic with a multi-bandwidth Gaussian kernel.
-
-    Args:
-        left: (n, d).
-        right: (m, d).
-        bandwidths: public constants, in units of the embeddings.
-
-    Returns:
-        A scalar >= 0 up to rounding.
-
-    Source: Eq. 6 of the paper; Gretton et al. (2012), Eq. 5 with i = j kept.
-    """
-    within = gaussian_kernel(left, left, bandwidths).mean() + gaussian_kernel(right, right, bandwidths).mean()
-    return within - 2.0 * gaussian_kernel(left, right, bandwidths).mean()
 
 
 def fourier_frequencies(dim: int, count: int, bandwidths: Sequence[float], seed: int) -> Tensor:

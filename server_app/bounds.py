@@ -31,7 +31,7 @@ def largest_norm(context: RunContext, method: Method, state: ServerState, indice
     plan, privacy, training = context.plan, context.config.privacy, context.config.training
     if not method.private or not method.uploads_sums or plan.training_noise is None:
         return LARGEST_PARAMETERS
-    if training.mmd_weight > 0 or training.lipschitz_penalty > 0:
+    if training.mmd != "off" or training.lipschitz_penalty > 0:
         return LARGEST_PARAMETERS
     statistics = state.statistics
     units = context.config.federation.public_total if statistics is None else statistics.total

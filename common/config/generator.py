@@ -80,14 +80,12 @@ class TrainingConfig(Concern):
     lipschitz_bound: Positive = 1.0
     lipschitz_penalty: Weight = 0.0
     mmd: Literal["off", "released", "per-example"] = "off"
-    mmd_weight: Weight = 0.0
+    mmd_weight: Positive = 0.03  # as large as a clipped gradient; at 1 it drowns all else
     sleep_steps: int = Field(5, ge=0, le=1000)
     encoder_rate: Positive = 2e-3
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.mmd == "off" and self.mmd_weight > 0:
-            raise ValueError("mmd-weight is above 0 while mmd is off: set mmd to released or per-example")
         if self.discriminative_weight == 0 and self.elbo_weight == 0:
             raise ValueError("discriminative-weight and elbo-weight are both 0: nothing would be trained")
         return self
@@ -104,8 +102,7 @@ class SynthesisConfig(Concern):
 
     synthetic_rows: int = Field(50_000, ge=1, le=10_000_000)
     num_codes: int = Field(1, ge=1, le=64)
-    mixture: Literal["samples", "parameters"] = "samples"
-    latent_law: Literal["prior", "standard"] = "prior"
+    printed_rows: bool = False
     balance: Literal["uniform", "dp-counts"] = "uniform"
     prototypes: bool = True
     covariance_weight: Weight = 0.0

@@ -44,12 +44,10 @@ PRESETS: Mapping[str, Mapping[str, Scalar]] = {
         "discriminative-weight": 0.0,
         "momentum": 0.0,  # Eq. 10 is a plain step
         "averaging-fraction": 0.0,
-        "mmd": "per-example",  # Eq. 6; at weight 1 it drowns all else
-        "mmd-weight": 0.03,
+        "mmd": "per-example",  # Eq. 6
         "lipschitz-penalty": 0.1,  # Eq. 5
         "covariance-weight": 1.0,  # Eq. 11
-        "latent-law": "standard",  # Eq. 12
-        "mixture": "parameters",  # Eq. 13
+        "printed-rows": True,  # Eqs. 12 and 13
         "num-codes": 4,
     },
 }

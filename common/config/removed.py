@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _UNIT = "every embedding is scaled to unit length, always"
 _FILLED = 'set prototypes = false for the decoder\'s own rows; "true" fills rows up and shows 2 % of them bare'
+_PRINTED = "printed-rows draws rows by Eqs. 12 and 13 as printed"
 
 REMOVED = {
     "cache-dir": "the environment variable FEDHYPEVAE_CACHE names the cache of the demonstration's embeddings",
@@ -22,6 +23,8 @@ REMOVED = {
     "prototype-spread": _FILLED,
     "mmd-features": "64 random features are a constant of common/generator",
     "mmd-bandwidths": "the kernels' bandwidths 0.5, 1 and 2 are a constant of common/generator",
+    "mixture": _PRINTED,
+    "latent-law": _PRINTED,
     "wire-bits": "numbers travel as they are, in 32 bits",
 }
 """Removed key -> what holds now, or what to set in its place."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -151,24 +150,6 @@ def generate(shape: GeneratorShape, params: Tensors, code: Tensor | None) -> Gen
         return Generated(layers, empty, empty)
     one_hot = torch.eye(shape.num_classes, dtype=params["class_bias.weight"].dtype)
     return Generated(layers, *class_prior(layers, one_hot))  # Eq. (2)
-
-
-def mix_generated(parts: Sequence[Generated], weights: Tensor) -> Generated:
-    """Eq. 13 as printed: the average of generated parameters, by mixture weights (k,). This is not a mixture of laws.
-
-    Row scales and shifts are linear in the features, so averaging the features averages them.
-    """
-
-    def average(values: list[Tensor]) -> Tensor:
-        return torch.einsum("k,k...->...", weights, torch.stack(values))
-
-    # Eq. (13)
-    features = [part.layers.features for part in parts if part.layers.features is not None]
-    return Generated(
-        PlainLayers(parts[0].layers.params, features=average(features) if features else None),
-        average([part.prior_mean for part in parts]),
-        average([part.prior_log_scale for part in parts]),
-    )
 
 
 def decode(shape: GeneratorShape, layers: Layers, latent: Tensor, one_hot: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def fit_meta_codes(
     for _ in range(steps):
         fitted = {name: value.detach().requires_grad_() for name, value in fitted.items()}
         weights = torch.softmax(fitted["logits"], 0)
-        means, factors = _mixture_moments(shape, params, fitted["codes"], weights, normals)
+        means, factors = _moments(shape, params, fitted["codes"], weights, normals)
         # Eq. (11), minimised
         loss = moment_loss(
             means, factors, shape.observation_variance, targets, statistics.covariance, covariance_weight
@@ -144,18 +144,16 @@ def fit_meta_codes(
     return MetaCodes(fitted["codes"].detach(), torch.softmax(fitted["logits"].detach(), 0))
 
 
-def _mixture_moments(
+def _moments(
     shape: GeneratorShape, params: Tensors, codes: Tensor, weights: Tensor, normals: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Moments of the mixture over codes: within-code covariances plus the spread of the codes' means."""
+    """Generated moments over all codes: see `generated_moments`."""
     parts = [generated_moments(shape, generate(shape, params, code), normals) for code in codes]
-    means = torch.stack([mean for mean, _ in parts])
-    mixed = torch.einsum("k,kcd->cd", weights, means)
-    columns = [torch.sqrt(weight) * factor for weight, (_, factor) in zip(weights, parts, strict=True)]
-    if len(parts) > 1:
-        spread = torch.sqrt(weights)[:, None, None] * (means - mixed)
-        columns.append(spread.permute(1, 2, 0))
-    return mixed, torch.cat(columns, -1)
+    if len(parts) == 1:
+        return parts[0]
+    from common.generator.code_mixture import mixed_moments
+
+    return mixed_moments(parts, weights)
 
 
 def mixture_means(shape: GeneratorShape, params: Tensors, meta: MetaCodes) -> Tensor:
@@ -163,4 +161,4 @@ def mixture_means(shape: GeneratorShape, params: Tensors, meta: MetaCodes) -> Te
     # public, and the same on every machine: of the Monte Carlo means of a decoder with hidden layers
     key, rows = row_numbers.row_key("moments", 0), np.arange(_MOMENT_DRAWS)
     drawn = row_numbers.normals(row_numbers.row_words(key, rows, shape.model.latent_dim, 0))
-    return _mixture_moments(shape, params, meta.codes, meta.weights, drawn.to(meta.codes.dtype))[0]
+    return _moments(shape, params, meta.codes, meta.weights, drawn.to(meta.codes.dtype))[0]

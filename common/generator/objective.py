@@ -13,49 +13,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.config.generator import MMD_BANDWIDTHS, TrainingConfig
-from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood, sample_given_labels
+from common.config.generator import TrainingConfig
+from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood
 from common.generator.hypernetwork import (
     GeneratorShape,
     class_prior,
     class_scores,
     decode,
-    generate,
-    hypernetwork_heads,
 )
 from common.generator.layers import Layers, PlainLayers, Tensors
 from common.generator.tape import Tape
-from common.kernels import fourier_features, gaussian_kernel
 from common.privacy.factors import GradientFactors
 from common.privacy.noise import NoiseSource
 from common.records import UnitBatch
 
+if TYPE_CHECKING:
+    from common.generator.mmd import FeatureTarget
+
 # Numbers in one layer's output over a tile of units: 2 MiB, which stays in a core's cache between two operations.
 _TILE = 2**19
-
-
-@dataclass(frozen=True)
-class FeatureTarget:
-    """Released random Fourier features of the embeddings: what the `released` MMD compares with.
-
-    Attributes:
-        frequencies: (D / 2, d_x), public.
-        class_means: (K, D), noised mean features a class.
-        class_weights: (K,), noised shares of the classes; they sum to 1.
-        centre: (d_x,), which the generator's rows lie around, and the features' embeddings do not.
-    """
-
-    frequencies: Tensor
-    class_means: Tensor
-    class_weights: Tensor
-    centre: Tensor
 
 
 def record_factors(
@@ -135,8 +118,8 @@ def record_losses(
     """
     one_hot = functional.one_hot(labels, shape.num_classes).to(embeddings.dtype)
     losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
+    normals = partial(_normals, source=source)
     if training.elbo_weight > 0:
-        normals = partial(_normals, source=source)
         bounds = elbo(shape, tape, encoder, embeddings, one_hot, normals, training.kl_weight)
         # Eq. (7), the part that reads records: here, and the two terms below
         losses = losses - training.elbo_weight / shape.dim * (bounds * mask).sum(1)
@@ -145,8 +128,10 @@ def record_losses(
         scores = scores if class_offsets is None else scores + class_offsets
         entropy = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
         losses = losses + training.discriminative_weight * (entropy.view_as(mask) * mask).sum(1)
-    if training.mmd == "per-example" and training.mmd_weight > 0:
-        cross = _mmd_cross_term(shape, training, tape, embeddings, one_hot, source)
+    if training.mmd == "per-example":
+        from common.generator.mmd import cross_term
+
+        cross = cross_term(shape, tape, embeddings, source, normals)
         losses = losses + training.mmd_weight * (cross * mask).sum(1)
     return losses
 
@@ -183,29 +168,6 @@ def elbo(
     return likelihood - kl_weight * divergence  # Eq. (1)
 
 
-def _mmd_cross_term(
-    shape: GeneratorShape,
-    training: TrainingConfig,
-    tape: Tape,
-    embeddings: Tensor,
-    one_hot: Tensor,
-    source: NoiseSource,
-) -> Tensor:
-    """-2 k(x, x̂) with one synthetic row x̂ a record, drawn with a label from a public law (Eq. 6): (U, R)."""
-    units, rows = embeddings.shape[:2]
-    uniform = torch.as_tensor(source.uniform(units * rows), device=embeddings.device).view(units, rows)
-    drawn = (uniform * shape.num_classes).long().clamp(0, shape.num_classes - 1)
-    synthetic_labels = functional.one_hot(drawn, shape.num_classes).to(one_hot)
-    latent = embeddings.new_zeros(units, rows, 0)
-    if shape.model.latent_dim:
-        mean, log_scale = class_prior(tape, synthetic_labels)
-        latent = mean + torch.exp(log_scale) * _normals(mean, source)
-    synthetic = decode(shape, tape, latent, synthetic_labels)
-    synthetic = synthetic + shape.observation_variance**0.5 * _normals(embeddings, source)
-    kernel = gaussian_kernel(embeddings[:, :, None, :], synthetic[:, :, None, :], MMD_BANDWIDTHS)
-    return -2.0 * kernel[:, :, 0, 0]  # Eq. (6), the third sum
-
-
 def _normals(like: Tensor, source: NoiseSource) -> Tensor:
     """Secret standard normals in the shape, type and place of `like`."""
     return torch.from_numpy(source.gaussian(tuple(like.shape), 1.0)).to(like)
@@ -218,7 +180,6 @@ def data_free_loss(
     code: Tensor | None,
     target: FeatureTarget | None,
     generator: torch.Generator,
-    samples_per_class: int = 16,
 ) -> Tensor:
     """Terms of the objective that read no record: MMD against a release, Lipschitz penalty, code norm (Eqs. 5-7).
 
@@ -227,38 +188,23 @@ def data_free_loss(
         training: weights of the terms.
         params: Φ; may require gradients.
         code: the site's code; may require gradients.
-        target: released features, needed for `mmd = "released"`.
+        target: released features, for `mmd = "released"`; else None.
         generator: draws the synthetic rows.
-        samples_per_class: synthetic rows a class.
 
     Returns:
         A scalar. Its gradient costs no privacy: post-processing of released values.
     """
     loss = torch.zeros(())
-    if training.mmd_weight > 0:
-        labels = torch.arange(shape.num_classes).repeat_interleave(samples_per_class)
-        one_hot = functional.one_hot(labels, shape.num_classes).float()
-        _, synthetic = sample_given_labels(shape, generate(shape, params, code), one_hot, generator)
-        if training.mmd == "released" and target is not None:
-            features = fourier_features(synthetic + target.centre, target.frequencies)
-            means = features.view(shape.num_classes, samples_per_class, -1).mean(1)
-            gaps = (means - target.class_means).square().sum(1)
-            # Eq. (6), against a release
-            loss = loss + training.mmd_weight * (target.class_weights * gaps).sum()
-        elif training.mmd == "per-example":
-            within = gaussian_kernel(synthetic, synthetic, MMD_BANDWIDTHS).mean()
-            loss = loss + training.mmd_weight * within  # Eq. (6), the sum over synthetic rows
+    if training.mmd == "per-example" or target is not None:
+        from common.generator.mmd import data_free_term
+
+        loss = loss + training.mmd_weight * data_free_term(shape, params, code, target, generator)
     if training.lipschitz_penalty > 0:
+        from common.generator.lipschitz import lipschitz_penalty
+
         # Eq. (5), the hypernetwork's part; the code's stands below
         loss = loss + training.lipschitz_penalty * lipschitz_penalty(params, training.lipschitz_bound)
     if code is not None and code.numel() > 0 and training.code_penalty > 0:
         # Eq. (5), the code's part
         loss = loss + training.code_penalty * code.square().sum()
     return loss
-
-
-def lipschitz_penalty(params: Tensors, bound: float) -> Tensor:
-    """R_Lip = sum over the hypernetwork's heads of max(0, |W|_2 - bound)^2 (Eq. 5); a scalar, touches no data."""
-    norms = [torch.linalg.matrix_norm(params[name], ord=2) for name in hypernetwork_heads(params)]
-    # Eq. (5), the norms beyond the bound
-    return torch.stack(norms).sub(bound).clamp(min=0).square().sum() if norms else torch.zeros(())

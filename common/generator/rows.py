@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from common.evaluation.heads import LinearHead
-from common.generator.hypernetwork import Generated, GeneratorShape, decode, generate, mix_generated, score_head
+from common.generator.hypernetwork import Generated, GeneratorShape, decode, generate, score_head
 from common.generator.layers import Tensors
 from common.generator.meta_code import MetaCodes, mixture_means
 from common.generator.row_law import Middle, RowLaw
@@ -32,16 +31,15 @@ class RowSettings:
     """How rows are drawn from a generator.
 
     Attributes:
-        mixture: "samples" draws a code for each row; "parameters" averages generated parameters as Eq. 13 prints.
-        latent_law: "prior" draws z from the generated prior as Eq. 11 means; "standard" from N(0, I) as Eq. 12 prints.
+        printed: as Eqs. 12-13 print: one generator of averaged parameters, z from N(0, I). Else each row has a code of
+            its own, and z is drawn from the generated prior, as Eq. 11 means.
         unit_rows: whether embeddings have unit length and so should rows: the noise then has what a row's mean leaves
             of it, in expectation. Else it has the decoder's variance.
         prototype_share: that share of the rows is the prototype of the wanted class itself, without noise.
         prototype_spread: that share of the prototypes is drawn around itself as the latent spreads its class.
     """
 
-    mixture: Literal["samples", "parameters"] = "samples"
-    latent_law: Literal["prior", "standard"] = "prior"
+    printed: bool = False
     unit_rows: bool = False
     prototype_share: float = 0.0
     prototype_spread: float = 0.0
@@ -75,8 +73,10 @@ def generator_law(
     exact = {name: value.double() for name, value in params.items()}
     codes = MetaCodes(meta.codes.double(), meta.weights.double())
     parts = [generate(shape, exact, code) for code in codes.codes]
-    if settings.mixture == "parameters" and len(parts) > 1:
-        parts = [mix_generated(parts, codes.weights)]
+    if settings.printed:
+        from common.generator.printed_rows import as_printed
+
+        parts = [as_printed(parts, codes.weights)]
     origin = centre.double()
     shown = prototypes if settings.prototype_share > 0 else None
     spreads = shown is not None and settings.prototype_spread > 0 and shape.model.latent_dim > 0
@@ -84,7 +84,7 @@ def generator_law(
         shape,
         settings,
         parts,
-        torch.cumsum(codes.weights, 0),
+        codes.weights,
         origin,
         None if placement is None else placement.double(),
         None if shown is None else shown.double(),
@@ -100,7 +100,7 @@ class _GeneratorRows:
     shape: GeneratorShape
     settings: RowSettings
     parts: Sequence[Generated]
-    shares: Tensor
+    weights: Tensor
     centre: Tensor
     placement: Tensor | None
     prototypes: Tensor | None
@@ -110,9 +110,9 @@ class _GeneratorRows:
         """Rows without their noise: see `RowLaw`."""
         part = torch.zeros_like(labels)
         if len(self.parts) > 1:
-            # Eq. (13), a code for each row
-            part = torch.searchsorted(self.shares, uniforms[:, _CODE].contiguous(), right=True)
-            part = part.clamp(max=len(self.parts) - 1)
+            from common.generator.code_mixture import choose_codes
+
+            part = choose_codes(self.weights, uniforms[:, _CODE])
         decoded = self._decoded(labels, part, normals)
         values = decoded
         if self.placement is not None:
@@ -134,11 +134,9 @@ class _GeneratorRows:
         decoded = torch.empty(len(labels), self.shape.dim, dtype=torch.float64)
         for index, generated in enumerate(self.parts):
             rows = torch.nonzero(part == index)[:, 0] if len(self.parts) > 1 else slice(None)
-            latent = normals[rows]  # Eq. (12) as printed; the next lines are what Eq. 11 means by it
-            if self.settings.latent_law == "prior" and self.shape.model.latent_dim > 0:
-                scale = torch.exp(generated.prior_log_scale)
-                latent = generated.prior_mean[labels[rows]] + scale[labels[rows]] * latent
-            # Eq. (12), the decoded row
+            scale = torch.exp(generated.prior_log_scale)
+            latent = generated.prior_mean[labels[rows]] + scale[labels[rows]] * normals[rows]
+            # Eq. (12), the decoded row, with z of the prior that Eq. 11 is fitted with
             decoded[rows] = decode(self.shape, generated.layers, latent, one_hot[rows])
         return decoded
 

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from common.kernels import fourier_features, fourier_frequencies, gaussian_kernel, mmd2
+from common.kernels import fourier_features, fourier_frequencies, gaussian_kernel
+from tests.kernel_cases import mmd2
 
 
 def _points(count: int, seed: int) -> torch.Tensor:

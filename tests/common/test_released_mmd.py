@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from common.config.run import RunConfig
-from common.generator.objective import data_free_loss
+from common.generator.mmd import data_free_term, public_frequencies, unpack_target
 from common.methods.base import PrivacyPlan, Problem, RunContext
+from common.methods.constants import CENTRE, TARGET
 from common.methods.fedhypevae.rates import generator_shape
 from common.methods.fedhypevae.server import METHOD
-from common.methods.fedhypevae.site import released_target
 from common.privacy.combined import combine_statistics
 from common.privacy.noise import TestNoise
 from common.privacy.statistics import release_statistics
@@ -28,11 +28,11 @@ def test_released_mmd_is_least_where_the_generator_is_right() -> None:
     assert spec is not None
     released = combine_statistics(spec, [release_statistics(spec, batch, 0.0, TestNoise(0))], 0.0)
     state, shape = METHOD.prepare(context, METHOD.init(context), released), generator_shape(context)
-    target = released_target(context, state.params)
+    target = unpack_target(state.params[TARGET], public_frequencies(4, config.federation.seed), state.params[CENTRE])
 
     def loss(shift: float) -> float:
         moved = {**state.params, f"{shape.output_layer}.base_bias": shift * released.centre}
-        return float(data_free_loss(shape, config.training, moved, None, target, torch.Generator().manual_seed(1), 400))
+        return float(data_free_term(shape, moved, None, target, torch.Generator().manual_seed(1), 400))
 
     losses = {shift: loss(shift) for shift in (-0.5, 0.0, 0.5, 1.0)}
     assert min(losses, key=lambda shift: losses[shift]) == 0.0

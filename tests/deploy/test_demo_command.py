@@ -22,7 +22,7 @@ TOOL = Path(sys.executable).parent / "fedhypevae"
         (["--epsilon", "0"], "epsilon"),
         (["--rounds", "-3"], "num-rounds"),
         (["--set", "latent-dimm=3"], "did you mean latent-dim"),
-        (["--set", "mmd-weight=1"], "mmd"),
+        (["--set", "mmd-weight=0"], "mmd"),
         (["--set", "nonsense"], "KEY=VALUE"),
         (["--set", "min-sites=9"], "min-sites"),
         (["--resume"], "no checkpoint"),

@@ -41,8 +41,8 @@ DIM = 12
 KINDS: dict[str, dict[str, Any]] = {
     "generator": {},
     "plain": {"prototypes": False},
-    "mixture": {"num-codes": 3, "latent-law": "standard", "balance": "dp-counts"},
-    "mixed parameters": {"num-codes": 2, "mixture": "parameters", "hidden-widths": "5"},
+    "mixture": {"num-codes": 3, "balance": "dp-counts"},
+    "mixed parameters": {"num-codes": 2, "printed-rows": True, "hidden-widths": "5"},
     "gauss": {"method": "dp_gauss"},
     "cvae": {"method": "dp_cvae", "cvae-width": 4, "noise-dim": 2},
     "cgan": {"method": "dp_cgan", "gan-width": 4, "noise-dim": 2},
@@ -432,7 +432,7 @@ def test_generator_that_is_not_finite_is_refused_in_words(tmp_path: Path) -> Non
         draw_published(bundle.context, replace(bundle.artifact, tensors=tensors))
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"latent-law": "standard"}, {"synthetic-rows": 80}])
+@pytest.mark.parametrize("change", [{"seed": 5}, {"printed-rows": True}, {"synthetic-rows": 80}])
 def test_settings_that_no_site_took_part_in_are_refused(copied: Any, tmp_path: Path, change: dict[str, Any]) -> None:
     """A set that fits its generator, but other settings than the ledgers note: at the gate, and signed by hand."""
     run = load_bundle(copied.run)

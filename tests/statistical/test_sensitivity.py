@@ -22,7 +22,7 @@ from common.generator.hypernetwork import generate
 from common.generator.layers import PlainLayers
 from common.generator.objective import record_losses
 from common.generator.tape import Tape
-from common.kernels import fourier_frequencies, mmd2
+from common.kernels import fourier_frequencies
 from common.privacy.clipping import ClippedSum, clipped_gradient_sum, clipped_vector_sum
 from common.privacy.factors import GradientFactors
 from common.privacy.noise import TestNoise
@@ -30,6 +30,7 @@ from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, statistics_sum
 from common.records import SiteData, UnitBatch
 from tests.common.privacy.clipping_cases import CASES, Case, flat, make_case, product_sum, record_factors
+from tests.kernel_cases import mmd2
 
 UNITS = 6
 Release = Callable[[Case, list[int], float], ClippedSum]

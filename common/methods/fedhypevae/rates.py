@@ -7,9 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from common.config.generator import MMD_BANDWIDTHS, MMD_FEATURES
 from common.generator.hypernetwork import GeneratorShape
-from common.kernels import fourier_frequencies
 from common.methods.base import RunContext, Tensors
 from common.methods.constants import known_total
 from common.privacy.mechanism import planned_noise
@@ -88,8 +86,3 @@ def clip_unit(context: RunContext) -> float:
     """C, or 1 where nothing is clipped: rates act on gradients in units of it."""
     clip = context.config.privacy.clip_norm
     return clip if math.isfinite(clip) else 1.0
-
-
-def public_frequencies(context: RunContext) -> Tensor:
-    """Frequencies of the Fourier features, from the run's public seed: (D / 2, d_x)."""
-    return fourier_frequencies(context.problem.dim, MMD_FEATURES, MMD_BANDWIDTHS, context.config.federation.seed)

@@ -28,7 +28,6 @@ from common.methods.fedhypevae.rates import (
     PRESENCE,
     class_offsets,
     generator_shape,
-    public_frequencies,
     rate_of,
     step_scale,
     trained_names,
@@ -46,7 +45,11 @@ def statistics_spec(context: RunContext) -> StatisticsSpec | None:
     if context.plan.statistics_noise is None:
         return None
     training, problem = context.config.training, context.problem
-    frequencies = public_frequencies(context) if training.mmd == "released" else None
+    frequencies = None
+    if training.mmd == "released":
+        from common.generator.mmd import public_frequencies
+
+        frequencies = public_frequencies(problem.dim, context.config.federation.seed)
     return StatisticsSpec(
         problem.dim,
         problem.num_classes,
@@ -95,9 +98,10 @@ def prepare(context: RunContext, state: ServerState, statistics: ReleasedStatist
     params[CENTRE] = statistics.centre
     if context.config.training.logit_adjustment > 0:
         params[CLASS_OFFSETS] = class_offsets(context, statistics.class_shares)
-    if context.config.training.mmd == "released" and statistics.class_features is not None:
-        shares = statistics.class_counts / statistics.class_counts.sum()
-        params[TARGET] = torch.cat([statistics.class_features, shares[:, None]], 1)
+    if context.config.training.mmd == "released":
+        from common.generator.mmd import pack_target
+
+        params[TARGET] = pack_target(statistics)
     memory = dict(state.memory)
     if weighs_presence(context) and statistics.site_counts is not None and statistics.site_indices is not None:
         noise = statistics.noise_std["class_counts"] / len(statistics.site_counts) ** 0.5
@@ -190,8 +194,7 @@ def law(context: RunContext, artifact: Artifact) -> RowLaw:
     """What synthetic rows are drawn from. Post-processing."""
     synthesis, tensors = context.config.synthesis, artifact.tensors
     settings = RowSettings(
-        mixture=synthesis.mixture,
-        latent_law=synthesis.latent_law,
+        printed=synthesis.printed_rows,
         unit_rows=synthesis.prototypes,
         prototype_share=PROTOTYPE_SHARE if synthesis.prototypes else 0.0,
         prototype_spread=PROTOTYPE_SPREAD if synthesis.prototypes else 0.0,

@@ -11,7 +11,7 @@ from common.bounds import LARGEST_NORM, held_within
 from common.errors import ConfigError
 from common.generator.cvae import sleep
 from common.generator.hypernetwork import project_code
-from common.generator.objective import FeatureTarget, data_free_loss, record_factors
+from common.generator.objective import data_free_loss, record_factors
 from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
 from common.methods.constants import CENTRE, TARGET
 from common.methods.features import normalised
@@ -19,7 +19,6 @@ from common.methods.fedhypevae.rates import (
     CLASS_OFFSETS,
     clip_unit,
     generator_shape,
-    public_frequencies,
     rate_of,
     step_scale,
     trained_names,
@@ -150,16 +149,6 @@ def _noised_sum(
     return {**bare, **noised_sum(widened, context.plan.training_noise, source)}
 
 
-def released_target(context: RunContext, params: Tensors) -> FeatureTarget | None:
-    """What the released MMD compares with, from what the server sent; None where it sent none."""
-    if TARGET not in params:
-        return None
-    packed = params[TARGET]
-    shares = packed[:, -1].clamp(min=0.0)
-    weights = shares / shares.sum().clamp(min=1e-12)
-    return FeatureTarget(public_frequencies(context), packed[:, :-1], weights, params[CENTRE])
-
-
 def _data_free_gradients(
     context: RunContext, params: Tensors, code: Tensor | None, draws: torch.Generator
 ) -> dict[str, Tensor]:
@@ -168,7 +157,12 @@ def _data_free_gradients(
     leaves = {name: params[name].detach().clone().requires_grad_() for name in trained_names(context, params)}
     if code is not None:
         leaves["code"] = code.clone().requires_grad_()
-    target = released_target(context, params)
+    target = None
+    if TARGET in params:
+        from common.generator.mmd import public_frequencies, unpack_target
+
+        frequencies = public_frequencies(shape.dim, context.config.federation.seed)
+        target = unpack_target(params[TARGET], frequencies, params[CENTRE])
     loss = data_free_loss(shape, training, {**params, **leaves}, leaves.get("code"), target, draws)
     if not loss.requires_grad:
         return {}

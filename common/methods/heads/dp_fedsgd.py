@@ -31,7 +31,6 @@ def head_config(config: RunConfig) -> RunConfig:
             "elbo_weight": 0.0,
             "discriminative_weight": 1.0,
             "mmd": "off",
-            "mmd_weight": 0.0,
             "lipschitz_penalty": 0.0,
         }
     )

@@ -29,7 +29,6 @@ from common.errors import ConfigError
         ({"round-timeout": math.inf}, "setting round-timeout: "),
         ({"hidden-widths": "64,x"}, "hidden-widths must be whole numbers"),
         ({"hidden-widths": "64", "latent-dim": 0}, "need a latent"),
-        ({"mmd-weight": 0.1}, "while mmd is off"),
         ({"min-sites": 5}, "lower min-sites"),
         ({"statistics-share": 0.0}, "set public-total"),
         ({"discriminative-weight": 0.0, "elbo-weight": 0.0}, "nothing would be trained"),

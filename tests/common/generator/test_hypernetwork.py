@@ -10,12 +10,12 @@ from common.generator.hypernetwork import (
     hypernetwork_heads,
     init_code,
     init_hypernet_params,
-    mix_generated,
     project_code,
     project_spectral_norms,
 )
 from common.generator.layers import PlainLayers
-from common.generator.objective import lipschitz_penalty
+from common.generator.lipschitz import lipschitz_penalty
+from common.generator.printed_rows import as_printed
 from tests.common.privacy.clipping_cases import make_case
 
 
@@ -44,15 +44,17 @@ def test_generated_priors_depend_on_the_code_and_the_class() -> None:
     assert float(one.prior_log_scale.abs().max()) <= 2.0
 
 
-def test_mix_generated_averages_rows_and_priors_as_eq_13_prints() -> None:
+def test_printed_rows_average_parameters_as_eq_13_prints_and_leave_out_the_priors_as_eq_12() -> None:
     case = make_case()
     codes, weights = (case.code, -2 * case.code), torch.tensor([0.25, 0.75])
     parts = [generate(case.shape, case.params, code) for code in codes]
-    mixed = mix_generated(parts, weights)
+    mixed = as_printed(parts, weights)
     scale = case.params["decoder.0.row_scale"]
     rows = 0.25 * (1 + scale @ codes[0]) + 0.75 * (1 + scale @ codes[1])
     assert torch.allclose(1 + scale @ mixed.layers.features, rows, atol=1e-6)
-    assert torch.allclose(mixed.prior_mean, 0.25 * parts[0].prior_mean + 0.75 * parts[1].prior_mean)
+    assert not mixed.prior_mean.any()
+    assert not mixed.prior_log_scale.any()  # of N(0, I)
+    assert parts[0].prior_mean.any()
 
 
 def test_projections_bound_norms_and_leave_what_is_inside() -> None:

@@ -74,7 +74,7 @@ def test_standard_latents_are_eq_12_as_printed() -> None:
     mean = columns[:, 1] + case.params["decoder.0.base_bias"] + case.params["decoder.0.bias_shift"] @ case.code
     covariance = weight @ weight.T + case.shape.observation_variance * torch.eye(4)
     labels, meta = torch.ones(40_000, dtype=torch.long), MetaCodes(case.code[None], torch.ones(1))
-    draws, _ = generator_rows(case.shape, case.params, meta, labels, 1, latent_law="standard")
+    draws, _ = generator_rows(case.shape, case.params, meta, labels, 1, printed=True)
     size = float(covariance.diagonal().max())
     assert torch.allclose(draws.mean(0), mean, atol=0.05 * size**0.5)
     assert torch.allclose(draws.T.cov(), covariance, atol=0.06 * size)
@@ -88,10 +88,10 @@ def test_samples_mixture_is_a_mixture_and_parameters_mixture_is_not() -> None:
     meta = MetaCodes(torch.tensor([[1.0], [-1.0]]), torch.tensor([0.25, 0.75]))
     labels = torch.zeros(4000, dtype=torch.long)
 
-    def first(mixture: str) -> torch.Tensor:
-        return generator_rows(case.shape, params, meta, labels, mixture=mixture)[0][:, 0]
+    def first(*, printed: bool) -> torch.Tensor:
+        return generator_rows(case.shape, params, meta, labels, printed=printed)[0][:, 0]
 
-    samples, parameters = first("samples"), first("parameters")
+    samples, parameters = first(printed=False), first(printed=True)
     assert abs(float((samples > samples.mean()).float().mean()) - 0.25) < 0.03
     assert float(samples.std()) > 4.0  # two modes ten apart
     assert float(parameters.std()) < 0.1  # one mode between them

@@ -10,19 +10,21 @@ from torch import Tensor
 
 from common.generator.cvae import sample_given_labels
 from common.generator.hypernetwork import generate
-from common.generator.objective import FeatureTarget, data_free_loss
-from common.kernels import fourier_frequencies, mmd2
+from common.generator.mmd import FeatureTarget
+from common.generator.objective import data_free_loss
+from common.kernels import fourier_frequencies
 from tests.common.privacy.clipping_cases import Case, make_case
+from tests.kernel_cases import mmd2
 
 OFF = {"code_penalty": 0.0}
 
 
-def found(case: Case, target: FeatureTarget | None = None, samples: int = 5) -> float:
+def found(case: Case, target: FeatureTarget | None = None) -> float:
     generator = torch.Generator().manual_seed(1)
-    return float(data_free_loss(case.shape, case.training, case.params, case.code, target, generator, samples))
+    return float(data_free_loss(case.shape, case.training, case.params, case.code, target, generator))
 
 
-def synthetic_rows(case: Case, samples: int = 5) -> Tensor:
+def synthetic_rows(case: Case, samples: int = 16) -> Tensor:
     """The rows that `data_free_loss` draws from the same seed, class after class."""
     hot = torch.eye(case.shape.num_classes).repeat_interleave(samples, 0)
     generated = generate(case.shape, case.params, case.code)
@@ -44,14 +46,14 @@ def test_released_mmd_is_the_weighted_gap_between_mean_features() -> None:
     frequencies = fourier_frequencies(6, 8, [0.5, 1.0, 2.0], 0)
     means = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
     weights, centre = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.3, -0.2, 0.0, 0.5, 0.1, -0.4])
-    expected, rows = 0.0, synthetic_rows(case).view(3, 5, 6) + centre
+    expected, rows = 0.0, synthetic_rows(case).view(3, 16, 6) + centre
     for k in range(3):
         features = [torch.zeros(8, dtype=torch.float64)]
         for row in rows[k]:
             angles = [float(frequency @ row) for frequency in frequencies]
             values = [math.cos(angle) for angle in angles] + [math.sin(angle) for angle in angles]
             features.append(torch.tensor(values, dtype=torch.float64) / 2.0)  # 4 frequencies: over their root
-        gap = sum(features) / 5 - means[k]
+        gap = sum(features) / 16 - means[k]
         expected += 0.7 * float(weights[k]) * float(gap @ gap)
     assert found(case, FeatureTarget(frequencies, means, weights, centre)) == pytest.approx(expected, rel=1e-5)
 
@@ -64,7 +66,7 @@ def test_released_mmd_is_mmd2_of_the_kernel_that_the_features_estimate() -> None
     angles = real @ frequencies.T
     mean = torch.cat([angles.cos(), angles.sin()], 1).mean(0) / math.sqrt(30_000)
     target = FeatureTarget(frequencies, mean.expand(3, -1), torch.tensor([1.0, 0.0, 0.0]), centre)
-    rows = synthetic_rows(case)[:5] + centre
+    rows = synthetic_rows(case)[:16] + centre
     assert found(case, target) == pytest.approx(float(mmd2(rows, real, [0.5, 1.0, 2.0])), abs=0.02)
 
 

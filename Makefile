@@ -1,9 +1,12 @@
 # Everything that a newcomer needs: `make demo` and `make test`. The virtual environment is made on first use.
 VENV ?= .venv
-PYTHON ?= python3.11
+# the first that runs: a name alone proves nothing, it may stand for a version that is not installed
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$python -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$python && break; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Flower says nothing to the outside, installs nothing while running, and keeps its files in this folder.
 export FLWR_TELEMETRY_ENABLED := 0
@@ -17,10 +20,13 @@ export FEDHYPEVAE_HOME ?= $(CURDIR)
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; name another with PYTHON=python3.12" >&2; exit 2; }
+# the locks first, then torch, whose builds differ by machine, then the code; docs/coordinator.md says why `pip check` complains
+$(STAMP): pyproject.toml deploy/locks/development.txt deploy/locks/torch.txt
+	@test -n "$(PYTHON)" || { echo "error: expected Python 3.11 to 3.14, found none; name one with PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[simulation,offline-encoder,dicom,release,documentation,development]'
+	$(PIP) --no-deps --require-hashes -r deploy/locks/development.txt
+	$(PIP) -r deploy/locks/torch.txt
+	$(PIP) --no-deps -e .
 	@touch $(STAMP)
 
 install: $(STAMP)  ## make the virtual environment

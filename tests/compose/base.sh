@@ -12,12 +12,13 @@ if [ ! -f rootfs.done ]; then
     touch rootfs.done
 fi
 # by content, not by date: a fresh clone's files are all new
-wanted=$(sed -n '/^\[build-system\]/,/^\[project.scripts\]/p' "$root/pyproject.toml" | cat - "$root/constraints.txt" | sha256sum)
+wanted=$(sed -n '/^\[build-system\]/,/^\[project.scripts\]/p' "$root/pyproject.toml" | cat - "$root"/deploy/locks/{site,torch}.txt | sha256sum)
 if [ "$(cat wheels.done 2>/dev/null)" != "$wanted" ]; then
     rm -f wheels.done
     mkdir -p wheels
-    "${PYTHON:-python3.11}" -m pip download -q -d wheels -c "$root/constraints.txt" 'setuptools>=77' wheel torch \
-        "$root[offline-encoder,dicom]" >wheels.log 2>&1 || { tail -5 wheels.log >&2; exit 1; }
+    download() { "${PYTHON:-python3.11}" -m pip download -q -d wheels "$@" >wheels.log 2>&1 || { tail -5 wheels.log >&2; exit 1; }; }
+    download 'setuptools>=77' wheel -r "$root/deploy/locks/torch.txt"
+    download --no-deps --require-hashes -r "$root/deploy/locks/site.txt"
     rm -f wheels/fedhypevae-*
     printf '%s\n' "$wanted" >wheels.done
 fi

@@ -18,7 +18,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_app.ledger.ledger import Ledger
@@ -130,7 +130,7 @@ def parameters(context: RunContext, size: float, seed: int) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=6)
 @given(rows=ROWS, size=st.sampled_from([0.0, 1e-3, 1.0]), seed=st.integers(0, 2**20))
 def test_no_record_unit_or_parameter_brings_it_about(
     case: str, rows: list[tuple[list[float], int, int]], size: float, seed: int

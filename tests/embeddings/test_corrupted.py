@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -81,7 +81,7 @@ def test_extract_survives_200_corrupted_files(tmp_path: Path, tiny_dinov2: Path)
     assert (distances.min(axis=0) < 1e-5).all()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(
     content=st.binary(max_size=400),
     head=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"P5 9 9 255 "]),
@@ -93,7 +93,7 @@ def test_read_image_any_bytes_give_pixels_or_one_line(tmp_path: Path, content: b
     assert message is None or message.startswith("x: ")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(place=st.integers(0, 39_000), content=st.binary(min_size=1, max_size=40))
 def test_read_frame_any_damage_gives_pixels_or_one_line(tmp_path: Path, place: int, content: bytes) -> None:
     pytest.importorskip("pydicom")
@@ -107,7 +107,7 @@ def test_read_frame_any_damage_gives_pixels_or_one_line(tmp_path: Path, place: i
     assert message is None or message.startswith("x: ")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(content=st.one_of(st.binary(max_size=200), st.text(alphabet='pathlbe,\n";\t\r0', max_size=200).map(str.encode)))
 def test_read_labels_any_bytes_give_rows_or_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "l.csv"

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,7 +43,6 @@ from tests.statistical.step_cases import (
     without,
 )
 
-_SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 clip_norms = st.sampled_from([LEAST_CLIP_NORM, 1.7e-6, 1e-4, 0.03, 10.0])
 
 
@@ -89,7 +88,7 @@ kinds = st.sampled_from(KINDS)
     cancel=st.sampled_from([0.0, 0.0, 1.0, 1 + 1e-6, 1 + 1e-4]),
     clip_norm=clip_norms,
 )
-@settings(max_examples=300, **_SETTINGS)
+@settings(max_examples=300)
 def test_no_unit_adds_more_than_the_clip_norm(flushes, seed, sides, rows, widths, cancel, clip_norm) -> None:
     """Exactly at most C: the clip factor pays for its own rounding, and nothing is left to a tolerance."""
     generator = np.random.default_rng(seed)
@@ -112,7 +111,7 @@ def test_no_unit_adds_more_than_the_clip_norm(flushes, seed, sides, rows, widths
 
 @pytest.mark.parametrize("flushes", [False, True], ids=["", "flushed"])
 @given(seed=st.integers(0, 2**32 - 1), power=st.integers(-12, 3), width=st.sampled_from([1, 30, 768, 8192]))
-@settings(max_examples=200, **_SETTINGS)
+@settings(max_examples=200)
 def test_a_clip_factor_pays_for_the_rounding_of_the_norm(flushes, seed, power, width) -> None:
     """Gradients just above C, where the whole of the margin counts, in vectors as wide as any layer."""
     generator = np.random.default_rng(seed)
@@ -126,7 +125,7 @@ def test_a_clip_factor_pays_for_the_rounding_of_the_norm(flushes, seed, power, w
 
 
 @given(seed=st.integers(0, 2**32 - 1), rows=st.lists(kinds, min_size=3, max_size=3), clip_norm=clip_norms)
-@settings(max_examples=200, **_SETTINGS)
+@settings(max_examples=200)
 def test_no_vector_adds_more_than_the_clip_norm(seed, rows, clip_norm) -> None:
     generator = np.random.default_rng(seed)
     vectors = torch.cat([any_floats((1, 40), kind, generator) for kind in rows])
@@ -148,7 +147,7 @@ def test_no_vector_adds_more_than_the_clip_norm(seed, rows, clip_norm) -> None:
     removed=st.integers(0, UNITS - 1),
     clip_norm=clip_norms,
 )
-@settings(max_examples=10, **_SETTINGS)
+@settings(max_examples=10)
 def test_a_step_moves_by_at_most_the_clip_norm(name, flushes, seed, records, parameters, removed, clip_norm) -> None:
     """Records of every kind, and parameters as no server should send them: one that is checked by nobody before."""
     generator = np.random.default_rng(seed)
@@ -186,7 +185,7 @@ def check_releasable(sums: dict[str, Tensor], sensitivity: float) -> None:
     sphere=st.booleans(),
     removed=st.integers(0, UNITS - 1),
 )
-@settings(max_examples=150, **_SETTINGS)
+@settings(max_examples=150)
 def test_statistics_move_by_at_most_their_sensitivity(
     flushes, seed, records, parts, radius, patients, sphere, removed
 ) -> None:
@@ -223,7 +222,7 @@ def test_a_clipped_unit_of_statistics_pays_for_its_rounding_to_the_last_digit() 
 
 @pytest.mark.parametrize("flushes", [False, True], ids=["", "flushed"])
 @given(seed=st.integers(0, 2**32 - 1), kind=kinds, radius=st.sampled_from([1e-3, 0.7, 30.0]))
-@settings(max_examples=300, **_SETTINGS)
+@settings(max_examples=300)
 def test_records_come_within_their_radius_or_are_not_finite(flushes, seed, kind, radius) -> None:
     rows = any_floats((4, 50), kind, np.random.default_rng(seed))
     with processor(flushes):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,7 +34,6 @@ from tests.kernel_cases import mmd2
 
 UNITS = 6
 Release = Callable[[Case, list[int], float], ClippedSum]
-_SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
 class SensitivityError(Exception):
@@ -73,7 +72,7 @@ powers = st.one_of(st.floats(-30, 30), st.sampled_from([math.nan, math.inf, 0.0,
     removed=st.integers(0, UNITS - 1),
     clip_norm=st.sampled_from([1e-4, 0.03, 1.5, 50.0]),
 )
-@settings(max_examples=100, **_SETTINGS)
+@settings(max_examples=100)
 def test_clipped_sums_move_by_at_most_the_clip_norm(name, seed, exponents, removed, clip_norm) -> None:
     case = scaled(make_case(units=UNITS, seed=seed, **CASES[name]), exponents)
     check_sensitivity(product_sum, case, removed, clip_norm)
@@ -86,7 +85,7 @@ def test_clipped_sums_move_by_at_most_the_clip_norm(name, seed, exponents, remov
     removed=st.integers(0, UNITS - 1),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=200, **_SETTINGS)
+@settings(max_examples=200)
 def test_clipped_sums_of_any_factors_move_by_at_most_the_clip_norm(powers, rows, cancel, removed, seed) -> None:
     generator = torch.Generator().manual_seed(seed)
     left, right = (
@@ -114,7 +113,7 @@ def test_clipped_sums_of_any_factors_move_by_at_most_the_clip_norm(powers, rows,
     radius=st.sampled_from([0.5, 1.0, 3.0]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=150, **_SETTINGS)
+@settings(max_examples=150)
 def test_statistics_move_by_at_most_their_sensitivity(exponents, removed, rows, parts, radius, seed) -> None:
     case = scaled(make_case(units=UNITS, rows=rows, seed=seed), exponents)
     spec = StatisticsSpec(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_app.ledger.ledger import Ledger
@@ -152,7 +152,7 @@ nonsense = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(st.dictionaries(st.sampled_from([field.name for field in fields(RunRequest)]), nonsense, max_size=4))
 def test_check_of_nonsense_refuses_or_grants_only_what_is_safe(changes: dict[str, Any]) -> None:
     """Any field may hold anything: the outcome is a refusal with a rule, or a request within every limit."""
@@ -174,7 +174,7 @@ def test_check_of_nonsense_refuses_or_grants_only_what_is_safe(changes: dict[str
     assert request.events == make_request().events
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     noise=st.sampled_from([0.1, 0.5, 1.0, 3.0, 10.0]),
     steps=st.sampled_from([1, 50, 1000]),

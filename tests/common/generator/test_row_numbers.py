@@ -50,7 +50,7 @@ def test_row_words_begin_with_the_published_vector() -> None:
     assert words[0].tolist() == [int(word, 16) for word in VECTORS[0][2].split()]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**128 - 1),
     st.lists(st.integers(0, 10**9), min_size=1, max_size=6, unique=True),

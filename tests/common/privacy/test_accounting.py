@@ -37,7 +37,7 @@ def test_calibration_of_sampled_steps_is_just_below_the_looser_prv_value(rate: f
     log_rate=st.floats(-2.5, 0.0),
     log_steps=st.floats(0.0, 3.5),
 )
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_calibrated_noise_never_overshoots_epsilon(
     epsilon: float, log_delta: float, log_rate: float, log_steps: float
 ) -> None:

@@ -25,7 +25,7 @@ def test_wanted_counts_by_hand() -> None:
     assert wanted_counts(2, [1, 1, 1]) == [1, 1, 0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 5000), st.lists(st.floats(0, 1e6), min_size=1, max_size=12).filter(lambda each: sum(each) > 1e-3))
 def test_wanted_counts_add_up_and_stay_near_their_share(rows: int, weights: list[float]) -> None:
     counts = wanted_counts(rows, weights)
@@ -40,7 +40,7 @@ def test_wanted_counts_refuses_what_is_no_share(rows: int, weights: list[float])
         wanted_counts(rows, weights)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=8).filter(lambda each: sum(each) > 0))
 def test_interleaved_labels_hold_every_class_as_often_as_asked(counts: list[int]) -> None:
     labels = interleaved_labels(counts, torch.arange(sum(counts)))

@@ -97,7 +97,7 @@ def test_rounding_has_no_bias() -> None:
     assert abs(found.mean() - 0.3) < 5 * math.sqrt(0.21 / 200_000)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.floats(-12, 3), st.floats(0, 1))
 def test_sensitivity_after_rounding_keeps_the_margin(seed: int, power: float, share: float) -> None:
     """Two sums that differ by one unit of norm S, with the same random numbers: S / grid and the margin, never more."""
@@ -122,7 +122,6 @@ def test_sensitivity_after_rounding_keeps_the_margin(seed: int, power: float, sh
     sigma=st.floats(0.5, 100.0),
     sites=st.sampled_from([(4, 1, 1), (10, 1, 1), (3, 0, 1), (50, 5, 5)]),
 )
-@settings(deadline=None)
 def test_noise_pays_for_what_rounding_adds(
     size: int, sensitivity: float, sigma: float, sites: tuple[int, int, int]
 ) -> None:

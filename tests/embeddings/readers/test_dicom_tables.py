@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
@@ -25,7 +25,7 @@ from tests.embeddings.readers.dicom_files import (
     window_of,
 )
 
-FAST = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(max_examples=300)
 COLOURS = ("Red", "Green", "Blue")
 
 

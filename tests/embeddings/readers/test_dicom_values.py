@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -34,7 +34,7 @@ from tests.embeddings.readers.dicom_files import (
 )
 
 RNG = np.random.default_rng(3)
-FAST = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(max_examples=300)
 
 
 def _shown(tmp_path: Path, dataset: Any, frame: int = 0) -> np.ndarray:

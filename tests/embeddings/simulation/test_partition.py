@@ -15,7 +15,7 @@ from embeddings.simulation.partition import (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), rows=st.integers(30, 300), sites=st.integers(1, 6), alpha=st.floats(0.3, 50.0))
 def test_partitions_give_each_row_to_one_site(seed: int, rows: int, sites: int, alpha: float) -> None:
     rng = np.random.default_rng(seed)
@@ -101,7 +101,7 @@ def test_split_site_with_few_records_trains_first(
     assert tuple((splits == name).sum() for name in ("train", "validation", "test")) == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_split_site_never_splits_a_patient(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from client_app.app import app
-from client_app.release import last_resort
+from client_app.release import last_resort, schedule
 from tests.harness import Federation, HarnessSite, changed, words_of
 
 STEP = 1.2
@@ -29,24 +29,50 @@ def timed(site: HarnessSite, message: Message, step: object) -> tuple[Message, f
     return reply, time.monotonic() - start
 
 
+class Clock:
+    """The schedule's own clock, which notes what it was asked: a crowded machine wakes a process later than that."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._events, self._now, self.leaves = events, 0.0, 0.0
+
+    def monotonic(self) -> float:
+        self._now = time.monotonic()
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._events.append("waits")
+        self.leaves = self._now + seconds
+        time.sleep(seconds)
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["query.statistics", "train"])
 def test_reply_leaves_on_the_schedule_and_no_sooner(
-    tmp_path: Path, ran: Federation, kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ran: Federation, kind: str, slow: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = last_resort.training_data
+    real, wait = last_resort.training_data, schedule.wait_for_turn
+    events: list[str] = []
+    clock, came = Clock(events), []
 
-    def slowly(*arguments: object) -> object:
-        time.sleep(0.3)
+    def read(*arguments: object) -> object:
+        events.append("reads")
+        time.sleep(slow)
         return real(*arguments)  # type: ignore[arg-type]
 
-    for number, reader in enumerate((real, slowly)):
-        site = Federation.create(tmp_path / str(number), 1).sites[0]
-        monkeypatch.setattr("client_app.release.last_resort.training_data", reader)
-        reply, seconds = timed(site, ran.asked(kind, "site-1"), STEP)
-        assert "error" not in words_of(reply)
-        late = seconds / STEP - round(seconds / STEP)
-        assert seconds >= STEP
-        assert 0.0 <= late < 0.2
+    def waiting(arrived: float, step: float) -> None:
+        came.append(arrived)
+        wait(arrived, step)
+
+    monkeypatch.setattr("client_app.release.last_resort.training_data", read)
+    monkeypatch.setattr("client_app.release.schedule.time", clock)
+    monkeypatch.setattr("client_app.app.wait_for_turn", waiting)
+    reply, seconds = timed(Federation.create(tmp_path, 1).sites[0], ran.asked(kind, "site-1"), STEP)
+    assert "error" not in words_of(reply)
+    assert seconds >= STEP
+    steps = (clock.leaves - came[0]) / STEP
+    assert round(steps) >= 1
+    assert steps == pytest.approx(round(steps), abs=1e-6)
+    assert events == ["reads", "waits"]
 
 
 @pytest.mark.parametrize("kind", ["keys", "shares", "check", "masked", "unmask"])

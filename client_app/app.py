@@ -51,7 +51,7 @@ def hello(message: Message, context: Context) -> Message:
     def reply() -> RecordDict:
         words = read_words("hello", message)
         config = RunConfig.from_flat({key.replace("_", "-"): value for key, value in words.items()})
-        place = find_place(context.node_config, config.federation, config.privacy)
+        place = find_place(context.node_config, config)
         metadata = read_facts(place.records, place.cache_dir, place.policy.unit)
         facts = {
             "site": place.name,
@@ -84,7 +84,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _read(kind: Kind, message: Message, context: Context) -> tuple[Place, Work]:
     """The site and its task; the policy is loaded, no record is."""
     work = read_work(kind, message)
-    return find_place(context.node_config, work.context.config.federation, work.context.config.privacy), work
+    return find_place(context.node_config, work.context.config), work
 
 
 def _answered(kind: Kind, answer: Callable[[Place, Work], Answer], message: Message, context: Context) -> Message:

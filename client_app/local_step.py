@@ -35,7 +35,7 @@ def client_step(
     Raises:
         ConfigError: the device is not there; nothing was computed.
     """
-    wanted = place.device or context.config.federation.device
+    wanted = place.device or context.config.operation.device
     device = choose_device(wanted)
     if wanted == "auto" and device.type != "cpu" and step_bytes(step) > free_bytes(device):
         device = torch.device("cpu")
@@ -53,7 +53,7 @@ def client_step(
 
 def check_device(place: Place, context: RunContext) -> None:
     """Refuse a device that is not there (ConfigError), before anything is charged."""
-    choose_device(place.device or context.config.federation.device)
+    choose_device(place.device or context.config.operation.device)
 
 
 def step_bytes(step: StepInput) -> int:

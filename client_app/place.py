@@ -15,8 +15,8 @@ from typing import Any
 
 from client_app.policy.policy import SitePolicy, load_policy
 from client_app.records import Simulated
-from common.config.federation import FederationConfig
 from common.config.privacy import PrivacyConfig
+from common.config.run import RunConfig
 from common.errors import DataError
 
 Scalar = str | int | float | bool
@@ -47,14 +47,14 @@ class Place:
     device: str = ""
 
 
-def find_place(node_config: Mapping[str, Scalar], federation: FederationConfig, privacy: PrivacyConfig) -> Place:
+def find_place(node_config: Mapping[str, Scalar], config: RunConfig) -> Place:
     """The site of this node.
 
     Args:
         node_config: of the SuperNode: `data-dir` and optionally `site-name`, `data-file` and `device`; or a
             simulation's `partition-id` and `num-partitions`.
-        federation: folders, seed and partition of a simulation. A deployed site uses none of it.
-        privacy: ε and unit that a simulated site's policy is made to allow.
+        config: of the run: what a simulated site is made of, and the ε and unit that its policy is made to allow. A
+            deployed site uses none of it.
 
     Raises:
         DataError: the node's configuration names no site. ConfigError: its policy is missing or wrong.
@@ -71,12 +71,12 @@ def find_place(node_config: Mapping[str, Scalar], federation: FederationConfig, 
 
     index, count = int(node_config["partition-id"]), int(node_config["num-partitions"])
     home = Path(os.environ.get("FEDHYPEVAE_HOME", "")).resolve()
-    sites = home / federation.output_dir / "sites"
+    federation, sites = config.federation, home / config.operation.output_dir / "sites"
     name = f"site-{index + 1}"
     pools = federation.pools
     pool = home / pools[index % len(pools)] if pools else None
     simulated = Simulated(index, count, federation.alpha, federation.seed, pool)
-    policy = simulated_policy(name, privacy, public=pool is None or federation.data_is_public)
+    policy = simulated_policy(name, config.privacy, public=pool is None or federation.data_is_public)
     return Place(name, index, sites / name, policy, simulated, cache_folder(home), new_ledger=True)
 
 

@@ -12,7 +12,7 @@ from client_app.place import Place
 from client_app.policy.request import RunRequest, short
 from client_app.records import check_matches, read_facts
 from common.errors import PolicyRefusal
-from common.methods import get_method
+from common.methods import method_of
 from common.methods.base import RunContext
 from common.methods.shared_sums import assumptions_of
 from common.privacy.events import PrivacyEvent
@@ -62,9 +62,7 @@ def request_of(context: RunContext, *, wants_metrics: bool = False, least_collud
         ConfigError: the method does not carry out such settings.
     """
     config, plan, privacy = context.config, context.plan, context.config.privacy
-    method = get_method(config.method)
-    if method.check is not None:
-        method.check(config)
+    method = method_of(config)
     if method.private:
         # a method without training plans no round; rounds beyond the plan are refused where they are asked for
         rounds, spare = (config.training.num_rounds, privacy.spare_rounds) if plan.num_rounds else (0, 0)

@@ -211,10 +211,9 @@ def _peers(site: SiteFolder) -> Iterable[str]:
     from client_app.place import find_place
     from common.config.run import RunConfig
 
-    config = RunConfig()
     node = {"data-dir": str(site.path), "site-name": site.settings.name}
     try:
-        pinned_peers(find_place(node, config.federation, config.privacy))
+        pinned_peers(find_place(node, RunConfig()))
     except FedHypeVAEError as error:
         yield f"peers: {error}; write the list with `fedhypevae site pin`"
 

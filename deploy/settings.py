@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.config.presets import as_expert, read_pairs, resolve
 from common.config.run import RunConfig, Scalar
+from common.methods import method_of
 
 
 def run_config(pairs: Sequence[str] | None = None, preset: str = "table", **options: Scalar | None) -> RunConfig:
@@ -21,10 +22,12 @@ def run_config(pairs: Sequence[str] | None = None, preset: str = "table", **opti
         options: settings that a command has options for (`num_rounds=3`); None where the option was not used.
 
     Raises:
-        ConfigError: a setting is unknown, out of range or contradicts another.
+        ConfigError: a setting is unknown, out of range or contradicts another; no method carries them out.
     """
     used = {key.replace("_", "-"): value for key, value in options.items() if value is not None}
-    return resolve({"preset": preset, **used, **read_pairs(pairs or [])})
+    config = resolve({"preset": preset, **used, **read_pairs(pairs or [])})
+    method_of(config)
+    return config
 
 
 @contextmanager

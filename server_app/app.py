@@ -15,7 +15,7 @@ from common.assurance.statement import why_not_private
 from common.config.presets import resolve_listed
 from common.config.run import RunConfig
 from common.errors import ConfigError, FedHypeVAEError
-from common.methods import get_method
+from common.methods import method_of
 from common.methods.base import Method, Problem, RunContext
 from common.methods.published import draw_published
 from common.methods.shared_sums import check_shares_noise
@@ -49,8 +49,8 @@ def main(grid: Grid, context: Context) -> None:
     folder = None
     try:
         config = resolve_listed(context.run_config)
-        output = work_folder() / config.federation.output_dir
-        check_own(output, resume=config.federation.resume)
+        output = work_folder() / config.operation.output_dir
+        check_own(output, resume=config.operation.resume)
         folder = output
         _run(grid, config, folder, f"run-{context.run_id}")
     except Exception as error:
@@ -66,14 +66,14 @@ def work_folder() -> Path:
 def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     printer, num_sites = RoundPrinter(), config.federation.num_sites
     write_json(folder / STATUS, {"status": "waiting", "method": config.method, "sites": num_sites, "updated": now()})
-    check_tracking(config.federation.tracking)
-    method = get_method(config.method)
+    check_tracking(config.operation.tracking)
+    method = method_of(config)
     plan = method.plan(config)  # before the sites are asked: a budget that can't be met ends here
-    before = load_checkpoint(folder) if config.federation.resume else None
+    before = load_checkpoint(folder) if config.operation.resume else None
     is_open = method.takes_newcomers(config.privacy.trust)
     known = {} if before is None else before[1].members
     # who left for good must not keep a run from going on; where the noise is shared out, all must be there
-    least = config.federation.min_sites if known and is_open else None
+    least = config.operation.min_sites if known and is_open else None
     refusals = Refusals(printer.say, () if before is None else before[1].refused)
     meeting = with_known_indices(meet(grid, config, printer, refusals, least), known, is_open)
     problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), meeting.site_dims)
@@ -87,7 +87,7 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
         printer.say(f"no end-to-end guarantee: {reason}")
     if before is None:
         members = {member.name: member.index for member in meeting.members.values()}
-        run_name = config.federation.run_name or flower_run
+        run_name = config.operation.run_name or flower_run
         state, progress = method.init(run_context), Progress(run_name, dump_context(run_context), members=members)
         save_checkpoint(folder, state, progress)
     else:
@@ -103,7 +103,7 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
         "delta": config.privacy.delta,
         "epsilon_target": finite_or_none(config.privacy.epsilon),
     }
-    watch = RunWatch(folder, printer, config.federation.tracking, facts)
+    watch = RunWatch(folder, printer, config.operation.tracking, facts)
     simulated = all(fact.position >= 0 for fact in meeting.facts.values())
     receipts = Receipts(None if simulated else work_folder() / RECEIPTS)
     newcomers = Newcomers(config, meeting, progress.members, is_open, watch.say, refusals)

@@ -61,7 +61,7 @@ class Link:
         self._charges = Charges.of(method, context)
         self._receipts = receipts
         self._context_text = dump_context(context)
-        self._federation = context.config.federation
+        self._operation = context.config.operation
         dropouts = assumptions_of(context).dropouts if context.config.privacy.trust == "secagg" else 0
         self._faults = Faults(dropouts, self._tell_lie, dict(progress.left_out))
 
@@ -92,10 +92,10 @@ class Link:
         outcome = exchange.read(replies)
         self._count(outcome)
         self._tell(outcome, what)
-        if len(outcome.replies) < self._federation.min_sites:
+        if len(outcome.replies) < self._operation.min_sites:
             reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in outcome.missing.items())
             raise FederationError(
-                f"{what}: expected at least {self._federation.min_sites} sites, {len(outcome.replies)} answered "
+                f"{what}: expected at least {self._operation.min_sites} sites, {len(outcome.replies)} answered "
                 f"({reasons}); mend the sites, then resume the run"
             )
         return outcome
@@ -116,7 +116,7 @@ class Link:
         """
         messages = self._messages(kind, lambda node: tensors(self.members[node].index), kind, fields or {})
         exchange = Exchange(kind, messages, lambda _: shapes, check, charges=partial(self._charges_of, kind))
-        return self.read(exchange, receive(grid, messages, self._federation.round_timeout), kind)
+        return self.read(exchange, receive(grid, messages, self._operation.round_timeout), kind)
 
     def secure_sum(
         self, grid: Grid, what: str, arguments: Quantisation, save: Callable[[], None], state: ServerState | None = None
@@ -138,7 +138,7 @@ class Link:
         number: Fields = {} if state is None else {"round": state.round}
         params = {} if state is None else self._method.params_for(self._context, state, 0)
         asked = asked_digest(int(number.get("round", -1)), params)
-        public, timeout = digest("context", self._context_text), self._federation.round_timeout
+        public, timeout = digest("context", self._context_text), self._operation.round_timeout
 
         def send(kind: Kind, fields: Mapping[int, Fields], shapes: Shapes) -> Outcome:
             carried = params if kind == "secagg_masked" else {}
@@ -207,7 +207,7 @@ class Link:
             lambda node: {**self._fields(node), **fields},
             tensors,
             group,
-            self._federation.round_timeout,
+            self._operation.round_timeout,
         )
 
     def _fields(self, node: int) -> dict[str, str | int | float]:

@@ -84,13 +84,13 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusal
         MeetingError: too few sites, or sites that differ in width, class set or encoder where too few are alike; the
             text names the site and the field.
     """
-    federation = config.federation
+    federation, operation = config.federation, config.operation
     needed = federation.num_sites if least is None else least
-    nodes = _wait_for_nodes(grid, federation.num_sites, needed, federation.round_timeout, printer)
+    nodes = _wait_for_nodes(grid, federation.num_sites, needed, operation.round_timeout, printer)
     # the first message may make a simulated site extract its embeddings: allow for it
-    heard = say_hello(grid, config, nodes, max(federation.round_timeout, _HELLO_S), refusals)
+    heard = say_hello(grid, config, nodes, max(operation.round_timeout, _HELLO_S), refusals)
     # one site must not end what the others want; but half of them is no longer the run that was asked for
-    enough = max(min(federation.min_sites, needed), needed // 2 + 1)
+    enough = max(min(operation.min_sites, needed), needed // 2 + 1)
     if len(heard.facts) < enough:
         reasons = "; ".join(f"site {node} {why}" for node, why in heard.missing.items())
         raise MeetingError(

@@ -61,7 +61,7 @@ class Newcomers:
             return now
         for node in new:
             self._tries[node] = self._tries.get(node, 0) + 1
-        patience = min(self._config.federation.round_timeout, _PATIENCE_S)
+        patience = min(self._config.operation.round_timeout, _PATIENCE_S)
         heard = say_hello(grid, self._config, new, patience, self._refusals)
         self._tries |= dict.fromkeys(heard.refused, _TRIES)
         for why in heard.missing.values():

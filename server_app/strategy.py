@@ -183,7 +183,7 @@ class FederatedStrategy(Strategy):
         """
         self.summary()
         self._prepare(grid)
-        timeout = self.context.config.federation.round_timeout
+        timeout = self.context.config.operation.round_timeout
         while self.state.round < self.context.plan.num_rounds:
             if self._shared:
                 self._secure_round(grid)

@@ -135,7 +135,7 @@ def run_bytes(method: Method, context: RunContext) -> tuple[int, int]:
 
 def planned_context(config: RunConfig, cohort: Cohort) -> tuple[Method, RunContext]:
     """The run's method, and its context with the cohort's sites (ConfigError: nothing to plan)."""
-    config = config.replace(num_sites=cohort.sites, min_sites=min(config.federation.min_sites, cohort.sites))
+    config = config.replace(num_sites=cohort.sites, min_sites=min(config.operation.min_sites, cohort.sites))
     method = get_method(config.method)
     if not method.private or not math.isfinite(config.privacy.epsilon):
         raise ConfigError("a plan is about noise: name a private method and a finite epsilon")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common.config.base import Concern
 from common.config.federation import LEAST_SITES, FederationConfig
 from common.config.generator import ModelConfig, SynthesisConfig, TrainingConfig
+from common.config.operation import OperationConfig
 from common.config.privacy import PrivacyConfig
 from common.config.removed import REMOVED
 from common.config.rivals import RivalsConfig
@@ -38,13 +39,15 @@ class RunConfig(BaseModel):
     synthesis: SynthesisConfig = SynthesisConfig()
     rivals: RivalsConfig = RivalsConfig()
     federation: FederationConfig = FederationConfig()
+    operation: OperationConfig = OperationConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.privacy.statistics_share == 0 and self.federation.public_total == 0:
             raise ValueError("statistics-share is 0, so nothing tells the step its scale: set public-total")
-        if self.rivals.own_encoders and not self.method.startswith("mh_pfedhn"):
-            raise ValueError(f"own-encoders needs a method that makes each site its own model: {self.method} does not")
+        least, sites = self.operation.min_sites, self.federation.num_sites
+        if least > sites:
+            raise ValueError(f"min-sites is {least} but num-sites is {sites}: lower min-sites")
         if len(self.federation.pools) > 1 and not self.rivals.own_encoders:
             raise ValueError("several pools are of several encoders: set own-encoders, or name one pool")
         if self.federation.robust_statistics != "off" and self.federation.num_sites < LEAST_SITES:

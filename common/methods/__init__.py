@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.methods.base import Method
 
@@ -38,4 +39,18 @@ def get_method(name: str) -> Method:
         raise ConfigError(f"unknown method {name!r}, expected one of {', '.join(_WHERE)}")
     module, attribute = _WHERE[name].split(":")
     method: Method = getattr(importlib.import_module(module), attribute)
+    return method
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method of a run, which carries out the run's settings.
+
+    Raises:
+        ConfigError: there is no such method, or it does not carry them out.
+    """
+    method = get_method(config.method)
+    if config.rivals.own_encoders and not method.makes_site_models:
+        raise ConfigError(f"own-encoders needs a method that makes each site its own model: {config.method} does not")
+    if method.check is not None:
+        method.check(config)
     return method

@@ -220,6 +220,11 @@ class Method:
     receives: Callable[[RunContext, int], Shapes] | None = None
     check: Callable[[RunConfig], None] | None = None
 
+    @property
+    def makes_site_models(self) -> bool:
+        """Whether each site gets a model of its own, which may read embeddings of its own width."""
+        return self.personal_scores is not None
+
     def params_for(self, context: RunContext, state: ServerState, site_index: int) -> Tensors:
         """What a site receives at the start of a round."""
         return state.params if self.broadcast is None else self.broadcast(context, state, site_index)

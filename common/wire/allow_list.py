@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from common.config.operation import OPERATION
 from common.errors import WireError
 from common.methods.base import PrivacyPlan, Problem, RunContext
 from common.wire.context_fields import read_context
@@ -67,8 +68,6 @@ REQUEST_FIELDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "secagg_masked": (_SUM, _RECEIPT | {"round"}),
     "secagg_unmask": (_SUM | {"survivors"}, _RECEIPT | {"round"}),
 }
-# Settings that a run may change when it goes on: folders, patience, devices, and what is only told.
-MAY_DIFFER = frozenset({"output-dir", "resume", "round-timeout", "min-sites", "run-name", "tracking", "device"})
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,9 @@ def dump_context(context: RunContext) -> str:
 
 
 def run_identity(context: str) -> dict[str, Any]:
-    """What makes a run this run and no other: its context (as JSON text) without the settings of `MAY_DIFFER`."""
+    """What makes a run this run and no other: its context (as JSON text) without the settings of operation."""
     values: dict[str, Any] = json.loads(context)
-    values["config"] = {key: value for key, value in values["config"].items() if key not in MAY_DIFFER}
+    values["config"] = {key: value for key, value in values["config"].items() if key not in OPERATION}
     return values
 
 

@@ -85,7 +85,7 @@ def personal_model(bundle: Bundle, own: Split, model: str) -> TrainedHead:
         head,
         bundle.class_names,
         bundle.encoder,
-        bundle.config.federation.run_name,
+        bundle.config.operation.run_name,
         own_rows=len(own[1]),
         not_private=(STAYS, *bundle.not_private),
     )

@@ -32,11 +32,11 @@ def demo(
 
     config = run_config(setting, "demo", num_rounds=rounds, epsilon=epsilon, alpha=alpha, resume=resume or None)
     work_folder = Path(os.environ.get("FEDHYPEVAE_HOME") or Path.cwd()).resolve()
-    output = work_folder / config.federation.output_dir
+    output = work_folder / config.operation.output_dir
     check_resume(config, output)
     get_method(config.method).plan(config)  # what no run can have is refused before an earlier one is removed
     with alone_in(output):
-        if not config.federation.resume:
+        if not config.operation.resume:
             clear_output(output)
         simulate(config, work_folder=work_folder, app_folder=Path(__file__).resolve().parents[2], verbose=verbose)
         present(output, work_folder)

@@ -31,6 +31,6 @@ def run(
     server = server_folder(folder.resolve())
     config = in_own_folder(server, run_config(settings, resume=resume or None))
     run_id = start_run(server, app_folder.resolve(), config)
-    say(f"run {run_id}: results will lie in {server.work / config.federation.output_dir}")
+    say(f"run {run_id}: results will lie in {server.work / config.operation.output_dir}")
     output = follow(server, run_id, config, typer.echo)
     say(f"completed: {output / 'summary.json'}")

@@ -14,7 +14,7 @@ from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any
 
-from common.config.federation import FederationConfig
+from common.config.operation import OperationConfig
 from common.config.run import RunConfig
 from common.durable import make_private
 from common.errors import ConfigError, FederationError, FedHypeVAEError
@@ -40,18 +40,18 @@ def in_own_folder(server: ServerFolder, config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: the folder that it names, or that it would go on with, may not be written to (`check_own`).
     """
-    federation = config.federation
-    base = FederationConfig().output_dir
-    if federation.output_dir == base:
+    operation = config.operation
+    base = OperationConfig().output_dir
+    if operation.output_dir == base:
         numbered = chain([base], (f"{base}-{number}" for number in count(2)))
         there = list(takewhile(lambda name: (server.work / name).exists(), numbered))
-        if federation.resume:
+        if operation.resume:
             states = {name: _status_file(server.work / name / STATUS).get("status") for name in there}
             name = next((name for name in reversed(there) if states[name] != "completed"), base)
         else:
             name = f"{base}-{len(there) + 1}" if there else base
         config = config.replace(output_dir=name)
-    check_own(server.work / config.federation.output_dir, resume=federation.resume)
+    check_own(server.work / config.operation.output_dir, resume=operation.resume)
     return config
 
 
@@ -63,8 +63,8 @@ def start_run(server: ServerFolder, app_folder: Path, config: RunConfig) -> str:
         FederationError: the server can't be reached.
     """
     server.connect()
-    output = server.work / config.federation.output_dir
-    check_own(output, resume=config.federation.resume)
+    output = server.work / config.operation.output_dir
+    check_own(output, resume=config.operation.resume)
     (output / "status.json").unlink(missing_ok=True)
     make_private(server.work)
     with staged_app(app_folder) as staged, settings_file(config) as settings:
@@ -113,7 +113,7 @@ def follow(
     Raises:
         FedHypeVAEError: it failed; the text is the run's own.
     """
-    output, end, last = server.work / config.federation.output_dir, time.monotonic() + patience_s, ""
+    output, end, last = server.work / config.operation.output_dir, time.monotonic() + patience_s, ""
     lines, asked = new_lines(lambda: read_status(output / STATUS)), -math.inf
     while time.monotonic() < end:
         ended = _status_file(output / STATUS).get("status") in {"completed", "failed"}

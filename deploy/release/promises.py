@@ -117,7 +117,7 @@ def withdraw(statement: Mapping[str, Any], reasons: Sequence[str]) -> dict[str, 
 
 def empty_statement(context: RunContext) -> dict[str, Any]:
     """A statement of a run of which no statement is left: it charges nobody, and promises nothing."""
-    return build_statement(context, StatementFacts(context.config.federation.run_name or "unknown", {}, False))
+    return build_statement(context, StatementFacts(context.config.operation.run_name or "unknown", {}, False))
 
 
 def largest_epsilon(statement: Mapping[str, Any]) -> float:
@@ -134,7 +134,7 @@ def _missing_charges(sites: Mapping[str, Mapping[str, Any]], context: RunContext
     """
     if why_not_private(context):
         return []
-    plan, least = context.plan, context.config.federation.min_sites
+    plan, least = context.plan, context.config.operation.min_sites
     faults, gave_none = [], []
     for site, facts in sites.items():
         charged = [PrivacyEvent(**event) for event in facts["events"]]

@@ -60,13 +60,12 @@ def open_site(folder: Path, bundle: Bundle) -> Place:
     Raises:
         ConfigError: it is neither.
     """
-    federation, privacy = bundle.config.federation, bundle.config.privacy
     if (folder / "policy.toml").is_file():
         node: dict[str, str | int | float | bool] = {"data-dir": str(folder)}
         if (folder / "site.toml").is_file():
             settings = SiteFolder(folder).settings
             node |= {"site-name": settings.name, "data-file": settings.data_file}
-        return find_place(node, federation, privacy)
+        return find_place(node, bundle.config)
     number = re.fullmatch(r"site-(\d+)", folder.name)
     sites = bundle.context.problem.num_sites
     if number is None or not 1 <= int(number[1]) <= sites or not (folder / "ledger.db").is_file():
@@ -74,7 +73,7 @@ def open_site(folder: Path, bundle: Bundle) -> Place:
             f"{folder} is no site's folder: expected one with policy.toml (made by `fedhypevae site init`), or sites/"
             "site-N of a simulated run"
         )
-    place = find_place({"partition-id": int(number[1]) - 1, "num-partitions": sites}, federation, privacy)
+    place = find_place({"partition-id": int(number[1]) - 1, "num-partitions": sites}, bundle.config)
     return dataclasses.replace(place, folder=folder)
 
 

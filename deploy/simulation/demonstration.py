@@ -36,7 +36,7 @@ _TRACES = ("status.json", "summary.json", "checkpoint.safetensors", "sites")  # 
 def check_resume(config: RunConfig, output: Path) -> None:
     """Refuse to go on with a run of which nothing is there (ConfigError)."""
     checkpoint = output / "checkpoint.safetensors"
-    if config.federation.resume and not checkpoint.is_file():
+    if config.operation.resume and not checkpoint.is_file():
         raise ConfigError(f"no checkpoint at {checkpoint}: leave --resume out to start a new run")
 
 

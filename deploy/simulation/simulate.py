@@ -56,8 +56,8 @@ def simulate(
     """
     from embeddings.simulation.simulated import open_pool
 
-    output = work_folder / config.federation.output_dir
-    check_own(output, resume=config.federation.resume)
+    output = work_folder / config.operation.output_dir
+    check_own(output, resume=config.operation.resume)
     open_pool(work_folder, config.federation)  # embedded once, here: every simulated site would wait for it
     (output / "status.json").unlink(missing_ok=True)
     federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"

@@ -47,10 +47,7 @@ def test_simulated_sites_of_a_process_read_and_deal_their_pool_once(
 def test_simulated_sites_take_pools_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FEDHYPEVAE_HOME", str(tmp_path))
     config = RunConfig.from_flat({"method": "mh_pfedhn", "own-encoders": True, "pool": "a.parquet, b.parquet"})
-    found = [
-        find_place({"partition-id": index, "num-partitions": 3}, config.federation, config.privacy).records
-        for index in range(3)
-    ]
+    found = [find_place({"partition-id": index, "num-partitions": 3}, config).records for index in range(3)]
     assert [one.pool for one in found if isinstance(one, data.Simulated)] == [
         tmp_path / name for name in ("a.parquet", "b.parquet", "a.parquet")
     ]
@@ -87,5 +84,5 @@ def test_pool_of_a_simulation_is_public_only_where_the_run_says_so(pool: str, de
     """A hospital may try a simulation on its own file: nothing of it leaves the simulated sites without noise."""
     config = RunConfig().replace(pool=pool, data_is_public=declared)
     node: dict[str, str | int | float | bool] = {"partition-id": 0, "num-partitions": 2}
-    policy = find_place(node, config.federation, config.privacy).policy
+    policy = find_place(node, config).policy
     assert (policy.data_is_public, policy.metrics_may_leave, policy.allow_test_noise) == (public, public, public)

@@ -56,7 +56,7 @@ def test_unknown_device_is_refused(word: str) -> None:
 
 
 def test_setting_refuses_what_is_no_device() -> None:
-    assert RunConfig().federation.device == "auto"
+    assert RunConfig().operation.device == "auto"
     with pytest.raises(ConfigError, match="setting device"):
         RunConfig.from_flat({"device": "quantum"})
 

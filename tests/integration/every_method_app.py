@@ -35,7 +35,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run every method, each into a folder of its own below `output-dir`; a failure of one ends all as failed."""
     given = resolve_listed(context.run_config)
-    base = given.federation.output_dir
+    base = given.operation.output_dir
     for name, settings in {**{name: {"method": name} for name in method_names()}, **OTHERS}.items():
         config = as_expert(given.replace(**settings, output_dir=f"{base}/{name}"))
         project_app(

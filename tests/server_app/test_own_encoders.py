@@ -13,7 +13,7 @@ from client_app.records import load_records, split_data
 from common.config.run import RunConfig
 from common.errors import ConfigError, MeetingError
 from common.loop import run_loop
-from common.methods import method_names
+from common.methods import method_names, method_of
 from common.publishing.bundle import load_bundle
 from common.wire.agreement import require_agreement
 from common.wire.allow_list import SiteFacts
@@ -67,7 +67,7 @@ def test_other_encoders_are_refused_unless_asked_for(tmp_path: Path) -> None:
         federation.run(method="mh_pfedhn")
     assert "site-2: dimension" in str(federation.status())
     with pytest.raises(ConfigError, match="own-encoders needs a method"):
-        RunConfig.from_flat({"own-encoders": True})
+        method_of(RunConfig.from_flat({"own-encoders": True}))
     with pytest.raises(ConfigError, match="name one pool"):
         RunConfig.from_flat({"pool": "a.parquet, b.parquet"})
 

@@ -348,7 +348,7 @@ def test_vector_out_of_range_is_seen_in_the_sum(tmp_path: Path) -> None:
 
 def place_of(site: HarnessSite) -> Any:
     config = RunConfig()
-    return find_place({"data-dir": str(site.folder), "site-name": site.name}, config.federation, config.privacy)
+    return find_place({"data-dir": str(site.folder), "site-name": site.name}, config)
 
 
 def without(peers: dict[str, str]) -> str:

@@ -25,7 +25,7 @@ def server_with(tmp_path: Path, **runs: str) -> ServerFolder:
 
 def chosen(server: ServerFolder, **settings: Scalar) -> str:
     config = resolve({name.replace("_", "-"): value for name, value in settings.items()})
-    return in_own_folder(server, config).federation.output_dir
+    return in_own_folder(server, config).operation.output_dir
 
 
 def test_each_run_takes_the_next_folder(tmp_path: Path) -> None:

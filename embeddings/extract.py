@@ -114,7 +114,7 @@ def extract(
             raise DataError(
                 f"{out}: none of {len(rejected)} images could be used; the reasons are in {reject_file(out)}"
             )
-        metadata = SetMetadata(identity, canary=canary, notes=dict(notes or {}))
+        metadata = SetMetadata(identity, canary=canary, notes=dict(notes or {}), task=listing.task)
         dropped = len(have) - len(reused)
         columns = listing.column_names
         fingerprint = _assemble(out, parts, keys, reused, salt, metadata, precision, columns, dropped)
@@ -216,6 +216,7 @@ def _assemble(
 ) -> str:
     """Write the rows kept from the old store, then those of the parts; leave an unchanged store as it is."""
     has_patients = any(item.patient is not None for item in items.values())
+    findings = metadata.task == "multilabel"
     has_splits = any(item.split is not None for item in items.values())
 
     def chunk_of(vectors: NDArray[np.float32], keys: NDArray[np.uint8]) -> EmbeddingSet:
@@ -223,7 +224,7 @@ def _assemble(
         patients = [patient_number(salt, item.patient or "") for item in chosen]
         return EmbeddingSet(
             embeddings=vectors,
-            labels=np.asarray([item.label for item in chosen], dtype=np.int64),
+            labels=np.asarray([item.label for item in chosen], dtype=np.int8 if findings else np.int64),
             metadata=metadata,
             groups=np.asarray(patients, dtype=np.int64) if has_patients else None,
             splits=np.asarray([item.split for item in chosen], dtype=np.str_) if has_splits else None,

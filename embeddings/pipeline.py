@@ -22,19 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.names import Task
 from embeddings.encoders.base import Encoder
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """One image to embed. `source` (file, and frame) and `patient` (as the site names it) are never stored.
+    """One image to embed, with its class, or its findings as 1, 0, -1 (present, absent, unknown).
 
+    `source` (file, and frame) and `patient` (as the site names it) are never stored.
     `stamp` is what an image is known by in a second extraction: its path, frame, size and time of change.
     """
 
     source: str
     load: Callable[[], NDArray[np.uint8]]
-    label: int
+    label: int | tuple[int, ...]
     patient: str | None = None
     columns: tuple[str, ...] = ()
     split: str | None = None
@@ -57,6 +59,7 @@ class Listing:
     remarks: tuple[str, ...] = ()
     rendering: str = ""
     shallow: list[str] = dataclasses.field(default_factory=list)
+    task: Task = "multiclass"
 
 
 @dataclasses.dataclass(frozen=True)

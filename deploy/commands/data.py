@@ -124,12 +124,20 @@ def partition(
 
 @app.command("import")
 def import_(
-    archive: Annotated[Path, typer.Argument(help=".npz with embeddings (n, d) and labels (n,).")],
+    archive: Annotated[Path, typer.Argument(help=".npz or parquet with embeddings (n, d) and labels.")],
     out: Annotated[Path, typer.Option(help="The embedding store to write (parquet).")],
     encoder: Annotated[str, typer.Option(help="Name of the encoder that made them.")],
     revision: Annotated[str, typer.Option(help="Its revision.")],
     preprocessing: Annotated[str, typer.Option(help="Its preprocessing, in words all sites share.")],
     classes: Annotated[str | None, typer.Option(help="Class list: a,b,c, or a file with one per line.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="multiclass (one class each), multilabel (several findings) or ordinal (grades)."),
+    ] = None,
+    findings: Annotated[
+        str | None, typer.Option(help="Arrays or columns, one a finding: a,b,c. Cells are 1, 0 or empty.")
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Between findings in one text, as in Effusion|Mass.")] = "|",
     embeddings_array: Annotated[str, typer.Option(help="Name of the embeddings.")] = "embeddings",
     labels_array: Annotated[str, typer.Option(help="Name of the labels.")] = "labels",
     patients_array: Annotated[str | None, typer.Option(help="Name of the patients.")] = None,
@@ -145,19 +153,20 @@ def import_(
         px" --patients-array lesion_id
     """
     from common.wire.identity import EncoderIdentity
-    from embeddings.readers.arrays import ReadyNames, import_ready
     from embeddings.readers.classes import class_lines, given_classes
+    from embeddings.readers.findings import label_form
     from embeddings.readers.patients import default_salt_path, load_salt
+    from embeddings.readers.ready import ReadyNames, import_ready
     from embeddings.store.file import read_metadata
 
     names = ReadyNames(embeddings_array, labels_array, patients=patients_array, columns=tuple(column or ()))
-    given = given_classes(classes)
+    form = label_form(task, given_classes(classes), findings, separator)
     secret = load_salt(default_salt_path() if salt is None else salt)
     declared = EncoderIdentity(encoder, revision, 0, preprocessing, "declared, not measured", "float32", ())
-    rows, rejected = import_ready(archive, out, names, given, declared, secret, store_precision)
+    rows, rejected = import_ready(archive, out, names, form, declared, secret, store_precision)
     say(f"{out}: {rows} rows")
     metadata = read_metadata(out)
-    for line in class_lines(metadata.class_names, metadata.class_counts):
+    for line in class_lines(metadata.class_names, metadata.class_counts, metadata.task):
         say(line)
     for source, reason in rejected[:5]:
         say(f"rejected: {source}: {reason}")

@@ -43,6 +43,15 @@ def embed(
         str | None,
         typer.Option(help="Class list agreed in the federation: a,b,c, or a file with one per line."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="multiclass (one class each), multilabel (several findings) or ordinal (grades)."),
+    ] = None,
+    findings: Annotated[
+        str | None,
+        typer.Option(help="Columns of the label file, one a finding: a,b,c. Cells are 1, 0 or empty."),
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Between findings in one label, as in Effusion|Mass.")] = "|",
     path_column: Annotated[str, typer.Option(help="Column of the path, relative to IMAGES.")] = "path",
     path_suffix: Annotated[str, typer.Option(help="Put after each path, such as .jpg.")] = "",
     label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
@@ -69,6 +78,7 @@ def embed(
 
     from embeddings.encoders.base import EncoderOptions
     from embeddings.readers.classes import given_classes
+    from embeddings.readers.findings import label_form
     from embeddings.readers.folders import FolderOptions
     from embeddings.readers.labels import LabelColumns
     from embeddings.readers.patients import default_salt_path, load_salt
@@ -78,11 +88,11 @@ def embed(
     printed = console(stderr=True)
     if not images.exists():  # before a salt is made for nothing
         raise DataError(f"{images}: expected a folder of images, or the .npz of a MedMNIST set, found none")
-    class_names = given_classes(classes)
+    form = label_form(task, given_classes(classes), findings, separator)
     columns = LabelColumns(path_column, label_column, patient_column, tuple(column or ()), path_suffix)
     reading = FolderOptions(
         columns=columns,
-        classes=class_names,
+        form=form,
         slices=_one_of("slices", slices, ("all", "middle")),
         window=_window(window),
         patients=not no_patients,
@@ -133,7 +143,7 @@ def _archive(images: Path, out: Path, reading: FolderOptions) -> Listing:
             "elsewhere use fedhypevae data import"
         )
     folder = work_folder(out)
-    return list_medmnist(images, folder.with_name(folder.name + ".images"), reading.classes)
+    return list_medmnist(images, folder.with_name(folder.name + ".images"), reading.form)
 
 
 def _extract(
@@ -170,7 +180,7 @@ def _report(outcome: Outcome, out: Path, printed: Any) -> None:
         soft_wrap=True,
     )
     metadata = read_metadata(out)
-    for line in class_lines(metadata.class_names, metadata.class_counts):
+    for line in class_lines(metadata.class_names, metadata.class_counts, metadata.task):
         printed.print(line, soft_wrap=True)
     for source, reason in outcome.rejected[:_SHOWN]:
         line = reason if reason.startswith(source) else f"{source}: {reason}"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError
+from common.names import WORDS, Task
 from common.texts import is_text, neat, read_text
 from embeddings.readers.walk import exists
 
@@ -139,11 +140,11 @@ def array_classes(
     return names, numbers, short(names)
 
 
-def class_lines(names: Sequence[str], counts: Sequence[int]) -> list[str]:
+def class_lines(names: Sequence[str], counts: Sequence[int], task: Task = "multiclass") -> list[str]:
     """The classes with their records, and remarks on names that may be a slip: lines for the site's own people."""
     shown = [f"{name} {count:,}" for name, count in zip(names[:_SHOWN], counts, strict=False)]
     shown += [f"... ({len(names) - _SHOWN:,} more)"] if len(names) > _SHOWN else []
-    lines = [f"{len(names):,} classes: {', '.join(shown)}"]
+    lines = [f"{len(names):,} {WORDS[task]}: {', '.join(shown)}"]
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(" ".join(_ZEROS.sub("", name.casefold()).split()), []).append(name)

@@ -12,13 +12,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.texts import is_text, neat
 from embeddings.pipeline import Item, Listing
-from embeddings.readers.classes import class_list, short
 from embeddings.readers.dicom import is_dicom, read_frame, read_header
 from embeddings.readers.dicom_order import NO_PLACE, Slice, in_order
 from embeddings.readers.dicom_picture import Window
+from embeddings.readers.findings import Label, LabelForm, names_of
 from embeddings.readers.images import SUFFIXES, read_image
 from embeddings.readers.labels import LabelColumns, LabelRow, read_labels
 from embeddings.readers.patients import patient_identifier
@@ -35,10 +35,10 @@ _ALIKE = "several files have this name but for how its accents are stored; renam
 
 @dataclasses.dataclass(frozen=True)
 class FolderOptions:
-    """How to read a folder. `classes`: the list agreed in the federation; `patients` off: no identifiers."""
+    """How to read a folder. `form`: what its labels are; `patients` off: no identifiers."""
 
     columns: LabelColumns = dataclasses.field(default_factory=LabelColumns)
-    classes: tuple[str, ...] | None = None
+    form: LabelForm = dataclasses.field(default_factory=LabelForm)
     slices: Slices = "all"
     window: Window | None = None
     patients: bool = True
@@ -88,9 +88,12 @@ def list_folder(
     remarks: list[str] = []
     window = options.window
     if labels is None:
+        if options.form.findings:
+            raise ConfigError("--findings name columns of a label file: give it with --labels")
         wanted = _by_folder(base, rejected)
     else:
-        table = read_labels(labels, options.columns, patients=options.patients)
+        columns = dataclasses.replace(options.columns, findings=options.form.findings)
+        table = read_labels(labels, columns, patients=options.patients)
         rejected.update(table.rejected)
         if table.repeated:
             remarks.append(f"{labels.name}: {table.repeated} rows repeat an earlier one and count once")
@@ -104,8 +107,7 @@ def list_folder(
             rejected[path.relative_to(base).as_posix()] = str(error)
     if options.slices == "middle":
         found = _middle_of_series(found)
-    class_names = class_list(options.classes, [one.row.label for one in found])
-    index = {name: number for number, name in enumerate(class_names)}
+    known = names_of(options.form, [one.row.label for one in found])
     patients = options.patients and _has_patients(root, found)
     if patients:
         nameless = [one for one in found if not one.patient]
@@ -116,18 +118,21 @@ def list_folder(
     items = []
     shallow: list[str] = []
     for one in found:
-        if one.row.label not in index:
-            rejected[_source(one)] = f"unknown label {one.row.label!r}; expected {short(class_names)}"
+        try:
+            label = known.number(one.row.label)
+        except DataError as error:
+            rejected[_source(one)] = str(error)
         else:
-            items.append(_item(one, index[one.row.label], patients, window, shallow))
+            items.append(_item(one, label, patients, window, shallow))
     return Listing(
         items=tuple(items),
         rejected=tuple(sorted(rejected.items())),
-        class_names=class_names,
+        class_names=known.names,
         column_names=options.columns.extra if labels is not None else (),
         remarks=tuple(remarks),
         rendering="" if window is None else f"dicom window {window.center:g},{window.width:g}; ",
         shallow=shallow,
+        task=options.form.task,
     )
 
 
@@ -217,7 +222,7 @@ def _found(
 
 def _middle_of_series(found: list[_Found]) -> list[_Found]:
     """Keep, of each series of single-frame files with one label and patient, the middle one by where it lies."""
-    series: dict[tuple[str, ...], list[_Found]] = {}
+    series: dict[tuple[str, str | tuple[int, ...], str], list[_Found]] = {}
     kept: list[_Found] = []
     for one in found:
         if one.series:
@@ -242,7 +247,7 @@ def _has_patients(root: Path, found: list[_Found]) -> bool:
     return known > 0
 
 
-def _item(one: _Found, label: int, patients: bool, window: Window | None, shallow: list[str]) -> Item:
+def _item(one: _Found, label: Label, patients: bool, window: Window | None, shallow: list[str]) -> Item:
     source = _source(one)
     status = one.path.stat()
     load = (
@@ -264,5 +269,5 @@ def _source(one: _Found) -> str:
     return one.name if not one.frame else f"{one.name}#{one.frame}"
 
 
-def _content(row: LabelRow) -> tuple[str, str | None, tuple[str, ...]]:
+def _content(row: LabelRow) -> tuple[str | tuple[int, ...], str | None, tuple[str, ...]]:
     return row.label, row.patient, row.extra

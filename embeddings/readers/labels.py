@@ -12,6 +12,7 @@ from pathlib import Path
 from common.errors import ConfigError, DataError
 from common.texts import neat, open_text, trimmed
 from embeddings.limits import LABEL_FILE_BYTES, LABEL_ROWS, MAX_TEXT
+from embeddings.readers.findings import cells_of
 from embeddings.readers.patients import patient_identifier
 from embeddings.store.sets import RESERVED
 
@@ -21,21 +22,30 @@ _QUOTED = re.compile('"[^"]*"')
 
 @dataclasses.dataclass(frozen=True)
 class LabelColumns:
-    """Names of the columns to read. `path_suffix` is put after each path (a file of ids without `.jpg`)."""
+    """Names of the columns to read: `label`, or in its place `findings` with one each.
+
+    `path_suffix` is put after each path (a file of ids without `.jpg`).
+    """
 
     path: str = "path"
     label: str = "label"
     patient: str | None = None
     extra: tuple[str, ...] = ()
     path_suffix: str = ""
+    findings: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns that hold the label."""
+        return self.findings or (self.label,)
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelRow:
-    """One row: path, label, patient or None, and the extra columns in the order asked for."""
+    """One row: path, label (a text, or findings as 1, 0, -1), patient or None, and the extra columns."""
 
     path: str
-    label: str
+    label: str | tuple[int, ...]
     patient: str | None
     extra: tuple[str, ...]
 
@@ -60,7 +70,8 @@ def read_labels(path: Path, columns: LabelColumns, *, patients: bool = True) -> 
         patients: whether patients are looked at.
 
     Returns:
-        The rows by path. A path with an empty label, or with two rows that differ, is in `rejected`.
+        The rows by path. A path with an empty label, a cell that is no finding, or two rows that differ, is in
+        `rejected`.
 
     Raises:
         DataError: the file is missing, empty, no text, or lacks a column or has it twice.
@@ -108,19 +119,21 @@ def _chosen(path: Path, names: list[str], columns: LabelColumns) -> LabelColumns
         columns,
         path=neat(columns.path),
         label=neat(columns.label),
+        findings=tuple(map(neat, columns.findings)),
         patient=None if columns.patient is None else neat(columns.patient),
         extra=tuple(map(neat, columns.extra)),
     )
     if columns.patient is None and "patient" in names:
         columns = dataclasses.replace(columns, patient="patient")
     check_columns(columns.extra)
-    wanted = [columns.path, columns.label, *columns.extra]
+    wanted = [columns.path, *columns.labels, *columns.extra]
     wanted += [] if columns.patient is None else [columns.patient]
     missing = [name for name in wanted if name not in names]
     if missing:
         raise DataError(
             f"{path}: expected the columns {', '.join(wanted)}; missing: {', '.join(missing)}; found: "
-            f"{', '.join(names) or 'none'} (name them with --path-column, --label-column, --patient-column)"
+            f"{', '.join(names) or 'none'} (name them with --path-column, --label-column or --findings, "
+            "--patient-column)"
         )
     twice = sorted({name for name in wanted if names.count(name) > 1})
     if twice:
@@ -134,7 +147,14 @@ def _add(table: LabelTable, number: int, names: list[str], cells: list[str], col
     raw = trimmed(dict(zip(names, cells, strict=False)).get(columns.path, ""))  # as the file's name is written
     key = raw + columns.path_suffix if raw else f"<line {number}>"
     patient = None if columns.patient is None else values.get(columns.patient, "")
-    row = LabelRow(key, values.get(columns.label, ""), patient, tuple(values.get(name, "") for name in columns.extra))
+    stated = [values.get(name, "") for name in columns.labels]
+    row = LabelRow(key, stated[0], patient, tuple(values.get(name, "") for name in columns.extra))
+    wrong = ""
+    if columns.findings:
+        try:
+            row = dataclasses.replace(row, label=cells_of(columns.findings, stated))
+        except DataError as error:
+            wrong = str(error)
     if not raw:
         table.rejected[key] = "the label file has no path in this line"
     elif len(cells) != len(names):
@@ -143,8 +163,10 @@ def _add(table: LabelTable, number: int, names: list[str], cells: list[str], col
         table.rejected[key] = f"the label file has a cell of more than {MAX_TEXT:,} characters in line {number}"
     elif "\0" in "".join(cells):
         table.rejected[key] = f"the label file has a NUL character in line {number}"
-    elif "\n" in "".join([row.label, patient or "", *row.extra]):
+    elif "\n" in "".join([*stated, patient or "", *row.extra]):
         table.rejected[key] = f"the label file has a cell of several lines in line {number}: is a quote left open?"
+    elif wrong:
+        table.rejected[key] = f"{wrong}, in line {number}"
     elif not row.label:
         table.rejected[key] = f"the label file has no label in line {number}"
     elif patient is not None and not patient_identifier(patient):

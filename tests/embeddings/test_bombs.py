@@ -179,8 +179,10 @@ ARRAYS: dict[str, tuple[Make, str]] = {
 
 def test_array_reader_stays_within_its_bound_of_memory_and_disk(tmp_path: Path) -> None:
     expected = make_all(tmp_path / "files", ARRAYS)
-    imports = "from embeddings.readers.arrays import ReadyNames, read_ready"
-    work = f"read_ready(path, Path({str(tmp_path / 'work')!r}), ReadyNames(), None)"
+    imports = (
+        "from embeddings.readers.findings import LabelForm; from embeddings.readers.ready import ReadyNames, read_ready"
+    )
+    work = f"read_ready(path, Path({str(tmp_path / 'work')!r}), ReadyNames(), LabelForm())"
     compare(under_limit(tmp_path / "files", imports, work, allowed=200), expected)
     assert sum(file.stat().st_size for file in (tmp_path / "work").iterdir()) < 100_000_000
 

@@ -19,9 +19,10 @@ from PIL import Image
 
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
-from embeddings.readers.arrays import ReadyNames, import_ready
+from embeddings.readers.findings import LabelForm
 from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.labels import LabelColumns, read_labels
+from embeddings.readers.ready import ReadyNames, import_ready
 from tests.embeddings.readers.test_integer_pictures import png, tiff
 from tests.fuzz.dicoms import DICOMS, odd_dicom
 from tests.fuzz.session import Session, command_line, feed
@@ -162,7 +163,7 @@ def run_archive(session: Session, folder: Path) -> None:
     declared = EncoderIdentity("e", "1", 0, "none", "declared", "float32", ())
     out, names = folder / "o.parquet", ReadyNames(patients="who")
     try:
-        kept, rejected = import_ready(folder / "r.npz", out, names, None, declared, bytes(32), "float32")
+        kept, rejected = import_ready(folder / "r.npz", out, names, LabelForm(), declared, bytes(32), "float32")
         session.read += 1
         session.check(kept + len(rejected) == size or not whole, f"{kept} and {len(rejected)} of {size} rows")
         session.check(kept == good.sum() or not whole, f"{kept} rows are kept, expected {good.sum()}")

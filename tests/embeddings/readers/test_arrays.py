@@ -8,8 +8,10 @@ import pytest
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
 from embeddings.bounded import unpack
-from embeddings.readers.arrays import ReadyNames, import_ready, is_medmnist, list_medmnist
+from embeddings.readers.arrays import is_medmnist, list_medmnist
+from embeddings.readers.findings import LabelForm
 from embeddings.readers.patients import patient_number
+from embeddings.readers.ready import ReadyNames, import_ready
 from embeddings.store.file import read_store
 
 DECLARED = EncoderIdentity("sscd", "1", 0, "288 px", "declared", "float32", ())
@@ -30,7 +32,7 @@ def _medmnist(path: Path, rng: np.random.Generator, **changed: np.ndarray) -> di
 def test_list_medmnist_keeps_split_order_and_pixels(tmp_path: Path, rng: np.random.Generator) -> None:
     arrays = _medmnist(tmp_path / "m.npz", rng)
     assert is_medmnist(tmp_path / "m.npz")
-    listing = list_medmnist(tmp_path / "m.npz", tmp_path / "work", None)
+    listing = list_medmnist(tmp_path / "m.npz", tmp_path / "work", LabelForm())
     assert [item.split for item in listing.items] == ["train"] * 5 + ["validation"] * 2 + ["test"] * 3
     assert listing.class_names == ("0", "1", "2")
     np.testing.assert_array_equal(listing.items[6].load(), arrays["val_images"][1])
@@ -40,7 +42,7 @@ def test_list_medmnist_keeps_split_order_and_pixels(tmp_path: Path, rng: np.rand
 
 def test_list_medmnist_rejects_labels_outside_the_class_list(tmp_path: Path, rng: np.random.Generator) -> None:
     _medmnist(tmp_path / "m.npz", rng)
-    listing = list_medmnist(tmp_path / "m.npz", tmp_path / "work", ["a", "b"])
+    listing = list_medmnist(tmp_path / "m.npz", tmp_path / "work", LabelForm(classes=("a", "b")))
     assert listing.class_names == ("a", "b")
     assert listing.rejected[0] == ("m.npz[train_images][0]", "unknown label 2; expected 0..1")
 
@@ -58,7 +60,7 @@ def test_list_medmnist_refuses_other_shapes(
 ) -> None:
     _medmnist(tmp_path / "m.npz", rng, **{name: value})
     with pytest.raises(DataError, match=message):
-        list_medmnist(tmp_path / "m.npz", tmp_path / "work", None)
+        list_medmnist(tmp_path / "m.npz", tmp_path / "work", LabelForm())
 
 
 def test_unpack_never_reads_pickled_objects(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_import_ready_rejects_rows_of_zeros_alone(tmp_path: Path) -> None:
     rows = np.asarray([[1, 2], [0, 0], [0, 3]], dtype=np.float32)
     np.savez(tmp_path / "r.npz", embeddings=rows, labels=np.asarray([0, 0, 1]))
     kept, rejected = import_ready(
-        tmp_path / "r.npz", tmp_path / "o.parquet", ReadyNames(), None, DECLARED, SALT, "float32"
+        tmp_path / "r.npz", tmp_path / "o.parquet", ReadyNames(), LabelForm(), DECLARED, SALT, "float32"
     )
     assert (kept, rejected) == (2, (("r.npz[1]", "values that are not finite, or all zero"),))
 
@@ -102,9 +104,14 @@ def test_import_ready_hashes_patients_and_keeps_columns(tmp_path: Path, rng: np.
         site=np.asarray([0, 0, 1, 1, 2, 2]),
     )
     names = ReadyNames(patients="lesion", columns=("site",))
-    rows, rejected = import_ready(tmp_path / "r.npz", tmp_path / "o.parquet", names, None, DECLARED, SALT, "float16")
+    rows, rejected = import_ready(
+        tmp_path / "r.npz", tmp_path / "o.parquet", names, LabelForm(), DECLARED, SALT, "float16"
+    )
     assert rows == 4
-    assert rejected == (("r.npz[4]", "values that are not finite, or all zero"), ("r.npz[5]", "unknown label 7"))
+    assert rejected == (
+        ("r.npz[4]", "values that are not finite, or all zero"),
+        ("r.npz[5]", "unknown label 7; expected 0..1"),
+    )
     data = read_store(tmp_path / "o.parquet")
     np.testing.assert_array_equal(data.embeddings, embeddings[:4].astype(np.float32))
     assert data.labels.tolist() == [0, 1, 1, 0]
@@ -119,10 +126,16 @@ def test_import_ready_hashes_patients_and_keeps_columns(tmp_path: Path, rng: np.
 def test_import_ready_takes_labels_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "r.npz", embeddings=np.eye(3, dtype=np.float32), labels=np.asarray(["b", "a", "c"]))
     rows, rejected = import_ready(
-        tmp_path / "r.npz", tmp_path / "o.parquet", ReadyNames(), ["a", "b"], DECLARED, SALT, "float32"
+        tmp_path / "r.npz",
+        tmp_path / "o.parquet",
+        ReadyNames(),
+        LabelForm(classes=("a", "b")),
+        DECLARED,
+        SALT,
+        "float32",
     )
     assert rows == 2
-    assert rejected == (("r.npz[2]", "unknown label c"),)
+    assert rejected == (("r.npz[2]", "unknown label c; expected a, b"),)
     assert read_store(tmp_path / "o.parquet").labels.tolist() == [1, 0]
 
 
@@ -132,6 +145,6 @@ def test_import_ready_rejects_what_float32_cannot_hold_without_a_warning(tmp_pat
     np.savez(tmp_path / "r.npz", embeddings=rows, labels=np.arange(4) % 2)
     declared = EncoderIdentity("sscd", "1", 0, "288 px", "declared", "float32", ())
     kept, rejected = import_ready(
-        tmp_path / "r.npz", tmp_path / "o.parquet", ReadyNames(), None, declared, bytes(32), "float32"
+        tmp_path / "r.npz", tmp_path / "o.parquet", ReadyNames(), LabelForm(), declared, bytes(32), "float32"
     )
     assert (kept, rejected) == (3, (("r.npz[1]", "values that are not finite, or all zero"),))

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
 from common.wire.identity import EncoderIdentity
-from embeddings.readers.arrays import ReadyNames, import_ready, list_medmnist, read_ready
+from embeddings.readers.arrays import list_medmnist
 from embeddings.readers.classes import array_classes, array_texts, class_lines, class_list
+from embeddings.readers.findings import LabelForm
 from embeddings.readers.patients import patient_number
+from embeddings.readers.ready import ReadyNames, import_ready, read_ready
 from embeddings.store.file import read_store
 
 SALT = bytes(range(32))
@@ -30,8 +32,13 @@ def _archive(path: Path, labels: Any, **more: Any) -> Path:
 
 def _read(tmp_path: Path, labels: Any, classes: list[str] | None = None, **more: Any) -> tuple[Any, ...]:
     names = ReadyNames(patients="patients" if "patients" in more else None)
-    ready = read_ready(_archive(tmp_path / "r.npz", labels, **more), tmp_path / "work", names, classes)
-    return ready.class_names, ready.labels.tolist(), [reason for _, reason in ready.rejected]
+    ready = read_ready(
+        _archive(tmp_path / "r.npz", labels, **more),
+        tmp_path / "work",
+        names,
+        LabelForm(classes=None if classes is None else tuple(classes)),
+    )
+    return ready.class_names, ready.labels.tolist(), [reason.split(";")[0] for _, reason in ready.rejected]
 
 
 # what lies in the archive, the list agreed, the archive's own list -> names, class of each row, rejected
@@ -108,7 +115,7 @@ def test_read_ready_refuses_code_points_that_are_none(tmp_path: Path) -> None:
 def test_import_ready_rejects_rows_without_a_patient_and_joins_padded_ones(tmp_path: Path) -> None:
     path = _archive(tmp_path / "r.npz", ["a"] * 6, patients=["A1", "A1 ", " A1", "", "  ", "B2"])
     names = ReadyNames(patients="patients")
-    rows, rejected = import_ready(path, tmp_path / "o.parquet", names, None, DECLARED, SALT, "float32")
+    rows, rejected = import_ready(path, tmp_path / "o.parquet", names, LabelForm(), DECLARED, SALT, "float32")
     assert rows == 4
     assert [source for source, _ in rejected] == ["r.npz[3]", "r.npz[4]"]
     groups = read_store(tmp_path / "o.parquet").groups
@@ -119,7 +126,9 @@ def test_import_ready_rejects_rows_without_a_patient_and_joins_padded_ones(tmp_p
 def test_import_ready_says_why_no_row_is_left(tmp_path: Path) -> None:
     path = _archive(tmp_path / "r.npz", [7, 8])
     with pytest.raises(DataError, match=r"none of 2 rows can be used; the first: r.npz\[0\]: unknown label 7"):
-        import_ready(path, tmp_path / "o.parquet", ReadyNames(), ["a", "b"], DECLARED, SALT, "float32")
+        import_ready(
+            path, tmp_path / "o.parquet", ReadyNames(), LabelForm(classes=("a", "b")), DECLARED, SALT, "float32"
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["r.npz"]
 
 
@@ -127,7 +136,7 @@ def test_import_ready_says_why_no_row_is_left(tmp_path: Path) -> None:
 def test_read_ready_refuses_columns_that_a_store_has(tmp_path: Path, columns: tuple[str, ...]) -> None:
     path = _archive(tmp_path / "r.npz", ["a"], x=["1"], label=["a"], key=["k"])
     with pytest.raises(ConfigError, match="different names"):
-        read_ready(path, tmp_path / "work", ReadyNames(columns=columns), None)
+        read_ready(path, tmp_path / "work", ReadyNames(columns=columns), LabelForm())
 
 
 def test_list_medmnist_takes_the_numbers_found(tmp_path: Path) -> None:
@@ -136,10 +145,10 @@ def test_list_medmnist_takes_the_numbers_found(tmp_path: Path) -> None:
         arrays[f"{split}_images"] = np.zeros((len(labels), 4, 4), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.asarray(labels, dtype=np.uint64).reshape(-1, 1)
     np.savez(tmp_path / "m.npz", **arrays)
-    listing = list_medmnist(tmp_path / "m.npz", tmp_path / "work", None)
+    listing = list_medmnist(tmp_path / "m.npz", tmp_path / "work", LabelForm())
     assert listing.class_names == ("1", "2", "3")
     assert [item.label for item in listing.items] == [2, 0, 1]
-    agreed = list_medmnist(tmp_path / "m.npz", tmp_path / "work", ["2", "3"])
+    agreed = list_medmnist(tmp_path / "m.npz", tmp_path / "work", LabelForm(classes=("2", "3")))
     assert [item.label for item in agreed.items] == [1, 0]
     assert agreed.rejected == (("m.npz[train_images][1]", "unknown label 1; expected 2, 3"),)
 

@@ -14,6 +14,7 @@ from common.errors import ConfigError, DataError
 from embeddings.extract import extract
 from embeddings.pipeline import Item, Listing
 from embeddings.readers.classes import class_list, given_classes
+from embeddings.readers.findings import LabelForm
 from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.labels import LabelColumns, read_labels
 from embeddings.readers.patients import image_key, patient_number
@@ -68,7 +69,9 @@ def test_list_folder_rejects_a_class_folder_without_a_usable_name(tmp_path: Path
 def test_list_folder_spells_a_class_in_one_way(tmp_path: Path) -> None:
     _image(tmp_path / unicodedata.normalize("NFC", "Ödem") / "0.png")
     _image(tmp_path / unicodedata.normalize("NFD", "Ödem") / "1.png")
-    listing = list_folder(tmp_path, None, FolderOptions(classes=(unicodedata.normalize("NFD", "Ödem"),)))
+    listing = list_folder(
+        tmp_path, None, FolderOptions(form=LabelForm(classes=(unicodedata.normalize("NFD", "Ödem"),)))
+    )
     assert listing.class_names == (unicodedata.normalize("NFC", "Ödem"),)
     assert len(listing.items) == 2
 
@@ -253,7 +256,7 @@ def test_archives_with_an_array_twice_are_refused(tmp_path: Path) -> None:
     import io
     import zipfile
 
-    from embeddings.readers.arrays import ReadyNames, read_ready
+    from embeddings.readers.ready import ReadyNames, read_ready
 
     with zipfile.ZipFile(tmp_path / "r.npz", "w") as archive:
         for name, values in (("embeddings", np.eye(4)), ("labels", np.arange(4) % 2), ("labels", np.arange(4) % 3)):
@@ -261,7 +264,7 @@ def test_archives_with_an_array_twice_are_refused(tmp_path: Path) -> None:
             np.save(sink, values)
             archive.writestr(f"{name}.npy", sink.getvalue())
     with pytest.raises(DataError, match="array labels comes twice"):
-        read_ready(tmp_path / "r.npz", tmp_path / "work", ReadyNames(), None)
+        read_ready(tmp_path / "r.npz", tmp_path / "work", ReadyNames(), LabelForm())
 
 
 def test_a_store_is_not_written_where_it_could_not_be_read(tmp_path: Path, tiny_dinov2: Path) -> None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from common.errors import DataError
 from common.wire.identity import EncoderIdentity
 from embeddings.pipeline import Listing
-from embeddings.readers.arrays import ReadyNames, import_ready
+from embeddings.readers.findings import LabelForm
 from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.patients import patient_identifier, patient_number
+from embeddings.readers.ready import ReadyNames, import_ready
 from embeddings.store.file import read_store
 from tests.embeddings.readers.dicom_files import dataset_of, save
 
@@ -112,7 +113,7 @@ def test_arrays_of_patients_have_the_same_units(tmp_path: Path, stated: np.ndarr
     declared = EncoderIdentity("e", "1", 0, "none", "declared", "float32", ())
     names = ReadyNames(patients="who")
     rows, rejected = import_ready(
-        tmp_path / "r.npz", tmp_path / "o.parquet", names, None, declared, bytes(32), "float32"
+        tmp_path / "r.npz", tmp_path / "o.parquet", names, LabelForm(), declared, bytes(32), "float32"
     )
     assert (rows, len(rejected)) == (kept, 6 - kept)
     assert all(reason.endswith("names no patient") for _, reason in rejected)

@@ -9,6 +9,7 @@ from PIL import Image
 from common.errors import ConfigError, DataError
 from embeddings.readers.classes import class_list
 from embeddings.readers.dicom_picture import Window
+from embeddings.readers.findings import LabelForm
 from embeddings.readers.folders import FolderOptions, list_folder
 from embeddings.readers.labels import LabelColumns, read_labels
 
@@ -67,7 +68,7 @@ def test_list_folder_rejects_one_by_one_and_keeps_the_rest(folder: Path, tmp_pat
         "path,label\ni0.png,a\ni1.png,a\ni1.png,b\n../secret.png,a\nlink.png,a\n/etc/passwd,a\nnone.png,a\n"
         "i2.png,\ni0.png,a\ni3.png,odd\n,a\n"
     )
-    listing = list_folder(folder, _labels(folder, text), FolderOptions(classes=("a", "b")))
+    listing = list_folder(folder, _labels(folder, text), FolderOptions(form=LabelForm(classes=("a", "b"))))
     assert [item.source for item in listing.items] == ["i0.png"]
     reasons = dict(listing.rejected)
     assert set(reasons) == {

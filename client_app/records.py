@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,14 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.evaluation.splits import split_by_unit
 from common.methods.base import RunContext
 from common.records import SiteData, unit_length
 
 if TYPE_CHECKING:
     from embeddings.store.sets import EmbeddingSet, SetMetadata
-
-# Shares of a deployed site's split, where its file has none, as ends of intervals in [0, 1).
-_TRAIN_END, _VALIDATION_END = 0.64, 0.80
 
 
 @dataclass(frozen=True)
@@ -107,28 +104,6 @@ def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
     return unit_length(SiteData(torch.from_numpy(part.embeddings), torch.from_numpy(part.labels), groups))
 
 
-def split_by_unit(records: EmbeddingSet) -> NDArray[np.str_]:
-    """Divide a site's rows 64/16/20, each unit by a hash of itself alone.
-
-    A draw over all rows, or one that balances the classes, would move other patients' rows between training and test
-    when one patient joins or leaves: two data sets that differ by one unit would then differ by many in training, and
-    the guarantee would not hold for the data set as a whole.
-
-    Args:
-        records: the site's set. A row's unit is its patient, or without patients its embedding.
-
-    Returns:
-        (n,) "train", "validation" or "test"; a patient's rows stay together. A small site may train on few rows.
-    """
-    if records.groups is not None:
-        names = [str(int(group)).encode() for group in records.groups]
-    else:
-        names = [row.tobytes() for row in np.ascontiguousarray(records.embeddings)]
-    draws = [int.from_bytes(hashlib.sha256(b"split/" + name).digest()[:8], "big") / 2.0**64 for name in names]
-    parts = np.searchsorted([_TRAIN_END, _VALIDATION_END], draws, side="right")
-    return np.asarray(("train", "validation", "test"))[parts]
-
-
 def check_matches(metadata: SetMetadata, context: RunContext, site_index: int) -> None:
     """Refuse a file that is not what the run is about (DataError): of another width or class set."""
     expected, found = context.problem.dim_of(site_index), metadata.identity.dimension
@@ -144,7 +119,9 @@ def _stored(path: Path, modified: int) -> EmbeddingSet:
     from embeddings.store.file import read_usable
 
     records = read_usable(path)
-    return records if records.splits is not None else dataclasses.replace(records, splits=split_by_unit(records))
+    if records.splits is not None:
+        return records
+    return dataclasses.replace(records, splits=split_by_unit(records.embeddings, records.groups))
 
 
 @lru_cache(maxsize=8)

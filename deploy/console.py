@@ -13,7 +13,10 @@ from common.plain import plain
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
+    from rich.table import Table
     from rich.text import Text
+
+    from embeddings.quality.page import Grid
 
 
 def say(text: object, err: bool = False) -> None:
@@ -53,6 +56,19 @@ def watching() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[what], completed=done, total=total if done else None)
 
         yield watch
+
+
+def table_of(grid: Grid, title: str) -> Table:
+    """A page's table for the terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for place, name in enumerate(grid.columns):
+        table.add_column(name, justify="right" if grid.right(place) else "left", no_wrap=place == 0)
+    for row in grid.rows:
+        table.add_row(*row)
+    return table
 
 
 def said(text: str) -> Text:

@@ -26,7 +26,11 @@ TUNING_GRID = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 @dataclass(frozen=True)
 class SiteScores:
-    """Accuracy and balanced accuracy, both in [0, 1], of one classifier on one test split."""
+    """Accuracy and balanced accuracy, both in [0, 1], of one classifier on one test split.
+
+    Of findings, accuracy is the share of known answers that are right, and balanced accuracy the mean over findings of
+    each one's own.
+    """
 
     accuracy: float
     balanced_accuracy: float
@@ -141,8 +145,25 @@ def choose_head(heads: Sequence[LinearHead], validation: Split) -> LinearHead:
 def score(classifier: LinearHead | Tensor, embeddings: Tensor, labels: Tensor) -> SiteScores:
     """Accuracy and balanced accuracy of a head, or of probabilities (n, K) computed for these rows."""
     outputs = classifier.logits(embeddings) if isinstance(classifier, LinearHead) else classifier
-    predictions = outputs.argmax(1)
-    return SiteScores(accuracy(labels, predictions), balanced_accuracy(labels, predictions))
+    return score_decisions(labels, outputs.argmax(1))
+
+
+def score_decisions(labels: Tensor, decisions: Tensor) -> SiteScores:
+    """Accuracy and balanced accuracy of decisions.
+
+    Args:
+        labels: (n,) classes; or findings (n, K) with 1 present, 0 absent, -1 unknown.
+        decisions: (n,) classes, or (n, K) of 0 and 1.
+
+    Raises:
+        DataError: nothing to score, or shapes differ.
+    """
+    if labels.ndim == 1:
+        return SiteScores(accuracy(labels, decisions), balanced_accuracy(labels, decisions))
+    known = labels >= 0
+    columns = [at for at in range(labels.shape[1]) if bool(known[:, at].any())]
+    balanced = [balanced_accuracy(labels[known[:, at], at], decisions[known[:, at], at]) for at in columns]
+    return SiteScores(accuracy(labels[known], decisions[known]), sum(balanced) / max(len(balanced), 1))
 
 
 def score_site(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -64,3 +65,26 @@ def unit_classes(labels: NDArray[np.integer[Any]], member: NDArray[np.intp]) -> 
     table = np.zeros((num_units, int(labels.max(initial=0)) + 1), dtype=np.int64)
     np.add.at(table, (member, labels), 1)
     return table.argmax(axis=1)
+
+
+def split_by_unit(embeddings: NDArray[np.float32], groups: NDArray[np.int64] | None) -> NDArray[np.str_]:
+    """Divide a site's rows 64/16/20, each unit by a hash of itself alone.
+
+    A draw over all rows, or one that balances the classes, would move other patients' rows between training and test
+    when one patient joins or leaves: two data sets that differ by one unit would then differ by many in training, and
+    the guarantee would not hold for the data set as a whole.
+
+    Args:
+        embeddings: (n, d) as the site's file has them.
+        groups: (n,) patient of each row, or None: then a row's embedding is its unit.
+
+    Returns:
+        (n,) "train", "validation" or "test"; a patient's rows stay together. A small site may train on few rows.
+    """
+    if groups is not None:
+        names = [str(int(group)).encode() for group in groups]
+    else:
+        names = [row.tobytes() for row in np.ascontiguousarray(embeddings)]
+    draws = [int.from_bytes(hashlib.sha256(b"split/" + name).digest()[:8], "big") / 2.0**64 for name in names]
+    parts = np.searchsorted(np.cumsum(SPLIT_SHARES)[:-1], draws, side="right")
+    return np.asarray(SPLIT_NAMES)[parts]

@@ -1,4 +1,4 @@
-"""What a published bundle is worth on one's own records: four ways to train, three kinds of head.
+"""What a published bundle is worth on one's own records: four ways to train, three kinds of head, clinicians' numbers.
 
 Everything here reads records without noise: heads and scores stay where the records are.
 """
@@ -11,13 +11,15 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
+from common.evaluation.clinical import ClinicalScores, clinical_scores
 from common.evaluation.heads import fit_linear_head
 from common.evaluation.nonlinear_heads import fit_mlp_head, fit_neighbour_head
 from common.evaluation.scores import SiteScores, Split, choose_mixing, mix_probabilities, score
-from common.evaluation.splits import SPLIT_NAMES, split_site
+from common.evaluation.splits import SPLIT_NAMES, split_by_unit
 from common.publishing.bundle import Bundle
 from common.records import on_sphere
 
@@ -52,18 +54,19 @@ class HeadScores:
         mixing: the weight of one's own head in `mixed`.
     """
 
-    local_only: SiteScores
-    synthetic_only: SiteScores
-    pooled: SiteScores
-    mixed: SiteScores
+    local_only: ClinicalScores
+    synthetic_only: ClinicalScores
+    pooled: ClinicalScores
+    mixed: ClinicalScores
     mixing: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by kind of head, and how many rows they rest on."""
+    """Scores by kind of head, those of always naming the commonest class, and how many rows they rest on."""
 
     scores: dict[HeadKind, HeadScores]
+    commonest_class: SiteScores
     train_rows: int
     validation_rows: int
     test_rows: int
@@ -76,7 +79,7 @@ def evaluate(
     labels: Tensor,
     *,
     groups: Tensor | None = None,
-    splits: Sequence[str] | None = None,
+    splits: Sequence[str] | NDArray[np.str_] | None = None,
     synthetic: Split | None = None,
     mixing: float | None = None,
     heads: Sequence[HeadKind] = tuple(HEADS),
@@ -88,12 +91,13 @@ def evaluate(
         bundle: what was published.
         embeddings: (n, d) of the encoder that the bundle names.
         labels: (n,) int64 in the order of `bundle.class_names`.
-        groups: (n,) patient of each row: no patient is on both sides of a split.
-        splits: (n,) "train", "validation" or "test"; left out, 64/16/20 is drawn, per class.
+        groups: (n,) patient of each row: no patient is on both sides of a split, and intervals are over patients.
+        splits: (n,) "train", "validation" or "test"; left out, 64/16/20 as a site divides its file for training: no row
+            that the published set learned from is tested on, where the embeddings are as in the file.
         synthetic: another synthetic set, such as one drawn with `bundle.draw`; default: the published one.
         mixing: weight of one's own head in `mixed`; left out, it is chosen on the validation rows.
         heads: which kinds.
-        seed: of the drawn split and of the MLP's first weights.
+        seed: of the MLP's first weights and of the bootstrap.
 
     Returns:
         The scores. They depend on the records without noise: keep them, and `mixing`, where the records are.
@@ -104,15 +108,20 @@ def evaluate(
     unknown = sorted(set(heads) - set(HEADS))
     if unknown or not heads:
         raise ConfigError(f"heads must be some of {', '.join(HEADS)}, found {', '.join(unknown) or 'none'}")
-    own = prepared(bundle, embeddings, labels)
-    parts = _split(own, groups, splits, seed)
-    train, validation, test = (parts[name] for name in ("train", "validation", "test"))
+    rows, labels = prepared(bundle, embeddings, labels)
+    parts = _split(embeddings, labels, groups, splits)
+    train, validation, test = ((rows[parts[name]], labels[parts[name]]) for name in SPLIT_NAMES)
+    patients = None if groups is None else groups[parts["test"]]
     made = bundle.published() if synthetic is None else synthetic
     both = torch.cat([train[0], made[0]]), torch.cat([train[1], made[1]])
+
+    def measured(probabilities: Tensor) -> ClinicalScores:
+        return clinical_scores(test[1], probabilities, bundle.class_names, units=patients, seed=seed)
+
     scores: dict[HeadKind, HeadScores] = {}
     for kind in heads:
         local, published, pooled = (
-            fit_head(kind, *rows, len(bundle.class_names), seed) for rows in (train, made, both)
+            fit_head(kind, *given, len(bundle.class_names), seed) for given in (train, made, both)
         )
         weight = mixing
         if weight is None:
@@ -120,13 +129,14 @@ def evaluate(
             weight = choose_mixing(chances[0], chances[1], validation[1])
         ours, theirs = local.probabilities(test[0]), published.probabilities(test[0])
         scores[kind] = HeadScores(
-            score(ours, *test),
-            score(theirs, *test),
-            score(pooled.probabilities(test[0]), *test),
-            score(mix_probabilities(ours, theirs, weight), *test),
+            measured(ours),
+            measured(theirs),
+            measured(pooled.probabilities(test[0])),
+            measured(mix_probabilities(ours, theirs, weight)),
             weight,
         )
-    return Evaluation(scores, len(train[1]), len(validation[1]), len(test[1]), len(made[1]))
+    counts = torch.bincount(train[1], minlength=len(bundle.class_names)).expand(len(test[1]), -1)
+    return Evaluation(scores, score(counts, *test), len(train[1]), len(validation[1]), len(test[1]), len(made[1]))
 
 
 def fit_head(kind: HeadKind, embeddings: Tensor, labels: Tensor, num_classes: int, seed: int = 0) -> Head:
@@ -166,20 +176,18 @@ def prepared(bundle: Bundle, embeddings: Tensor, labels: Tensor | None = None) -
     return rows, labels
 
 
-def _split(own: Split, groups: Tensor | None, splits: Sequence[str] | None, seed: int) -> dict[str, Split]:
-    rows, labels = own
-    if groups is not None and groups.shape != labels.shape:
+def _split(
+    embeddings: Tensor, labels: Tensor, groups: Tensor | None, splits: Sequence[str] | NDArray[np.str_] | None
+) -> dict[str, Tensor]:
+    """Row numbers of each split."""
+    if groups is not None and groups.shape != labels.shape[:1]:
         raise DataError(f"expected a group for each of {len(labels)} rows, found {tuple(groups.shape)}")
     patients = None if groups is None else groups.numpy()
-    drawn = split_site(labels.numpy(), np.random.default_rng(seed), patients) if splits is None else splits
-    names = list(drawn)
+    names = np.asarray(split_by_unit(embeddings.float().numpy(), patients) if splits is None else splits)
     if len(names) != len(labels):
         raise DataError(f"expected a split for each of {len(labels)} rows, found {len(names)}")
-    parts = {}
-    for name in SPLIT_NAMES:
-        chosen = torch.tensor([found == name for found in names])
-        parts[name] = rows[chosen], labels[chosen]
-    empty = [name for name in ("train", "test") if len(parts[name][1]) == 0]
+    parts = {name: torch.from_numpy(np.flatnonzero(names == name)) for name in SPLIT_NAMES}
+    empty = [name for name in ("train", "test") if len(parts[name]) == 0]
     if empty:
         raise DataError(f"no rows to {empty[0]} on: {len(labels)} rows are too few, or the split leaves them out")
     return parts

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.console import console, working
+from deploy.console import console, table_of, working
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from common.publishing.worth import Evaluation, HeadKind
+    from common.publishing.worth import HeadKind
 
 
 def evaluate(
@@ -23,11 +21,12 @@ def evaluate(
         float | None, typer.Option(min=0.0, max=1.0, help="Weight of the own classifier; default: by validation.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the scores here too.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of a drawn split and of the network's start.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the network's start and of the intervals.")] = 0,
 ) -> None:
     """Train classifiers on own data, on the published set, on both, and mixed; print scores on own test records.
 
-    The scores depend on the records without noise: they stay at the site.
+    Own records are divided as the file says, or else as a site divides them for training. The scores depend on the
+    records without noise: they stay at the site.
 
     Example: fedhypevae evaluate bundle --data site.parquet --json scores.json
     """
@@ -39,6 +38,7 @@ def evaluate(
     from common.publishing.bundle import load_bundle
     from common.publishing.worth import HEADS
     from common.publishing.worth import evaluate as measure
+    from deploy.report.clinical import HOW_TO_READ, calibration_in_words, class_grid, few_in_words, score_grid, ways_of
     from deploy.report.own import own_rows
     from embeddings.store.file import read_store
 
@@ -60,31 +60,25 @@ def evaluate(
             heads=kinds,
             seed=seed,
         )
-    printed.print(_table(found))
-    printed.print(
+    for kind, scores in found.scores.items():
+        title = f"{HEADS[kind]}, on {found.test_rows} own test records"
+        printed.print(table_of(score_grid(ways_of(scores), found), title))
+    first = next(iter(found.scores))
+    scores = found.scores[first]
+    printed.print(table_of(class_grid(ways_of(scores), intervals=False), f"AUROC of each class, {HEADS[first]}"))
+    weights = ", ".join(f"{HEADS[kind]} {scores.mixing:.1f}" for kind, scores in found.scores.items())
+    told = (
+        HOW_TO_READ,
+        few_in_words(scores.local_only),
+        calibration_in_words(ways_of(scores)),
+        f"Weight of your own classifier in the mix: {weights}.",
         f"{found.train_rows} own rows to train, {found.validation_rows} to choose the mixing, {found.test_rows} to "
         f"test; {found.synthetic_rows} synthetic rows. These scores depend on your records: keep them here.",
-        highlight=False,
     )
+    for line in filter(None, told):
+        printed.print(line, highlight=False)
     for reason in published.not_private:
         printed.print(f"The published set is not private: {reason}", style="red")
     if json_out is not None:
         content = json.dumps(dataclasses.asdict(found), indent=2) + "\n"
         write_output(json_out, content.encode(), kind=DataError, cure=NAME_ANOTHER)
-
-
-def _table(found: Evaluation) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from common.publishing.worth import HEADS, WAYS
-
-    table = Table(title="accuracy/balanced accuracy in %, on the site's own test records", box=SIMPLE_HEAD)
-    table.add_column("trained on", no_wrap=True)
-    for kind in found.scores:
-        table.add_column(HEADS[kind], justify="right")
-    for way, label in WAYS.items():
-        parts = [getattr(scores, way) for scores in found.scores.values()]
-        table.add_row(label, *(f"{100 * part.accuracy:.1f}/{100 * part.balanced_accuracy:.1f}" for part in parts))
-    table.add_row("weight of own in the mix", *(f"{scores.mixing:.1f}" for scores in found.scores.values()))
-    return table

@@ -41,15 +41,13 @@ def join(
     printed = console()
     bundle = load_bundle(run)
     own = own_rows(read_store(data), bundle)
-    kept, held_out = own.rows_of("train"), own.rows_of("test")
-    train = own.embeddings[kept], own.labels[kept]
+    train, test = own.split("train"), own.split("test")
     with working("Fitting ..."):
         if get_method(bundle.config.method).personal_scores is not None:
             trained = personal_model(bundle, train, model)
             save_head(out, trained)
             told = f"{model}, {len(bundle.class_names)} classes"
-            if own.splits is not None and len(held_out):
-                test = own.embeddings[held_out], own.labels[held_out]
+            if len(test[1]):
                 found = score(trained.probabilities(test[0]), *test)
                 told += f"; {100 * found.accuracy:.1f}/{100 * found.balanced_accuracy:.1f} % on own test records"
         else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.console import console, working
+from deploy.console import console, table_of, working
 
 
 def train(
@@ -21,6 +21,7 @@ def train(
 ) -> None:
     """Train a classifier on the published set, and save it with the name of the encoder that it needs.
 
+    With own records it is scored on those that the file, or the rule by which a site divides them, keeps for tests.
     Trained on the published set alone it is as private as that set, and may be passed on.
 
     Example: fedhypevae train bundle --out head.safetensors
@@ -28,22 +29,25 @@ def train(
 
     from common.publishing.bundle import load_bundle
     from deploy.classifier.file import save_head, train_head
-    from deploy.report.own import own_rows
+    from deploy.report.clinical import HOW_TO_READ, calibration_in_words, detail_grid, few_in_words, score_grid
+    from deploy.report.own import measured, own_rows
     from embeddings.store.file import read_store
 
     printed = console()
     with working("Training ..."):
         published = load_bundle(bundle)
-        own = None
-        if data is not None:
-            read = own_rows(read_store(data), published)
-            kept = read.rows_of("train")
-            own = read.embeddings[kept], read.labels[kept]
-        trained = train_head(published, head, own, seed)
+        read = None if data is None else own_rows(read_store(data), published)
+        trained = train_head(published, head, None if read is None else read.split("train"), seed)
+        found = None if read is None or not len(read.rows_of("test")) else measured(trained, read)
         save_head(out, trained)
     encoder = "an encoder that the bundle does not name" if trained.encoder is None else trained.encoder.encoder
     printed.print(f"{out}: {head}, {len(trained.class_names)} classes, for {encoder}", soft_wrap=True)
-    if own is not None:
+    if found is not None:
+        printed.print(table_of(score_grid({"the set and own records": found}), "on own test records"))
+        printed.print(table_of(detail_grid(found), "each class against the rest"))
+        for line in filter(None, (HOW_TO_READ, few_in_words(found), calibration_in_words({"here": found}))):
+            printed.print(line)
+    if read is not None:
         printed.print("It learned from your own records without noise: it stays at the site.")
     for reason in trained.not_private:
         printed.print(f"It is not private: {reason}", style="red")

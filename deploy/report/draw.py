@@ -21,7 +21,7 @@ COLOURS = (
     *("#7d4a2d", "#1b4d7a", "#c2185b", "#00838f", "#827717", "#5d4037"),
 )
 _INK, _SOFT, _LINE = "#1d2733", "#4a5666", "#d9dee5"
-_MARKS = "os^DvPX*<>ph"
+MARKS = "os^DvPX*<>ph"
 _MOST_SITES = 12
 _MOST_NAMES = 60
 Points = NDArray[np.float64]
@@ -72,7 +72,7 @@ def epsilon_curves(history: Sequence[Mapping[str, Any]], target: float | None) -
         label = label if len(curves) <= _MOST_SITES else None
         values = [np.nan if value is None else value for value in curve]
         (line,) = axes.plot(rounds, values, color=COLOURS[index % len(COLOURS)], linewidth=2, label=label)
-        line.set(marker=_MARKS[index % len(_MARKS)], markevery=max(len(rounds) // 8, 1), markersize=5)
+        line.set(marker=MARKS[index % len(MARKS)], markevery=max(len(rounds) // 8, 1), markersize=5)
     if target is not None:
         axes.axhline(target, color="#9c1c2b", linewidth=1.5, linestyle="--", label=f"limit of the run: {target:g}")
     axes.set_ylim(bottom=0)
@@ -143,7 +143,7 @@ def score_dots(scores: Mapping[str, Mapping[str, float]], title: str, caption: s
         axes.plot([min(values), max(values)], [row, row], color=_LINE, linewidth=5, solid_capstyle="round", zorder=1)
         for index, value in enumerate(values):
             label = places[index] if row == 0 and len(places) <= _MOST_SITES else None
-            mark, colour = _MARKS[index % len(_MARKS)], COLOURS[index % len(COLOURS)]
+            mark, colour = MARKS[index % len(MARKS)], COLOURS[index % len(COLOURS)]
             axes.plot(value, row, mark, color=colour, markersize=7, alpha=0.9, label=label, zorder=2)
         axes.text(0.0, row - 0.24, way, transform=axes.get_yaxis_transform(), va="bottom", color=_INK, fontsize=9.5)
     axes.set_yticks([])

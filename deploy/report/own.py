@@ -6,26 +6,36 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.place import Place, find_place
 from client_app.records import load_records
 from common.errors import ConfigError, DataError
+from common.evaluation.clinical import ClinicalScores, clinical_scores
+from common.evaluation.scores import Split
+from common.evaluation.splits import split_by_unit
 from common.publishing.bundle import Bundle
 from common.publishing.worth import prepared
 from common.wire.identity import compare
+from deploy.classifier.file import TrainedHead
 from deploy.site.folder import SiteFolder
 from embeddings.store.sets import EmbeddingSet
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnRows:
-    """A site's records: embeddings (n, d), scaled as the run scaled them, labels (n,), and what goes with them."""
+    """A site's records: embeddings (n, d), scaled as the run scaled them, labels (n,), and what goes with them.
+
+    `splits` (n,) are the file's own, or else those by which a site divides it for training.
+    """
 
     records: EmbeddingSet
     embeddings: Tensor
     labels: Tensor
+    splits: NDArray[np.str_]
 
     @property
     def groups(self) -> Tensor | None:
@@ -37,17 +47,14 @@ class OwnRows:
         groups = self.groups
         return None if groups is None else tuple(groups[rows] for rows in parts)
 
-    @property
-    def splits(self) -> list[str] | None:
-        """Split of each row, where the set has them."""
-        return None if self.records.splits is None else [str(name) for name in self.records.splits]
-
     def rows_of(self, *names: str) -> Tensor:
-        """Indices of the rows in these splits; all rows where the set has no splits."""
-        splits = self.splits
-        if splits is None:
-            return torch.arange(len(self.labels))
-        return torch.tensor([row for row, split in enumerate(splits) if split in names], dtype=torch.int64)
+        """Indices of the rows in these splits."""
+        return torch.from_numpy(np.flatnonzero(np.isin(self.splits, names)))
+
+    def split(self, name: str) -> Split:
+        """Embeddings and labels of one split."""
+        rows = self.rows_of(name)
+        return self.embeddings[rows], self.labels[rows]
 
 
 def open_site(folder: Path, bundle: Bundle) -> Place:
@@ -94,7 +101,15 @@ def own_rows(records: EmbeddingSet, bundle: Bundle) -> OwnRows:
                 f"bundle has {wrong[0].expected}; embed the images with the bundle's encoder"
             )
     embeddings, labels = prepared(bundle, torch.from_numpy(records.embeddings), torch.from_numpy(records.labels))
-    return OwnRows(records, embeddings, labels)
+    splits = split_by_unit(records.embeddings, records.groups) if records.splits is None else records.splits
+    return OwnRows(records, embeddings, labels, splits)
+
+
+def measured(trained: TrainedHead, own: OwnRows) -> ClinicalScores:
+    """The scores of a classifier on a site's own test records, which stay at the site."""
+    rows, labels = own.split("test")
+    units = None if own.groups is None else own.groups[own.rows_of("test")]
+    return clinical_scores(labels, trained.probabilities(rows), trained.class_names, units=units)
 
 
 def site_rows(place: Place, bundle: Bundle) -> OwnRows:

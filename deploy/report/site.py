@@ -22,9 +22,19 @@ from common.errors import ConfigError, DataError
 from common.evaluation.neighbours import nearest_neighbour_warning
 from common.evaluation.scores import Split
 from common.publishing.bundle import Bundle
-from common.publishing.worth import HEADS, WAYS, Evaluation, evaluate
+from common.publishing.worth import HEADS, Evaluation, evaluate
 from deploy.report import draw
 from deploy.report.budget import budget_meters, read_spent, release_grid, run_grid
+from deploy.report.clinical import (
+    HOW_TO_READ,
+    balanced_dots,
+    class_grid,
+    detail_grid,
+    few_in_words,
+    reliability_curves,
+    score_grid,
+    ways_of,
+)
 from deploy.report.fidelity import (
     ClassFidelity,
     fidelity_by_class,
@@ -72,7 +82,7 @@ def render_site(
     own, synthetic = site_rows(place, bundle), bundle.published()
     rows: Split = (own.embeddings, own.labels)
     seen, unseen = own.rows_of("train"), own.rows_of("validation", "test")
-    train, held_out = (rows[0][seen], rows[1][seen]), (rows[0][unseen], rows[1][unseen])
+    train, held_out = own.split("train"), (rows[0][unseen], rows[1][unseen])
     generator = torch.Generator().manual_seed(0)
     tell("comparing class by class")
     fidelity = fidelity_by_class(train, held_out, synthetic, len(bundle.class_names), generator)
@@ -80,6 +90,7 @@ def render_site(
     warning = nearest_neighbour_warning(synthetic[0], *sides, generator, groups=patients) if len(held_out[1]) else None
     tell("training classifiers")
     evaluation = evaluate(bundle, *rows, groups=own.groups, splits=own.splits, synthetic=synthetic)
+    linear = evaluation.scores["linear"]
     tell("drawing")
     planes = _planes(own, synthetic, bundle.class_names)
     if umap:
@@ -101,8 +112,15 @@ def render_site(
         warning=warning,
         neighbours=_neighbours(own, unseen, synthetic, bundle.class_names, items),
         has_images=bool(items),
-        scores=_scores(evaluation),
-        score_grid=_score_grid(evaluation),
+        scores=balanced_dots(evaluation),
+        score_grids={
+            HEADS[kind]: score_grid(ways_of(scores), evaluation) for kind, scores in evaluation.scores.items()
+        },
+        reliability=reliability_curves(ways_of(linear)),
+        class_scores=class_grid(ways_of(linear)),
+        class_details=detail_grid(linear.mixed),
+        how_to_read=HOW_TO_READ,
+        few=few_in_words(linear.mixed),
         meter_lines=budget_meters(place, measured.spent),
         runs=run_grid(measured.spent),
         releases=release_grid(place),
@@ -141,13 +159,15 @@ def _tiles(own: OwnRows, bundle: Bundle, measured: Measured) -> list[tuple[str, 
 
 def _findings(measured: Measured) -> list[str]:
     """The page in a few sentences."""
-    scores = measured.evaluation.scores["linear"]
+    scores, commonest = measured.evaluation.scores["linear"], measured.evaluation.commonest_class
     own, mixed, published = (
         100 * getattr(scores, way).balanced_accuracy for way in ("local_only", "mixed", "synthetic_only")
     )
     lines = [
         f"A classifier of your own records names {own:.1f} % of your test images rightly, each class counting the "
-        f"same; mixed with what the published set teaches, {mixed:.1f} %; the published set alone, {published:.1f} %."
+        f"same; mixed with what the published set teaches, {mixed:.1f} %; the published set alone, {published:.1f} %. "
+        f"To name the commonest class every time would be right for {100 * commonest.balanced_accuracy:.1f} % in the "
+        f"same count, and for {100 * commonest.accuracy:.1f} % of all images."
     ]
     middles = [one.middle for one in measured.fidelity if one.middle is not None]
     if middles:
@@ -238,22 +258,3 @@ def _image(uri: str | None, alt: str) -> Markup | str:
     if uri is None:
         return "not found"
     return Markup('<img src="{}" alt="{}" width="{}">').format(uri, alt, SIDE)
-
-
-def _scores(found: Evaluation) -> Picture:
-    values = {
-        label: {HEADS[kind]: getattr(scores, way).balanced_accuracy for kind, scores in found.scores.items()}
-        for way, label in WAYS.items()
-    }
-    caption = "On your own test images, which no classifier was trained on; farther right is better."
-    return draw.score_dots(values, "What the published set adds to your own data", caption, "kind of classifier")
-
-
-def _score_grid(found: Evaluation) -> Grid:
-    rows = []
-    for kind, scores in found.scores.items():
-        parts = [getattr(scores, way) for way in WAYS]
-        cells = [f"{100 * part.accuracy:.1f} / {100 * part.balanced_accuracy:.1f}" for part in parts]
-        rows.append((HEADS[kind], *cells, f"{scores.mixing:.1f}"))
-    columns = ("classifier", *WAYS.values(), "weight of own")
-    return Grid(columns, tuple(rows), (False, *[True] * 5))

@@ -10,9 +10,9 @@ import pytest
 
 from client_app import records as data
 from client_app.place import find_place
-from client_app.records import split_by_unit
 from common.config.run import RunConfig
 from common.errors import DataError
+from common.evaluation.splits import split_by_unit
 from common.wire.identity import EncoderIdentity
 from embeddings.simulation import simulated
 from embeddings.store import file as store
@@ -62,17 +62,18 @@ def test_a_simulation_without_its_pool_names_the_way_out(tmp_path: Path) -> None
 def test_split_by_unit_moves_nobody_else_when_one_joins_or_leaves(patients: bool) -> None:
     """Neighbouring data sets have neighbouring training rows: else the promise would be about the split alone."""
     records = make_set(300, patients=patients)
-    whole = split_by_unit(records)
+    whole = split_by_unit(records.embeddings, records.groups)
     for row in range(0, 300, 3):
         kept = np.arange(300) // 3 != row // 3 if patients else np.arange(300) != row
-        assert np.array_equal(split_by_unit(records.take(kept)), whole[kept])
+        fewer = records.take(kept)
+        assert np.array_equal(split_by_unit(fewer.embeddings, fewer.groups), whole[kept])
     share = np.mean(whole == "train")
     assert 0.5 < share < 0.78
 
 
 def test_split_by_unit_keeps_patients_together() -> None:
     records = make_set(300, patients=True)
-    parts = split_by_unit(records)
+    parts = split_by_unit(records.embeddings, records.groups)
     assert records.groups is not None
     assert all(len(set(parts[records.groups == patient])) == 1 for patient in np.unique(records.groups))
 

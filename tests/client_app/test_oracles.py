@@ -19,9 +19,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
-from client_app.records import split_by_unit
 from common.bounds import LARGEST_NORM
 from common.config.run import RunConfig
+from common.evaluation.splits import split_by_unit
 from common.methods import get_method
 from common.methods.base import PrivacyPlan, Problem, RunContext
 from common.wire.allow_list import dump_context
@@ -58,7 +58,7 @@ def context_of(noise: float, rounds: int, **settings: str | int | float | bool) 
 def worlds(folder: Path) -> tuple[dict[str, HarnessSite], EmbeddingSet, int]:
     """Two sites that differ by one training record, and that record's row."""
     base = make_set(60, seed=3)
-    target = int(np.flatnonzero(split_by_unit(base) == "train")[7])
+    target = int(np.flatnonzero(split_by_unit(base.embeddings, None) == "train")[7])
     others = np.arange(len(base.labels)) != target
     without = replace(base, embeddings=base.embeddings[others], labels=base.labels[others])
     federation = Federation.create(folder, 2, sets={0: base, 1: without}, **POLICY, min_noise_multiplier=0.5)
@@ -68,7 +68,7 @@ def worlds(folder: Path) -> tuple[dict[str, HarnessSite], EmbeddingSet, int]:
 def overflowing(base: EmbeddingSet, target: int, context: RunContext, column: float | None) -> dict[str, Tensor]:
     """Φ whose trunk is zero and one of whose class columns makes the target decide about an overflow."""
     rows = base.embeddings / np.linalg.norm(base.embeddings, axis=1, keepdims=True)
-    labels, train = base.labels, split_by_unit(base) == "train"
+    labels, train = base.labels, split_by_unit(base.embeddings, None) == "train"
 
     def share(j: int, k: int) -> tuple[float, float]:
         wrong = train & (((labels != k) & (rows[:, j] > 0)) | ((labels == k) & (rows[:, j] < 0)))
@@ -115,7 +115,7 @@ def test_answers_do_not_count_records(tmp_path: Path, within: bool) -> None:
     site = Federation.create(tmp_path, 1, sets={0: data}, **POLICY, min_noise_multiplier=0.5).sites[0]
     rounds = 6
     context = context_of(13.0, rounds, code_radius=1e-3)
-    truth = int(((split_by_unit(data) == "train") & (data.labels != 0)).sum())
+    truth = int(((split_by_unit(data.embeddings, None) == "train") & (data.labels != 0)).sum())
     clipped = 0.03 / math.sqrt(2 * (0.49 + 0.117**2))
     answers = []
     for index, count in enumerate(np.linspace(truth - 60, truth + 60, rounds)):

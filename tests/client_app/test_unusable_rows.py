@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from client_app.records import load_records, split_by_unit
+from client_app.records import load_records
 from client_app.release.last_resort import LOGGED
 from common.errors import DataError
+from common.evaluation.splits import split_by_unit
 from embeddings.store.file import read_store, read_usable
 from embeddings.store.writing import write_store
 from tests.harness import Federation, make_set
@@ -85,7 +86,7 @@ def test_unusable_row_is_left_out_by_itself(tmp_path: Path, case: str) -> None:
     assert np.array_equal(left.embeddings, records.embeddings[others])
     assert np.array_equal(left.labels, records.labels[others])
     assert left.splits is not None
-    assert np.array_equal(left.splits, split_by_unit(records)[others])
+    assert np.array_equal(left.splits, split_by_unit(records.embeddings, records.groups)[others])
 
 
 @pytest.mark.parametrize("case", ["not a number", "all zero", "a huge label", "no embedding"])

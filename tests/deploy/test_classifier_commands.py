@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,22 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 
 from common.errors import DataError
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import score
 from common.publishing.bundle import load_bundle
 from deploy.classifier.file import TrainedHead, load_head, save_head
+from deploy.report.own import open_site, own_rows, site_rows
+from deploy.report.site import render_site
 from embeddings.encoders.efficientnet import offline_identity
 from embeddings.store.file import read_store
 from embeddings.store.writing import write_store
 from tests.deploy.report_cases import command
 from tests.harness import Federation, make_set
+
+OVR: dict[str, Any] = {"multi_class": "ovr"}
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +60,37 @@ def test_evaluate_prints_and_writes_what_the_heads_score(
     assert splits is not None
     train, test = torch.from_numpy(splits == "train"), torch.from_numpy(splits == "test")
     by_hand = score(fit_linear_head(x[train], y[train], 3), x[test], y[test])
-    assert found["scores"]["linear"]["local_only"] == dataclasses.asdict(by_hand)
+    local = found["scores"]["linear"]["local_only"]
+    assert local["accuracy"] == by_hand.accuracy
+    assert local["balanced_accuracy"] == by_hand.balanced_accuracy
     assert (found["train_rows"], found["test_rows"], found["synthetic_rows"]) == (60, 30, 60)
     shown = capsys.readouterr().out
     assert f"{100 * by_hand.accuracy:.1f}/{100 * by_hand.balanced_accuracy:.1f}" in shown
     for word in ("own data", "synthetic", "both in one training", "two classifiers, mixed", "nearest neighbours"):
         assert word in shown
     assert "keep them here" in shown
+    assert "the commonest class" in shown
+    area = roc_auc_score(y[test], torch.softmax(fit_linear_head(x[train], y[train], 3).logits(x[test]), 1), **OVR)
+    assert local["auroc"]["value"] == pytest.approx(area, abs=1e-6)
+    assert f"{area:.3f}" in shown
+    assert local["findings"][0]["positives"] == int((y[test] == 0).sum())
+
+
+def test_evaluate_and_a_site_s_page_give_the_same_scores_for_a_file_without_splits(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Both divide it as the site did for training."""
+    site, bundle = federation.sites[0], load_bundle(federation.output)
+    read = own_rows(read_store(site.folder / "site.parquet"), bundle)
+    assert read.records.splits is None
+    assert command("evaluate", federation.output, "--data", site.folder / "site.parquet", "--json", tmp_path / "s") == 0
+    place = open_site(site.folder, bundle)
+    assert list(site_rows(place, bundle).splits) == list(read.splits)
+    page = html.unescape(render_site(place, bundle, {}, umap=False))
+    for scores in json.loads((tmp_path / "s").read_text())["scores"].values():
+        for way in ("local_only", "synthetic_only", "pooled", "mixed"):
+            cell = f"{100 * scores[way]['accuracy']:.1f}/{100 * scores[way]['balanced_accuracy']:.1f}"
+            assert re.search(rf"{re.escape(cell)}</td>\s*<td[^>]*>{scores[way]['auroc']['value']:.3f}", page)
 
 
 def test_evaluate_refuses_other_heads_and_other_encoders(
@@ -97,8 +128,15 @@ def test_train_with_own_records_says_that_it_stays(
 ) -> None:
     out = tmp_path / "own.safetensors"
     assert command("train", federation.output, "--out", out, "--data", data) == 0
-    assert "stays at the site" in capsys.readouterr().out
-    assert load_head(out).own_rows == 60  # of its 120 rows, those to train on
+    shown = capsys.readouterr().out
+    assert "stays at the site" in shown
+    trained = load_head(out)
+    assert trained.own_rows == 60  # of its 120 rows, those to train on
+    assert "on own test records" in shown
+    records = read_store(data)
+    test = np.asarray(records.splits == "test")
+    chances = trained.probabilities(torch.from_numpy(records.embeddings))[torch.from_numpy(test)]
+    assert f"{roc_auc_score(records.labels[test], chances, **OVR):.3f}" in shown
 
 
 def test_load_head_refuses_what_is_no_classifier(federation: Federation, tmp_path: Path) -> None:

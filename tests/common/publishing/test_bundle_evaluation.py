@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
+from common.evaluation.ranking import Estimate
+from common.evaluation.splits import split_by_unit
 from common.publishing.bundle import Bundle
 from common.publishing.worth import evaluate, prepared
 from tests.common.publishing.test_bundle import MEANS, make
@@ -31,10 +33,13 @@ def test_evaluate_scores_a_set_that_fits(bundle: Bundle) -> None:
     found = evaluate(bundle, *records(90), synthetic=bundle.draw(300))
     assert set(found.scores) == {"linear", "mlp", "knn"}
     assert found.train_rows + found.validation_rows + found.test_rows == 90
-    assert found.test_rows == 18
+    assert found.commonest_class.balanced_accuracy == pytest.approx(1 / 3)
     for scores in found.scores.values():
         for name in ("local_only", "synthetic_only", "pooled", "mixed"):
-            assert getattr(scores, name).accuracy == 1.0
+            measured = getattr(scores, name)
+            assert measured.accuracy == 1.0
+            assert measured.auroc == Estimate(1.0)  # no interval: it would claim certainty
+            assert measured.shown == 3
 
 
 def test_evaluate_sees_a_set_that_does_not_fit(bundle: Bundle) -> None:
@@ -50,12 +55,26 @@ def test_evaluate_keeps_a_patient_on_one_side(bundle: Bundle) -> None:
     """Patients of five rows each: every part is made of whole patients, which parts of single rows are not."""
     embeddings, labels = records(12)
     rows, named = embeddings.repeat_interleave(5, 0), labels.repeat_interleave(5)
+    rows = rows + 0.01 * torch.arange(60)[:, None]  # rows of their own: equal ones would be one unit
     groups = torch.arange(100, 112).repeat_interleave(5)
     more = {"synthetic": bundle.draw(6), "heads": ["linear"]}
     whole = evaluate(bundle, rows, named, groups=groups, **more)  # type: ignore[arg-type]
-    assert (whole.train_rows, whole.validation_rows, whole.test_rows) == (30, 15, 15)
+    assert (whole.train_rows, whole.validation_rows, whole.test_rows) == (35, 5, 20)
+    assert sum(finding.patients for finding in whole.scores["linear"].local_only.findings) == 4
     single = evaluate(bundle, rows, named, **more)  # type: ignore[arg-type]
-    assert single.train_rows % 5 != 0
+    assert single.train_rows != whole.train_rows
+    parts = split_by_unit(rows.numpy(), None).reshape(12, 5)
+    assert any(len(set(patient)) > 1 for patient in parts)
+
+
+def test_evaluate_divides_rows_as_a_site_does_for_training(bundle: Bundle) -> None:
+    """Else rows that the published set learned from would be among those that it is tested on."""
+    rows, labels = records(90)
+    by_site = split_by_unit(rows.numpy(), None)
+    found = evaluate(bundle, rows, labels, synthetic=bundle.draw(30), heads=["linear"])
+    given = evaluate(bundle, rows, labels, splits=by_site, synthetic=bundle.draw(30), heads=["linear"])
+    assert found == given
+    assert found.test_rows == (by_site == "test").sum()
 
 
 def test_evaluate_takes_a_given_split_and_weight(bundle: Bundle) -> None:

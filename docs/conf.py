@@ -24,6 +24,8 @@ highlight_language = "none"
 html_theme = "furo"
 html_title = "FedHypeVAE"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_js_files = ["access.js"]
 
 
 def _bars_are_norms(app: Any, what: str, name: str, it: Any, options: Any, lines: list[str]) -> None:

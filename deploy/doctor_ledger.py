@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import stat
+import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from common.errors import FedHypeVAEError
 from deploy.site.folder import SiteFolder
+from deploy.site.unit import unit_faults
 
 if TYPE_CHECKING:
     from client_app.policy.policy import SitePolicy
@@ -27,6 +29,17 @@ def ledger_faults(site: SiteFolder) -> Iterable[str]:
             "(`fedhypevae ledger create`)"
         )
         return
+    places = {file.resolve().parent for file in (path, witness) if file is not None}
+    yield from unit_faults(site, places)
+    for place in sorted(places):
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            yield (
+                f"ledger: this user can't write to {place} ({error.strerror}), where ledger or witness lies, so "
+                "nothing would be released: let the site's user write there, and its systemd unit (ReadWritePaths)"
+            )
+            return
     try:
         Ledger.open(path, policy.cohort_id, witness, read_only=True, timeout_s=5.0).close()
     except FedHypeVAEError as error:

@@ -17,6 +17,7 @@ from deploy.machine.keys import (
     write_new,
 )
 from deploy.site.folder import SiteFolder
+from deploy.site.unit import let_unit_write
 
 
 def init_site(
@@ -30,6 +31,8 @@ def init_site(
     **others: str | float | bool | tuple[str, ...],
 ) -> str:
     """Make what only the site itself may make: its keys, its secret, its policy, its ledger and the ledger's witness.
+
+    The systemd unit in the folder, if there is one, may write to the witness's place afterwards.
 
     Args:
         folder: the site's folder, with the site.toml and ca.crt that the coordinator sent.
@@ -74,6 +77,7 @@ def init_site(
     make_receipt_key(folder)
     Ledger.create(folder / "ledger.db", cohort_id, folder / witness).close()
     keep_private(folder)
+    let_unit_write(folder, (folder / witness).parent.resolve())
     return shown
 
 

@@ -12,7 +12,7 @@ from common.config.run import RunConfig
 from common.errors import MeetingError, WireError
 from common.wire.agreement import check_sites
 from common.wire.allow_list import REQUEST_FIELDS, SiteFacts
-from common.wire.identity import EncoderIdentity
+from common.wire.identity import EncoderIdentity, compare
 from server_app.exchange import Exchange, build_messages, receive
 from server_app.members import Member
 from server_app.progress import RoundPrinter
@@ -101,9 +101,11 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusal
     facts = _that_agree(heard.facts, enough, refusals, own_encoders=config.rivals.own_encoders)
     order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
     members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
-    first, public = facts[order[0]].identity, all(fact.public for fact in facts.values())
+    # where the weights are the same, a hub's name tells more than a folder's
+    first = min((facts[node].identity for node in order), key=lambda identity: identity.encoder.startswith("local:"))
+    public = all(fact.public for fact in facts.values())
     by_name = {fact.site: fact for fact in facts.values()}
-    shared = None if any(fact.identity != first for fact in facts.values()) else first
+    shared = None if compare({site: fact.identity for site, fact in by_name.items()}) else first
     return Meeting(members, first.dimension, first.class_names, shared, public, by_name)
 
 

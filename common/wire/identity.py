@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from common.errors import DataError
 
 _LONGEST_SHOWN = 300  # characters
+_MEASURED = re.compile("[0-9a-f]{64}")
+_ORIGIN = frozenset({"encoder", "revision"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,8 @@ def compare(sites: Mapping[str, EncoderIdentity]) -> tuple[Mismatch, ...]:
     """Find the sites whose encoder identity differs from the others', and the fields in which it does.
 
     The value that most sites share is taken as the right one, field by field; on a tie, that of the first
-    site.
+    site. Name and revision say where the weights came from, a hub or a folder: they are compared only where the
+    weights themselves were not measured, or differ.
 
     Args:
         sites: site name -> its identity; at least one.
@@ -103,7 +107,11 @@ def compare(sites: Mapping[str, EncoderIdentity]) -> tuple[Mismatch, ...]:
     if not sites:
         raise DataError("encoder identities: expected at least one site, found none")
     found: list[Mismatch] = []
+    digests = {identity.weights_digest for identity in sites.values()}
+    same_weights = len(digests) == 1 and all(_MEASURED.fullmatch(digest) for digest in digests)
     for field in dataclasses.fields(EncoderIdentity):
+        if same_weights and field.name in _ORIGIN:
+            continue
         values = {site: getattr(identity, field.name) for site, identity in sites.items()}
         expected = Counter(values.values()).most_common(1)[0][0]
         found += [

@@ -28,8 +28,6 @@ def test_compare_agreeing_sites_have_one_fingerprint() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "shown"),
     [
-        ("encoder", "other", "other"),
-        ("revision", "r2", "r2"),
         ("dimension", 16, "16"),
         ("preprocessing", "crop", "crop"),
         ("weights_digest", "e" * 64, "e" * 64),
@@ -43,6 +41,18 @@ def test_compare_names_the_site_and_the_field(field: str, value: object, shown: 
     (mismatch,) = compare({"north": ONE, "south": other, "west": ONE})
     assert (mismatch.site, mismatch.field, mismatch.found) == ("south", field, shown)
     assert str(mismatch).startswith(f"site south: {field} is {shown}, the other sites have ")
+
+
+@pytest.mark.parametrize(("field", "value"), [("encoder", "local:dinov2"), ("revision", "d" * 16)])
+def test_the_same_weights_from_a_hub_and_from_a_folder_are_one_encoder(field: str, value: str) -> None:
+    folder = dataclasses.replace(ONE, **{field: value})
+    assert compare({"hub": ONE, "folder": folder}) == ()
+    others = dataclasses.replace(folder, weights_digest="e" * 64)  # other weights: where they came from is told, too
+    assert {one.field for one in compare({"a": ONE, "b": ONE, "c": others})} == {field, "weights_digest"}
+    # declared by a person: the name is all there is
+    declared = dataclasses.replace(ONE, weights_digest="declared, not measured")
+    (mismatch,) = compare({"a": declared, "b": dataclasses.replace(declared, **{field: value})})
+    assert mismatch.field == field
 
 
 def test_from_json_refuses_other_fields_and_types() -> None:

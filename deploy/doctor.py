@@ -9,9 +9,11 @@ import os
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import FedHypeVAEError, ProtocolError
 from common.texts import object_or_empty
@@ -19,11 +21,15 @@ from deploy.coordinator.folder import ServerFolder
 from deploy.doctor_ledger import ledger_advice, ledger_faults
 from deploy.machine.keys import fingerprint, read_certificate
 from deploy.machine.reach import examine_link
-from deploy.machine.versions import versions
-from deploy.site.folder import SiteFolder
+from deploy.machine.versions import unmet, versions
+from deploy.site.folder import ALIVE, SiteFolder
+
+if TYPE_CHECKING:
+    from common.wire.identity import EncoderIdentity
 
 _NEEDED_BYTES = 2_000_000_000
 _SOON = timedelta(days=30)
+_ALIVE_S = 60.0
 
 
 def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None = None) -> list[str]:
@@ -51,7 +57,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
         lambda: _data(site, agreed),
         _gpu,
         lambda: _device(settings.device),
-        lambda: _ports((settings.runtime_port, settings.health_port)) if online else (),
+        lambda: _ports((settings.runtime_port, settings.health_port)) if online and not _runs(site) else (),
         lambda: examine_link(settings.server, site.path / "ca.crt", os.environ) if online else (),
     ]
     return _all(checks)
@@ -124,15 +130,12 @@ def _versions(agreed: Mapping[str, object]) -> Iterable[str]:
     if not isinstance(wanted, dict):
         return ["versions: the coordinator's federation.json is missing or unreadable: ask for it, to compare releases"]
     here = versions()
-    return [
-        f"version of {name}: the server has {theirs}, this site {here.get(name, 'none')}: install {name} {theirs}"
-        for name, theirs in wanted.items()
-        if _release(str(theirs)) != _release(here.get(name, "none"))
+    lines = [
+        f"version of {name}: the server has {wanted[name]}, this site {mine}: install {name} {wanted[name]}"
+        for name, mine in here.items()
+        if name in wanted and wanted[name] != mine
     ]
-
-
-def _release(version: str) -> str:
-    return version.partition("+")[0]  # 2.13.0+cpu and 2.13.0+cu126 are one release
+    return lines + [f"package: {one}: install it" for one in unmet()]
 
 
 def _disk(folder: Path) -> Iterable[str]:
@@ -234,7 +237,22 @@ def _data(site: SiteFolder, agreed: Mapping[str, object]) -> Iterable[str]:
         which = f"differing in {', '.join(odd[:3])}" if odd else "in another order"
         return [f"class set: this site has {len(here)} classes, the federation {len(classes)}, {which}: embed again "
                 "with the federation's class list"]  # fmt: skip
-    return []
+    return _encoder(records.metadata.identity, agreed)
+
+
+def _encoder(found: EncoderIdentity, agreed: Mapping[str, object]) -> list[str]:
+    """Whether the embeddings are of the federation's encoder. A folder's weights are compared when the sites meet."""
+    from embeddings.encoders.backbones import SHORT_NAMES
+
+    name, revision = str(agreed.get("encoder") or ""), str(agreed.get("encoder_revision") or "")
+    right = found.encoder == SHORT_NAMES.get(name, name) and revision in {"", found.revision}
+    if not name or right or found.encoder.startswith("local:"):
+        return []
+    wanted = f"--encoder {name}" + (f" --revision {revision}" if revision else "")
+    return [
+        f"encoder: this site's embeddings are of {found.encoder}, revision {found.revision}: the federation's are made "
+        f"by `fedhypevae embed {wanted}`: embed again"
+    ]
 
 
 def _gpu() -> Iterable[str]:
@@ -255,6 +273,14 @@ def _device(wanted: str) -> Iterable[str]:
     if wanted:
         choose_device(wanted)
     return []
+
+
+def _runs(site: SiteFolder) -> bool:
+    """Whether the site is running, by the file that its supervisor keeps young: the ports are its own then."""
+    try:
+        return abs(time.time() - (site.path / ALIVE).stat().st_mtime) < _ALIVE_S
+    except OSError:
+        return False
 
 
 def _ports(ports: Iterable[int]) -> Iterable[str]:

@@ -153,7 +153,9 @@ class RunWatch:
 def check_tracking(tracking: Tracking) -> None:
     """Refuse a tracker that is not installed (ConfigError)."""
     if tracking == "mlflow" and importlib.util.find_spec("mlflow") is None:
-        raise ConfigError("tracking is mlflow, which is not installed: pip install 'fedhypevae[tracking]', or another")
+        raise ConfigError(
+            "tracking is mlflow, which is not installed: pip install '.[tracking]' in the project's folder, or another"
+        )
 
 
 def now() -> str:

@@ -26,6 +26,7 @@ def demo(
     Example: fedhypevae demo --rounds 20 --epsilon 1 --set latent-dim=8
     """
     from common.methods import get_method
+    from deploy.machine.app_package import INSTALLED
     from deploy.settings import run_config
     from deploy.simulation.demonstration import alone_in, check_resume, clear_output, present
     from deploy.simulation.simulate import simulate
@@ -38,5 +39,5 @@ def demo(
     with alone_in(output):
         if not config.operation.resume:
             clear_output(output)
-        simulate(config, work_folder=work_folder, app_folder=Path(__file__).resolve().parents[2], verbose=verbose)
+        simulate(config, work_folder=work_folder, app_folder=INSTALLED, verbose=verbose)
         present(output, work_folder)

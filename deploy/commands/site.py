@@ -91,7 +91,7 @@ def start(
     from common.durable import keep_private
     from deploy.machine.live import watch_site
     from deploy.machine.supervise import stop_on_signals, supervise
-    from deploy.site.folder import site_folder
+    from deploy.site.folder import ALIVE, site_folder
 
     site = site_folder(folder.resolve())
     if check:
@@ -105,7 +105,7 @@ def start(
     stop = threading.Event()
     stop_on_signals(stop)
     watch_site(site.path, stop, lambda line: say(line))
-    supervise(site.programs(), site.environment(), site.path, stop, lambda line: say(line), site.path / "alive")
+    supervise(site.programs(), site.environment(), site.path, stop, lambda line: say(line), site.path / ALIVE)
 
 
 @app.command("renew-key")

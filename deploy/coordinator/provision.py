@@ -25,9 +25,10 @@ from deploy.machine.keys import (
 )
 from deploy.machine.versions import versions
 from deploy.site.folder import SiteSettings
+from deploy.site.unit import SIMPLE_PATH, UNIT
 from embeddings.readers.classes import class_list
 
-UnitPath = Annotated[str, StringConstraints(pattern=r"^/[^\s%\"'\\]*$")]  # as it stands in a systemd unit
+UnitPath = Annotated[str, StringConstraints(pattern=SIMPLE_PATH)]
 
 
 def _class_names(names: list[str]) -> list[str]:
@@ -38,7 +39,7 @@ class FederationPlan(FolderSettings):
     """The file that `fedhypevae provision` reads.
 
     `server_names` are the host names and addresses by which sites reach the server, the first of them the one that
-    is written into the sites' settings.
+    is written into the sites' settings. `encoder` and its revision are what sites embed with: their doctors compare.
     """
 
     name: SiteName
@@ -50,6 +51,8 @@ class FederationPlan(FolderSettings):
     server_folder: UnitPath = "/srv/fedhypevae-server"
     site_folder: UnitPath = "/srv/fedhypevae-site"
     classes: Annotated[list[str], AfterValidator(_class_names)] = Field(default_factory=list)
+    encoder: Annotated[str, StringConstraints(max_length=200)] = ""
+    encoder_revision: Annotated[str, StringConstraints(max_length=200)] = ""
     user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "fedhypevae"
 
     @model_validator(mode="after")
@@ -112,7 +115,8 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
     unit = templates.unit(f"FedHypeVAE server of {plan.name}", command, "server start", plan.server_folder, plan.user)
     write_new(server / "fedhypevae-server.service", unit.encode())
     write_new(server / "proxy.conf", templates.proxy(plan.server_names[0], plan.fleet_port).encode())
-    agreed = json.dumps({"name": plan.name, "versions": versions(), "classes": plan.classes}, indent=2) + "\n"
+    told = {"classes": plan.classes, "encoder": plan.encoder, "encoder_revision": plan.encoder_revision}
+    agreed = json.dumps({"name": plan.name, "versions": versions(), **told}, indent=2) + "\n"
     for name, site in sites.items():
         folder = out / "sites" / name
         write_new(folder / "ca.crt", ca)
@@ -120,7 +124,7 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
         write_new(folder / "site.toml", site.write().encode())
         write_new(folder / "start.sh", templates.start_script("fedhypevae", "site start").encode(), 0o755)
         unit = templates.unit(f"FedHypeVAE site {name}", "fedhypevae", "site start", plan.site_folder, plan.user)
-        write_new(folder / "fedhypevae-site.service", unit.encode())
+        write_new(folder / UNIT, unit.encode())
     text = templates.checklist(plan.name, plan.sites, plan.server_folder, plan.site_folder, plan.address)
     write_new(out / "CHECKLIST.md", text.encode())
     return sorted(path for path in out.rglob("*") if path.is_file())

@@ -9,10 +9,14 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from common.errors import ConfigError, DataError
 
+INSTALLED = Path(__file__).resolve().parents[2]
+"""The folder of this program's own code: the project's, or where packages are installed."""
+_SETTINGS = "pyproject.toml"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # a pattern that names a folder of the project first, with no sign of a pattern in the name
 _FOLDER = re.compile(r"/?([A-Za-z0-9_-]+)/")
@@ -30,19 +34,26 @@ def app_files(app_folder: Path) -> dict[str, Path]:
     from flwr.cli.utils import collect_files
 
     root = app_folder.expanduser().resolve()
+    settings = _installed_settings() if root == INSTALLED and not (root / _SETTINGS).is_file() else root / _SETTINGS
     try:
-        content = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+        content = tomllib.loads(settings.read_text(encoding="utf-8"))
         patterns = content["tool"]["flwr"]["app"].get("fab-include", [""])
     except (OSError, KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"{app_folder} holds no Flower app: expected a pyproject.toml with its settings") from error
     folders = [_FOLDER.match(str(pattern)) for pattern in patterns]
     if not all(folders):
         return collect_files(root)
-    files = {name: root / name for name in ("pyproject.toml", ".gitignore") if (root / name).is_file()}
+    files = {_SETTINGS: settings, **({".gitignore": path} if (path := root / ".gitignore").is_file() else {})}
     for name in sorted({found[1] for found in folders if found is not None}):
         if (root / name).is_dir() and not (root / name).is_symlink():
             files |= {f"{name}/{path}": file for path, file in collect_files(root / name).items()}
     return files
+
+
+def _installed_settings() -> Path:
+    """Where pip put the project's settings: beside the installed code lie other packages, and no such file."""
+    found = [file for file in metadata.files("fedhypevae") or () if file.parts[-2:] == ("fedhypevae", _SETTINGS)]
+    return Path(str(found[0].locate())).resolve() if found else INSTALLED / _SETTINGS
 
 
 def build_package(app_folder: Path) -> bytes:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -58,6 +59,11 @@ def simulate(
 
     output = work_folder / config.operation.output_dir
     check_own(output, resume=config.operation.resume)
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "a simulation needs Flower's engine, which is not installed: "
+            "pip install '.[simulation,offline-encoder]' in the project's folder"
+        )
     open_pool(work_folder, config.federation)  # embedded once, here: every simulated site would wait for it
     (output / "status.json").unlink(missing_ok=True)
     federation = f"num-supernodes={config.federation.num_sites} client-resources-num-cpus={cpus_per_site}"

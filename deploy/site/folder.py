@@ -19,6 +19,8 @@ from deploy.machine.folder_settings import FolderSettings, Port, SiteName, folde
 from deploy.machine.proxies import direct_locally
 from deploy.machine.supervise import Program
 
+ALIVE = "alive"  # in a site's folder: kept young while the site runs
+
 
 class SiteSettings(FolderSettings):
     """site.toml. `server` is host:port of the server's gRPC link ([address]:port for IPv6); others stay on loopback.

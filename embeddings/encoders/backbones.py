@@ -104,7 +104,7 @@ class TransformersEncoder:
                 )
                 processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil", **shared)
         except Exception as error:  # a foreign library over a foreign file: it may raise anything
-            extra = "; run: pip install 'fedhypevae[timm]'" if _NEEDS_TIMM.search(str(error)) else ""
+            extra = "; run: pip install '.[timm]' in the project's folder" if _NEEDS_TIMM.search(str(error)) else ""
             raise ConfigError(
                 f"encoder {name}: the model can't be loaded ({_first_line(error)}); check the name and "
                 "revision and the access to the hub, or download it once and give its folder" + extra

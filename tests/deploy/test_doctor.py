@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -22,7 +23,7 @@ from deploy.coordinator.provision import FederationPlan, provision
 from deploy.doctor import examine_server, examine_site
 from deploy.machine.app_package import with_digest
 from deploy.machine.keys import make_authority, make_node_key
-from deploy.site.folder import SiteFolder
+from deploy.site.folder import ALIVE, SiteFolder
 from deploy.site.peers import pin_peers
 from deploy.site.set_up import init_site
 from embeddings.encoders.efficientnet import offline_identity
@@ -166,6 +167,54 @@ def test_doctor_names_a_planted_fault_and_its_cure(healthy: SiteFolder, fault: s
     assert name in findings[0]
     assert cure in findings[0]
     assert "\n" not in findings[0]
+
+
+def test_doctor_finds_nothing_at_a_healthy_site_that_runs(healthy: SiteFolder) -> None:
+    """Its ports are taken then, by itself."""
+    settings = healthy.settings
+    with (
+        socket.create_server(("127.0.0.1", settings.runtime_port)),
+        socket.create_server(("127.0.0.1", settings.health_port)),
+    ):
+        assert [line.split(":")[0] for line in examine_site(healthy)] == [
+            f"port {settings.runtime_port}",
+            f"port {settings.health_port}",
+        ]
+        alive = healthy.path / ALIVE
+        alive.touch()
+        assert examine_site(healthy) == []
+        os.utime(alive, (0, 0))  # as it was left when the site stopped
+        assert len(examine_site(healthy)) == 2
+
+
+def test_doctor_compares_the_encoder(healthy: SiteFolder) -> None:
+    path = healthy.path / "federation.json"
+    agreed = json.loads(path.read_text())
+
+    def found(**encoder: str) -> list[str]:
+        path.write_text(json.dumps(agreed | encoder))
+        return examine_site(healthy)
+
+    assert found(encoder="efficientnet-lite0") == []
+    (line,) = found(encoder="dinov2-small", encoder_revision="a" * 40)
+    assert line.startswith("encoder: this site's embeddings are of efficientnet-lite0")
+    assert f"embed --encoder dinov2-small --revision {'a' * 40}" in line
+    assert len(found(encoder="efficientnet-lite0", encoder_revision="another")) == 1
+
+
+def test_doctor_holds_packages_against_what_this_program_needs(
+    healthy: SiteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another Python or another torch than the server's is no fault; one that is too old is."""
+    path = healthy.path / "federation.json"
+    agreed = json.loads(path.read_text())
+    path.write_text(json.dumps({**agreed, "versions": agreed["versions"] | {"python": "3.99", "torch": "9.9.9"}}))
+    assert examine_site(healthy) == []
+    needs = ["torch>=999.0", "numpy>=1", "no-such-package>=2", "mlflow>=999; extra == 'tracking'"]
+    monkeypatch.setattr("deploy.machine.versions.metadata.requires", lambda name: needs)
+    torch, missing = examine_site(healthy)
+    assert torch.startswith("package: torch>=999.0 (here: 2.")
+    assert missing.startswith("package: no-such-package>=2 (here: none)")
 
 
 def test_doctor_finds_a_wrong_clock_and_an_ended_certificate(healthy: SiteFolder) -> None:

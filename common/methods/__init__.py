@@ -18,7 +18,6 @@ _WHERE = {
     "dp_cgan": "common.methods.generators.dp_cgan:METHOD",
     "dp_gauss": "common.methods.generators.dp_gauss:METHOD",
     "mh_pfedhn": "common.methods.mh_pfedhn.personal:METHOD",
-    "mh_pfedhn_dp": "common.methods.mh_pfedhn.personal:METHOD_DP",
     "mh_pfedhn_gd": "common.methods.mh_pfedhn.taught:METHOD",
     "mh_pfedhn_gd_dp": "common.methods.mh_pfedhn.taught:METHOD_DP",
 }

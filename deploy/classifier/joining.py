@@ -18,8 +18,8 @@ from common.methods import get_method
 from common.methods.constants import CENTRE
 from common.methods.features import feature_scale
 from common.methods.fedhypevae.joining import fit_code, sample_personal
-from common.methods.mh_pfedhn import personal as mh_pfedhn
 from common.methods.mh_pfedhn.architectures import Architecture
+from common.methods.mh_pfedhn.personal import join
 from common.publishing.bundle import Bundle
 from common.publishing.parquet import Written, write_rows
 from common.records import SiteData
@@ -61,7 +61,7 @@ def personal_model(bundle: Bundle, own: Split, model: str) -> TrainedHead:
     """The model that a hypernetwork of MH-pFedHN makes for a site that fits nothing but its own embeddings.
 
     Args:
-        bundle: a run of mh_pfedhn, mh_pfedhn_gd, or one of their private forms.
+        bundle: a run of mh_pfedhn or mh_pfedhn_gd, or of its private form.
         own: as `personal_set`.
         model: `linear`, or `mlp-WIDTH`; the run must have had models with as many chunks.
 
@@ -77,7 +77,7 @@ def personal_model(bundle: Bundle, own: Split, model: str) -> TrainedHead:
     if len(hidden) != 1 or len(hidden[0]) > 1:
         raise ConfigError(f"a joining site's model must be linear or mlp-WIDTH, found {model!r}")
     architecture = Architecture(bundle.dim, hidden[0], len(bundle.class_names))
-    _, theta = mh_pfedhn.join(bundle.context, bundle.artifact, SiteData(*own), architecture)
+    _, theta = join(bundle.context, bundle.artifact, SiteData(*own), architecture)
     shared = bundle.context.problem.site_dims == ()
     centre = bundle.artifact.tensors[CENTRE] if shared else torch.zeros(bundle.dim)
     head = _as_head(architecture.unpack(theta), centre, feature_scale(bundle.context, bundle.dim))

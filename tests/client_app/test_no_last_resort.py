@@ -70,8 +70,8 @@ CASES: dict[str, dict[str, str | int | float | bool]] = {
     "dp_cgan": {"method": "dp_cgan"},
     "dp_cgan with a rate without end": {"method": "dp_cgan", "local-steps": 4, "adam-rate": 1e6, "gan-width": 64},
     "dp_gauss": {"method": "dp_gauss"},
-    "mh_pfedhn_dp": {"method": "mh_pfedhn_dp", "local-rate": 1e6, "local-epochs": 3},
     "mh_pfedhn_gd_dp": {"method": "mh_pfedhn_gd_dp", "teacher-temperature": 1e-6},
+    "mh_pfedhn_gd_dp, rates without end": {"method": "mh_pfedhn_gd_dp", "local-rate": 1e6, "local-epochs": 3},
 }
 
 

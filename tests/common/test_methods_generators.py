@@ -160,10 +160,10 @@ def test_dp_cgan_clips_a_records_real_and_fake_row_as_one_vector() -> None:
     clip, batch = 0.1, _batch()
     noise = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1))
     context = _context("dp_cgan", clip_norm=clip)
-    judge, generator = dp_cgan.init_site(context, 0).tensors, dp_cgan.init(context).params
-    expected = {name: torch.zeros_like(value) for name, value in judge.items()}
+    discriminator, generator = dp_cgan.init_site(context, 0).tensors, dp_cgan.init(context).params
+    expected = {name: torch.zeros_like(value) for name, value in discriminator.items()}
     for unit in range(5):
-        leaves = {name: value.clone().requires_grad_() for name, value in judge.items()}
+        leaves = {name: value.clone().requires_grad_() for name, value in discriminator.items()}
         loss = torch.zeros(())
         for row in range(2):
             one_hot = functional.one_hot(batch.labels[unit, row], _CLASSES).float()
@@ -202,9 +202,10 @@ def test_dp_cgan_without_clipping_and_noise_is_a_plain_conditional_gan() -> None
 
     for index, site in enumerate(sites):
         maker = network(dp_cgan.init(context).params, "generator")
-        judge = network(dp_cgan.init_site(context, index).tensors, "discriminator")
+        discriminator = network(dp_cgan.init_site(context, index).tensors, "discriminator")
         optimisers = [
-            torch.optim.Adam(one.parameters(), lr=config.rivals.adam_rate, betas=(0.5, 0.999)) for one in (judge, maker)
+            torch.optim.Adam(one.parameters(), lr=config.rivals.adam_rate, betas=(0.5, 0.999))
+            for one in (discriminator, maker)
         ]
         rows = functional.normalize(site.embeddings, dim=1) * math.sqrt(_DIM)
         one_hot = functional.one_hot(site.labels, _CLASSES).float()
@@ -212,7 +213,7 @@ def test_dp_cgan_without_clipping_and_noise_is_a_plain_conditional_gan() -> None
         for step in range(2):
             noise = torch.from_numpy(source.gaussian((len(rows), 1, 3), 1.0)).float()[:, 0]
             fake = maker(torch.cat([noise, one_hot], 1)).detach()
-            told = [judge(torch.cat([features, one_hot], 1))[:, 0] for features in (rows, fake)]
+            told = [discriminator(torch.cat([features, one_hot], 1))[:, 0] for features in (rows, fake)]
             loss = sum(
                 functional.binary_cross_entropy_with_logits(scores, torch.full_like(scores, truth), reduction="sum")
                 for scores, truth in zip(told, (1.0, 0.0), strict=True)
@@ -224,10 +225,10 @@ def test_dp_cgan_without_clipping_and_noise_is_a_plain_conditional_gan() -> None
             wanted = functional.one_hot(torch.randint(_CLASSES, (256,), generator=public), _CLASSES).float()
             made = maker(torch.cat([torch.randn(256, 3, generator=public), wanted], 1))
             optimisers[1].zero_grad()
-            functional.softplus(-judge(torch.cat([made, wanted], 1))).mean().backward()
+            functional.softplus(-discriminator(torch.cat([made, wanted], 1))).mean().backward()
             optimisers[1].step()
         kept = result.sites[index].tensors["discriminator.1.weight"]
-        assert torch.allclose(kept, judge[2].weight, atol=1e-5)
+        assert torch.allclose(kept, discriminator[2].weight, atol=1e-5)
         for name, value in maker.state_dict().items():
             averaged[name] = averaged.get(name, torch.zeros_like(value)) + value / len(sites)
     for layer in range(3):
@@ -238,16 +239,16 @@ def test_dp_cgan_without_clipping_and_noise_is_a_plain_conditional_gan() -> None
 
 def test_dp_cgan_generator_learns_from_the_judge_alone() -> None:
     context = _context("dp_cgan")
-    judge, generator = dp_cgan.init_site(context, 0).tensors, _only_generator(context)
+    discriminator, generator = dp_cgan.init_site(context, 0).tensors, _only_generator(context)
     labels, noise = torch.tensor([0, 2]), torch.randn(2, 3, generator=torch.Generator().manual_seed(2))
-    pulled = dp_cgan.generator_gradients(generator, judge, labels, noise, _CLASSES)
+    pulled = dp_cgan.generator_gradients(generator, discriminator, labels, noise, _CLASSES)
     name, step = "generator.2.bias", 1e-3
     losses = []
     for sign in (1.0, -1.0):
         shifted = {**generator, name: generator[name] + sign * step * torch.eye(_DIM)[0]}
         one_hot = functional.one_hot(labels, _CLASSES).float()
         fake = dp_cgan.generate(_Plain(shifted), noise, one_hot)
-        scores = dp_cgan.judge_scores(_Plain(judge), torch.cat([fake, one_hot], 1))
+        scores = dp_cgan.discriminator_scores(_Plain(discriminator), torch.cat([fake, one_hot], 1))
         losses.append(float(-torch.log(torch.sigmoid(scores)).double().mean()))
     assert pulled[name][0].item() == pytest.approx((losses[0] - losses[1]) / (2 * step), abs=2e-4)
 
@@ -306,7 +307,7 @@ def _sum(
     def losses(tape: Tape, units: UnitBatch, _: object) -> torch.Tensor:
         if method == "dp_cvae":
             return dp_cvae.record_losses(tape, units, _CLASSES, noise)
-        return dp_cgan.judge_losses(tape, server, units, _CLASSES, noise)
+        return dp_cgan.discriminator_losses(tape, server, units, _CLASSES, noise)
 
     shared = {name: value for name, value in server.items() if name.startswith("decoder.")}
     return noised_gradient_sum(context, {**site, **shared}, batch, losses, source)

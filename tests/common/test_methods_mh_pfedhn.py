@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from common.config.run import RunConfig
@@ -218,42 +218,49 @@ def test_a_new_site_fits_its_embeddings_alone() -> None:
         mh_pfedhn.join(result.context, result.artifact, newcomer, Architecture(5, (200,), 3))
 
 
-@pytest.mark.parametrize("method", ["mh_pfedhn", "mh_pfedhn_gd"])
-def test_private_form_without_clipping_and_noise_is_the_published_one(method: str) -> None:
+def test_private_form_without_clipping_and_noise_is_the_published_one() -> None:
     sites = _sites()
-    plain = run_loop(_config(method), sites, ["a", "b", "c"]).state.params
-    private = run_loop(_config(f"{method}_dp"), sites, ["a", "b", "c"]).state.params
+    plain = run_loop(_config("mh_pfedhn_gd"), sites, ["a", "b", "c"]).state.params
+    private = run_loop(_config("mh_pfedhn_gd_dp"), sites, ["a", "b", "c"]).state.params
     assert all(torch.allclose(plain[name], private[name], atol=1e-5) for name in plain)
 
 
+def _work(context: RunContext, data: SiteData) -> StepInput:
+    received = mh_pfedhn_gd.broadcast(context, mh_pfedhn_gd.init(context), 0)
+    source = noise_source(context.config, 0, 0)
+    return StepInput(received, mh_pfedhn_gd.METHOD.init_site(context, 0), data, 0, 0, source)
+
+
+def _flat(sent: dict[str, Tensor]) -> Tensor:
+    return torch.cat([sent["delta"], sent["light_delta"]])
+
+
+def _private_changes(context: RunContext, data: SiteData) -> Tensor:
+    return _flat(mh_pfedhn_gd.dp_client_step(context, _work(context, data))[1])
+
+
 def test_private_form_noises_twice_the_clip_norm_and_is_charged_each_round() -> None:
-    config = _config("mh_pfedhn_dp", epsilon=2.0, clip_norm=0.5, architectures="mlp-400")
+    config = _config("mh_pfedhn_gd_dp", epsilon=2.0, clip_norm=0.5, architectures="mlp-400")
     result = run_loop(config, _sites(), ["a", "b", "c"])
     context, sigma = result.context, result.context.plan.training_noise
     if sigma is None:
         pytest.fail("a private plan without noise")
     assert [(event.sampling_rate, event.count) for event in context.plan.all_events] == [(1.0, 2)]
-    state = mh_pfedhn.init(context)
-    work = StepInput(mh_pfedhn.broadcast(context, state, 0), mh_pfedhn.METHOD.init_site(context, 0), _sites()[0], 0, 0,
-                     noise_source(config, 0, 0))  # fmt: skip
-    noisy = mh_pfedhn.dp_client_step(context, work)[1]["delta"]
-    clean = mh_pfedhn.client_step(context, work)[1]["delta"]
+    noisy = _private_changes(context, _sites()[0])
+    work = _work(context, _sites()[0])
+    clean = _flat(dict(mh_pfedhn_gd.client_step(context, work)[1]))
     clipped = clean * min(1.0, 0.5 / float(clean.norm()))
     spread = float((noisy - clipped).std())
     assert spread == pytest.approx(sigma * 2 * 0.5, rel=0.05)
     assert abs(spread / (sigma * 0.5) - 1) > 0.5
     with pytest.raises(ConfigError, match="sampling-rate"):
-        get_method("mh_pfedhn_dp").plan(_config("mh_pfedhn_dp", sampling_rate=0.5))
+        get_method("mh_pfedhn_gd_dp").plan(_config("mh_pfedhn_gd_dp", sampling_rate=0.5))
 
 
 def test_clipping_bounds_what_any_data_can_change() -> None:
-    context = _context("mh_pfedhn_dp", clip_norm=0.1)
+    context = _context("mh_pfedhn_gd_dp", clip_norm=0.1)
     context = replace(context, plan=replace(context.plan, training_noise=0.0))
-    state = mh_pfedhn.init(context)
-    sent = []
-    for data in (_sites()[0], SiteData(1e4 * _sites()[1].embeddings, _sites()[1].labels)):
-        work = StepInput(mh_pfedhn.broadcast(context, state, 0), mh_pfedhn.METHOD.init_site(context, 0), data, 0, 0,
-                         noise_source(context.config, 0, 0))  # fmt: skip
-        sent.append(mh_pfedhn.dp_client_step(context, work)[1]["delta"])
+    others = SiteData(1e4 * _sites()[1].embeddings, _sites()[1].labels)
+    sent = [_private_changes(context, data) for data in (_sites()[0], others)]
     assert all(float(one.norm()) <= 0.1 * (1 + 1e-5) for one in sent)
     assert float((sent[0] - sent[1]).norm()) <= 0.2 * (1 + 1e-5)

@@ -55,7 +55,7 @@ def test_sites_of_other_widths_train_as_in_the_plain_loop_and_score_their_own_mo
 
 
 def test_the_private_form_is_charged_and_scored(tmp_path: Path) -> None:
-    summary = _federation(tmp_path).run(**SETTINGS, method="mh_pfedhn_dp", sampling_rate=1.0)
+    summary = _federation(tmp_path).run(**SETTINGS, method="mh_pfedhn_gd_dp", sampling_rate=1.0)
     assert summary["privacy"]["end_to_end"]
     assert all(0 < spent <= 3.0 for spent in summary["privacy"]["epsilon_spent_per_site"].values())
     assert "personal" in summary["scores"]
@@ -85,7 +85,7 @@ def test_classes_must_agree_all_the_same() -> None:
 def test_a_site_whose_width_changed_is_refused_before_it_is_charged(tmp_path: Path) -> None:
     """The run was begun with another width of this site: its index tells which one it must have."""
     federation = _federation(tmp_path)
-    federation.run(**SETTINGS, method="mh_pfedhn_dp", sampling_rate=1.0)
+    federation.run(**SETTINGS, method="mh_pfedhn_gd_dp", sampling_rate=1.0)
     message = federation.asked("train", "site-2")
     before = federation.site("site-2").entries()
     write_store(federation.site("site-2").folder / "site.parquet", make_set(60, seed=1, dim=12))

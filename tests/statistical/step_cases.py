@@ -53,7 +53,6 @@ STEPS: dict[str, dict[str, str | int | float]] = {
     "dp_cvae patients": PATIENT,
     "dp_cgan": {},
     "dp_cgan patients": PATIENT,
-    "mh_pfedhn_dp": {},
     "mh_pfedhn_gd_dp": {},
 }
 

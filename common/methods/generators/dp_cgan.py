@@ -9,8 +9,6 @@ Departs from both: neither network starts again in a round; sites are averaged e
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,11 +18,13 @@ from common.bounds import held_within
 from common.generator.layers import Layers, PlainLayers
 from common.generator.row_law import RowLaw
 from common.generator.tape import Tape
-from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.base import Artifact, Method, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
 from common.methods.constants import CENTRE
 from common.methods.features import network_data
 from common.methods.generators import dp_cvae
 from common.methods.generators.dp_network import init_layers, noised_gradient_sum, normals, with_prefix
+from common.methods.heads.linear import centre_statistics, with_centre
+from common.methods.plans import private_plan
 from common.privacy.noise import NoiseSource
 from common.privacy.sampling import draw_units
 from common.records import UnitBatch
@@ -73,28 +73,34 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     config, num_classes = context.config, context.problem.num_classes
     data = network_data(context, work)
     generator = with_prefix(work.params, "generator.")
-    judge = with_prefix(work.site.tensors, "discriminator.")
-    moments = {who: _moments(work.site, who) for who in ("judge", "maker")}
+    discriminator = with_prefix(work.site.tensors, "discriminator.")
+    moments = {network: _moments(work.site, network) for network in ("discriminator", "generator")}
     for step in range(config.training.local_steps):
         batch = draw_units(data, config.privacy.sampling_rate, config.privacy.records_per_unit, work.source)
 
         def losses(tape: Tape, units: UnitBatch, source: NoiseSource, made_by: Tensors = generator) -> Tensor:
             noise = normals((*units.labels.shape, config.rivals.noise_dim), source)
-            return judge_losses(tape, made_by, units, num_classes, noise)
+            return discriminator_losses(tape, made_by, units, num_classes, noise)
 
-        gradients = noised_gradient_sum(context, judge, batch, losses, work.source)
-        judge, moments["judge"] = adam_step(judge, gradients, moments["judge"], config.rivals.adam_rate, _BETAS)
+        gradients = noised_gradient_sum(context, discriminator, batch, losses, work.source)
+        discriminator, moments["discriminator"] = adam_step(
+            discriminator, gradients, moments["discriminator"], config.rivals.adam_rate, _BETAS
+        )
         public = seeded("generator", config.federation.seed, work.site_index, work.round_index, step)
         labels = torch.randint(num_classes, (_GENERATOR_BATCH,), generator=public)
         noise = torch.randn(_GENERATOR_BATCH, config.rivals.noise_dim, generator=public)
-        pulled = generator_gradients(generator, judge, labels, noise, num_classes)
+        pulled = generator_gradients(generator, discriminator, labels, noise, num_classes)
         pulled = {name: held_within(value, _MOST_PULLED) for name, value in pulled.items()}
-        generator, moments["maker"] = adam_step(generator, pulled, moments["maker"], config.rivals.adam_rate, _BETAS)
-    kept = {f"{who}.{name}": value for who, values in moments.items() for name, value in values.items()}
-    return SiteState(judge | kept), generator
+        generator, moments["generator"] = adam_step(
+            generator, pulled, moments["generator"], config.rivals.adam_rate, _BETAS
+        )
+    kept = {f"moments.{of}.{name}": value for of, values in moments.items() for name, value in values.items()}
+    return SiteState(discriminator | kept), generator
 
 
-def judge_losses(layers: Layers, generator: Tensors, batch: UnitBatch, num_classes: int, noise: Tensor) -> Tensor:
+def discriminator_losses(
+    layers: Layers, generator: Tensors, batch: UnitBatch, num_classes: int, noise: Tensor
+) -> Tensor:
     """Cross-entropy of telling each record from a fake with its label, both rows in one loss a unit.
 
     Args:
@@ -110,23 +116,23 @@ def judge_losses(layers: Layers, generator: Tensors, batch: UnitBatch, num_class
     one_hot = functional.one_hot(batch.labels, num_classes).to(batch.embeddings.dtype)
     fake = generate(PlainLayers(generator), noise, one_hot).detach()
     rows = torch.cat([torch.cat([batch.embeddings, one_hot], -1), torch.cat([fake, one_hot], -1)], 1)
-    scores = judge_scores(layers, rows)
+    scores = discriminator_scores(layers, rows)
     real, made = scores.chunk(2, 1)
     return ((functional.softplus(-real) + functional.softplus(made)) * batch.mask).sum(1)
 
 
 def generator_gradients(
-    generator: Tensors, judge: Tensors, labels: Tensor, noise: Tensor, num_classes: int
+    generator: Tensors, discriminator: Tensors, labels: Tensor, noise: Tensor, num_classes: int
 ) -> dict[str, Tensor]:
     """Gradient of the generator's non-saturating loss: labels (n,), noise (n, d_z). Reads no record."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in generator.items()}
     one_hot = functional.one_hot(labels, num_classes).float()
     fake = generate(PlainLayers(leaves), noise, one_hot)
-    loss = functional.softplus(-judge_scores(PlainLayers(judge), torch.cat([fake, one_hot], -1))).mean()
+    loss = functional.softplus(-discriminator_scores(PlainLayers(discriminator), torch.cat([fake, one_hot], -1))).mean()
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
-def judge_scores(layers: Layers, rows: Tensor) -> Tensor:
+def discriminator_scores(layers: Layers, rows: Tensor) -> Tensor:
     """Logits of being real, of features beside one-hot classes: (..., d_x + K) -> (...)."""
     hidden = functional.leaky_relu(layers.linear("discriminator.0", rows), _SLOPE)
     hidden = functional.leaky_relu(layers.linear("discriminator.1", hidden), _SLOPE)
@@ -144,18 +150,24 @@ def law(context: RunContext, artifact: Artifact) -> RowLaw:
     return dp_cvae.decoded_law(context, artifact, generate)
 
 
-def _moments(site: SiteState, who: str) -> dict[str, Tensor]:
+def _moments(site: SiteState, network: str) -> dict[str, Tensor]:
     """Adam's moments of one of the two networks."""
-    start = f"{who}."
+    start = f"moments.{network}."
     return {name.removeprefix(start): value for name, value in site.tensors.items() if name.startswith(start)}
 
 
-METHOD = replace(
-    dp_cvae.METHOD,
+METHOD = Method(
     name="dp_cgan",
+    private=True,
+    plan=private_plan,
+    statistics=centre_statistics,
     init=init,
     init_site=init_site,
+    prepare=with_centre,
     upload_shapes=upload_shapes,
     client_step=client_step,
+    server_step=dp_cvae.server_step,
+    finish=dp_cvae.finish,
     law=law,
+    uploads_sums=False,
 )

@@ -14,8 +14,7 @@ from typing import TypeVar
 from common.config.run import RunConfig
 from common.methods.base import Artifact, Method, PrivacyPlan, RunContext, ServerState
 from common.methods.constants import CENTRE
-from common.methods.fedhypevae import server as fedhypevae
-from common.methods.fedhypevae import site as hypevae_site
+from common.methods.fedhypevae import server, site
 from common.methods.fedhypevae.rates import generator_shape
 from common.methods.heads.linear import head_artifact
 from common.methods.plans import private_plan
@@ -48,7 +47,7 @@ def plan(config: RunConfig) -> PrivacyPlan:
 def finish(context: RunContext, state: ServerState) -> Artifact:
     """The averaged head as it acts on embeddings, in place of the generator around it."""
     reduced = _reduced(context)
-    generator = fedhypevae.finish(reduced, state).tensors
+    generator = server.finish(reduced, state).tensors
     weight = generator[f"{generator_shape(reduced).output_layer}.class_weight"].T
     bias = context.config.training.class_bias_scale * generator["class_bias.weight"]
     return head_artifact(context, weight, bias, generator[CENTRE], 1.0)
@@ -72,15 +71,15 @@ METHOD = Method(
     name="dp_fedsgd",
     private=True,
     plan=plan,
-    statistics=_on_head(fedhypevae.statistics_spec),
-    init=_on_head(fedhypevae.init),
-    init_site=_on_head(fedhypevae.init_site),
-    prepare=_on_head(fedhypevae.prepare),
-    upload_shapes=_on_head(fedhypevae.upload_shapes),
-    client_step=_on_head(hypevae_site.client_step),
-    server_step=_on_head(fedhypevae.server_step),
+    statistics=_on_head(server.statistics_spec),
+    init=_on_head(server.init),
+    init_site=_on_head(server.init_site),
+    prepare=_on_head(server.prepare),
+    upload_shapes=_on_head(server.upload_shapes),
+    client_step=_on_head(site.client_step),
+    server_step=_on_head(server.server_step),
     finish=finish,
-    upload_weights=_on_head(fedhypevae.upload_weights),
+    upload_weights=_on_head(server.upload_weights),
     shares_noise=True,
-    receives=_on_head(fedhypevae.receives),
+    receives=_on_head(server.receives),
 )

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import MIXING_GRID, accuracy, mix_probabilities
-from common.methods.base import Artifact, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
+from common.methods.base import Artifact, Method, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
 from common.methods.constants import CENTRE
 from common.methods.features import head_features
 from common.methods.heads import fedavg
+from common.methods.heads.linear import centre_statistics, with_centre
+from common.methods.plans import nonprivate_plan
 
 _HELD_OUT = 0.2
 
@@ -70,9 +72,13 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     return replace(artifact, settings={**artifact.settings, "mixing": mixing})
 
 
-METHOD = replace(
-    fedavg.METHOD,
+METHOD = Method(
     name="fedlambda",
+    private=False,
+    plan=nonprivate_plan,
+    statistics=centre_statistics,
+    init=fedavg.init,
+    prepare=with_centre,
     upload_shapes=upload_shapes,
     client_step=client_step,
     server_step=server_step,

@@ -5,12 +5,12 @@ Li et al. (2020), Algorithm 2.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
-from common.methods.base import RunContext, SiteState, StepInput
+from common.methods.base import Method, RunContext, SiteState, StepInput
 from common.methods.heads import fedavg
+from common.methods.heads.linear import centre_statistics, with_centre
+from common.methods.plans import nonprivate_plan
 
 
 def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
@@ -18,4 +18,15 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     return work.site, fedavg.local_head(context, work, context.config.rivals.prox_mu)
 
 
-METHOD = replace(fedavg.METHOD, name="fedprox", client_step=client_step)
+METHOD = Method(
+    name="fedprox",
+    private=False,
+    plan=nonprivate_plan,
+    statistics=centre_statistics,
+    init=fedavg.init,
+    prepare=with_centre,
+    upload_shapes=fedavg.upload_shapes,
+    client_step=client_step,
+    server_step=fedavg.server_step,
+    finish=fedavg.finish,
+)

@@ -2,13 +2,7 @@
 
 Source: arXiv 2507.22330. A site tells the server no more than how many parameters its model has. It trains the model
 that it gets on its records and sends Δ = θ - θ̃; the server pulls the Δ of all sites back through the hypernetwork and
-takes one step of Adam a round.
-
-As printed nothing is private. `mh_pfedhn_dp` clips a site's whole Δ to C and adds noise of standard deviation 2 σ C.
-Whatever a site's records are, Δ lies in a ball of radius C, so that any two data sets, those that differ by one unit
-among them, change it by at most 2 C: the noise protects every record, and the whole of a site's data at once, from the
-server and all who see the hypernetwork. It does not hide that the site takes part. Every round is charged as one
-Gaussian event. Δ is as long as the model, and the noise grows with it: at small ε little is learned.
+takes one step of Adam a round. Nothing is private.
 
 Departs from the paper: one step a round for all sites instead of one a site; records are centred by the released mean
 where all sites' embeddings have one width.
@@ -24,12 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.adam import adam_step
-from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.methods.base import (
     Artifact,
     Method,
-    PrivacyPlan,
     RunContext,
     ServerState,
     Shapes,
@@ -44,32 +36,10 @@ from common.methods.generators.dp_network import with_prefix
 from common.methods.heads.linear import centre_statistics, with_centre
 from common.methods.mh_pfedhn.architectures import Architecture, site_architecture
 from common.methods.mh_pfedhn.chunks import chunks_of, clip_joint_norm, generate_model, init_chunks, pull_back
-from common.methods.plans import nonprivate_plan, private_plan
-from common.privacy.clipping import clipped_vector_sum
-from common.privacy.mechanism import noised_sum
-from common.records import SiteData, of_known_class
+from common.methods.plans import nonprivate_plan
+from common.records import SiteData
 
 _NETWORK = ("body.", "head.", "embedding.")
-
-
-def check_whole(config: RunConfig) -> None:
-    """Refuse what would be charged as a sample of the records, or as several steps (ConfigError): Δ comes from all
-    records at once."""
-    if config.privacy.sampling_rate != 1.0 or config.training.local_steps != 1:
-        raise ConfigError(
-            "a clipped Δ comes from all records of a site, once a round: set sampling-rate to 1 and local-steps to 1, "
-            f"found {config.privacy.sampling_rate} and {config.training.local_steps}"
-        )
-
-
-def dp_plan(config: RunConfig) -> PrivacyPlan:
-    """One Gaussian event a round: all of a site's records take part, and one Δ leaves.
-
-    Raises:
-        ConfigError: as `check_whole`.
-    """
-    check_whole(config)
-    return private_plan(config)
 
 
 def model_sizes(context: RunContext) -> dict[str, int]:
@@ -127,33 +97,6 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     return work.site, {"delta": work.params["theta"] - trained_model(context, work)}
 
 
-def dp_client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
-    """As `client_step`, with Δ clipped and noised: one Gaussian event with multiplier σ."""
-    site, uploads = client_step(context, with_known_classes(context, work))
-    return site, noised_uploads(context, work, uploads)
-
-
-def with_known_classes(context: RunContext, work: StepInput) -> StepInput:
-    """The work without records of no class, which would end the step of all."""
-    return replace(work, data=of_known_class(work.data, context.problem.num_classes))
-
-
-def noised_uploads(context: RunContext, work: StepInput, uploads: Tensors) -> dict[str, Tensor]:
-    """Clip everything that a site sends as one vector to C, and add noise of standard deviation 2 σ C.
-
-    Returns:
-        The noised tensors: one Gaussian release with sensitivity 2 C, for any change of the site's records, and so
-        for adding or removing one unit.
-    """
-    flat = torch.cat([uploads[name].flatten() for name in sorted(uploads)])[None]
-    summed = clipped_vector_sum(flat, context.config.privacy.clip_norm)
-    # two data sets, however unlike, give two vectors of a ball of radius C
-    summed = replace(summed, sensitivity=2.0 * summed.sensitivity, neighbouring="any change of a site's records")
-    noisy = noised_sum(summed, context.plan.training_noise, work.source)["sum"].float()
-    parts = torch.split(noisy, [uploads[name].numel() for name in sorted(uploads)])
-    return {name: part.view(uploads[name].shape) for name, part in zip(sorted(uploads), parts, strict=True)}
-
-
 def trained_model(context: RunContext, work: StepInput, teacher: Tensor | None = None) -> Tensor:
     """θ̃: the received model after the site's local epochs.
 
@@ -192,12 +135,11 @@ def train_model(
             scores = architecture.logits(leaf, features[rows])
             loss = functional.cross_entropy(scores, labels[rows])
             if teacher is not None:
-                heat, weight = settings.teacher_temperature, settings.teacher_weight
-                wanted = torch.log_softmax(teacher[rows] / heat, 1)
-                told = functional.kl_div(
-                    torch.log_softmax(scores / heat, 1), wanted, reduction="batchmean", log_target=True
-                )
-                loss = weight * heat * heat * told + (1 - weight) * loss
+                temperature, weight = settings.teacher_temperature, settings.teacher_weight
+                taught = torch.log_softmax(teacher[rows] / temperature, 1)
+                own = torch.log_softmax(scores / temperature, 1)
+                divergence = functional.kl_div(own, taught, reduction="batchmean", log_target=True)
+                loss = weight * temperature * temperature * divergence + (1 - weight) * loss
             (gradient,) = torch.autograd.grad(loss, leaf)
             velocity = settings.local_momentum * velocity + gradient + settings.local_decay * current
             current = current - settings.local_rate * velocity
@@ -284,7 +226,4 @@ METHOD = Method(
     site_upload_shapes=site_upload_shapes,
     personal_scores=personal_scores,
     uploads_sums=False,
-)
-METHOD_DP = replace(
-    METHOD, name="mh_pfedhn_dp", private=True, plan=dp_plan, client_step=dp_client_step, check=check_whole
 )

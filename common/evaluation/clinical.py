@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -17,6 +18,8 @@ from torch.nn import functional
 from common.errors import DataError
 from common.evaluation.ranking import Estimate, Flags, Floats, auroc, bootstrap, percentile_estimate
 from common.evaluation.scores import score_decisions
+from common.names import Task
+from common.records import cumulative
 
 FEWEST = 2
 """Units with the finding, and units without it, that a number needs to be shown."""
@@ -63,7 +66,9 @@ class ClinicalScores:
     """How often decisions are right, the findings and their means, and the calibration.
 
     Attributes:
-        accuracy: as in `SiteScores`. balanced_accuracy: the same.
+        accuracy: as in `SiteScores`. balanced_accuracy: the same. Of grades, whether the grade is right.
+        kappa: of grades, agreement beyond chance with quadratic weights, in [-1, 1]; None of all else, and where there
+            is one grade alone.
         auroc: mean over the findings that have one; None where none has. Its interval is from the bootstrap over units.
         average_precision: as `auroc`.
         calibration_error: expected calibration error, in [0, 1].
@@ -73,6 +78,7 @@ class ClinicalScores:
 
     accuracy: float
     balanced_accuracy: float
+    kappa: float | None
     auroc: Estimate | None
     average_precision: Estimate | None
     calibration_error: float
@@ -90,15 +96,18 @@ def clinical_scores(
     probabilities: Tensor,
     names: Sequence[str],
     *,
+    task: Task = "multiclass",
     units: Tensor | None = None,
     seed: int = 0,
 ) -> ClinicalScores:
     """All numbers of one classifier on one set of test records.
 
     Args:
-        labels: (n,) classes 0..K-1, n >= 1; or findings (n, K) with 1 present, 0 absent, -1 unknown.
-        probabilities: (n, K): of the classes, rows summing to one; or of each finding.
-        names: of the K classes or findings.
+        labels: (n,) classes or grades 0..K-1, n >= 1; or findings (n, K) with 1 present, 0 absent, -1 unknown.
+        probabilities: (n, K): of the classes, rows summing to one; or of each finding. Of grades (n, K - 1): that the
+            grade is k + 1 or higher.
+        names: of the K classes, findings or grades.
+        task: what the labels are.
         units: (n,) patient of each record; left out, each record is its own.
         seed: of the bootstrap.
 
@@ -109,39 +118,67 @@ def clinical_scores(
     Raises:
         DataError: "expected ..., found ..." where shapes disagree or there is no record.
     """
-    single = labels.ndim == 1
-    if len(labels) == 0 or probabilities.shape != (len(labels), len(names)):
+    outputs = finding_names(names, task)
+    if len(labels) == 0 or probabilities.shape != (len(labels), len(outputs)):
         raise DataError(
-            f"expected probabilities (n, {len(names)}) of n >= 1 records, found {tuple(probabilities.shape)} for "
+            f"expected probabilities (n, {len(outputs)}) of n >= 1 records, found {tuple(probabilities.shape)} for "
             f"{len(labels)}"
         )
-    findings = functional.one_hot(labels, len(names)) if single else labels
-    if findings.shape != probabilities.shape or (units is not None and units.shape != labels.shape[:1]):
-        raise DataError(f"expected labels (n,) or (n, {len(names)}) and units (n,), found {tuple(labels.shape)}")
+    shape = probabilities.shape if task == "multilabel" else probabilities.shape[:1]
+    if labels.shape != shape or (units is not None and units.shape != labels.shape[:1]):
+        raise DataError(f"expected labels of a {task} task and units (n,), found {tuple(labels.shape)}")
+    findings = as_findings(labels, len(names), task)
     truth, scores = findings.numpy().astype(np.int8), probabilities.double().numpy()
     members = np.arange(len(truth)) if units is None else units.numpy()
-    counted = [_counted(name, truth[:, at], members) for at, name in enumerate(names)]
+    counted = [_counted(name, truth[:, at], members) for at, name in enumerate(outputs)]
     shown = [at for at, finding in enumerate(counted) if _enough(finding, truth[:, at], members)]
     areas, precisions = bootstrap(truth[:, shown], scores[:, shown], members, seed)
     for place, at in enumerate(shown):
         known = truth[:, at] >= 0
         one = truth[known, at] == 1, scores[known, at]
         counted[at] = _measured(counted[at], *one, members[known], precisions[:, place])
-    if single:
+    if task == "multiclass":
         sure, answers = probabilities.max(dim=1)
         bins = reliability(sure.double().numpy(), (answers == labels).numpy())
     else:
         bins = reliability(scores[truth >= 0], truth[truth >= 0] == 1)
-    decided = score_decisions(labels, probabilities.argmax(1) if single else probabilities > 0.5)
+    decisions = decide(probabilities, task)
+    decided = score_decisions(labels, decisions)
     return ClinicalScores(
         decided.accuracy,
         decided.balanced_accuracy,
+        quadratic_kappa(labels, decisions, len(names)) if task == "ordinal" else None,
         _mean([counted[at].auroc for at in shown], areas),
         _mean([counted[at].average_precision for at in shown], precisions),
         calibration_error(bins),
         bins,
         tuple(counted),
     )
+
+
+def finding_names(names: Sequence[str], task: Task) -> tuple[str, ...]:
+    """What a classifier's outputs are called: K grades have K - 1 of them."""
+    return tuple(f"{name} or higher" for name in names[1:]) if task == "ordinal" else tuple(names)
+
+
+def as_findings(labels: Tensor, num_classes: int, task: Task) -> Tensor:
+    """Labels as yes/no answers: (n, K) int8, of grades (n, K - 1); findings as they are."""
+    if task == "multiclass":
+        return functional.one_hot(labels, num_classes).to(torch.int8)
+    return cumulative(labels, num_classes) if task == "ordinal" else labels
+
+
+def decide(probabilities: Tensor, task: Task) -> Tensor:
+    """The likeliest class (n,); the findings (n, K) that are likelier than not; the grade (n,) that is the median.
+
+    Args:
+        probabilities: as `clinical_scores`.
+        task: what the labels are.
+    """
+    if task == "multiclass":
+        return probabilities.argmax(1)
+    likely = probabilities > 0.5
+    return likely.sum(1) if task == "ordinal" else likely
 
 
 def reliability(probabilities: Floats, right: Flags) -> tuple[ReliabilityBin, ...]:
@@ -185,8 +222,8 @@ def sensitivity_at(truth: Flags, scores: Floats, specificity: float) -> float:
     return float(true[1 - false >= specificity - 1e-12].max())
 
 
-def quadratic_kappa(grades: Tensor, predictions: Tensor, num_grades: int) -> float:
-    """Cohen's kappa with quadratic weights: agreement of grades beyond chance; nan where either side has one grade.
+def quadratic_kappa(grades: Tensor, predictions: Tensor, num_grades: int) -> float | None:
+    """Cohen's kappa with quadratic weights: agreement of grades beyond chance; None where all are of one grade.
 
     Args:
         grades: (n,) in 0..num_grades-1, n >= 1.
@@ -197,6 +234,8 @@ def quadratic_kappa(grades: Tensor, predictions: Tensor, num_grades: int) -> flo
     """
     from sklearn.metrics import cohen_kappa_score
 
+    if len(torch.unique(torch.cat([grades, predictions]))) < 2:
+        return None
     known = list(range(num_grades))
     return float(cohen_kappa_score(grades.numpy(), predictions.numpy(), labels=known, weights="quadratic"))
 

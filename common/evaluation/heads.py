@@ -9,47 +9,59 @@ site's records stays at the site.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from common.errors import ConfigError, DataError
+from common.findings import are_findings
 
 _SMALLEST_PRIOR = 1e-12
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear classifier of embeddings: `logits = x weightᵀ + bias`; weight (K, d), bias (K,)."""
+    """A linear classifier of embeddings: `logits = x weightᵀ + bias`; weight (K, d), bias (K,).
+
+    `findings` says that the K outputs are yes/no answers of their own, and not one choice among K classes.
+    """
 
     weight: Tensor
     bias: Tensor
+    findings: bool = False
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Logits (n, K) of embeddings (n, d)."""
         return embeddings.to(self.weight.dtype) @ self.weight.T + self.bias
 
     def probabilities(self, embeddings: Tensor) -> Tensor:
-        """Class probabilities (n, K), rows summing to one, of embeddings (n, d)."""
-        return torch.softmax(self.logits(embeddings), dim=1)
+        """Probabilities (n, K) of embeddings (n, d): of classes, rows summing to one; or of each finding."""
+        return probabilities_of(self.logits(embeddings), findings=self.findings)
 
     def scaled(self, factor: float) -> LinearHead:
         """The same decisions with all logits multiplied by `factor` > 0: flatter probabilities below one."""
         if not factor > 0:
             raise ConfigError(f"a head's logits can only be scaled by a positive factor, found {factor}")
-        return LinearHead(self.weight * factor, self.bias * factor)
+        return replace(self, weight=self.weight * factor, bias=self.bias * factor)
+
+
+def probabilities_of(logits: Tensor, *, findings: bool) -> Tensor:
+    """Probabilities (n, K) of classes, or of findings."""
+    return torch.sigmoid(logits) if findings else torch.softmax(logits, dim=1)
 
 
 @dataclass(frozen=True)
 class HeadConfig:
     """Settings of a fit. Weights are penalised for embeddings centred and divided by one scalar, their RMS.
 
-    `l2` is the weight of ½‖W‖² against the *mean* cross-entropy. On OrganAMNIST 0.003 is within 0.2 points of
-    the best accuracy at 1,008 and 16,135 records and within 1.3 at 128, so that one value serves all sites,
-    whatever their size. `tolerance` bounds the largest entry of the gradient at the end.
+    `l2` is the weight of ½‖W‖² against the *mean* cross-entropy, of each finding over the records where it is known. On
+    OrganAMNIST 0.003 is within 0.2 points of the best accuracy at 1,008 and 16,135 records and within 1.3 at 128, so
+    that one value serves all sites, whatever their size. `tolerance` bounds the largest entry of the gradient at the
+    end.
     """
 
     l2: float = 3e-3
@@ -94,12 +106,13 @@ def fit_linear_head(
     config: HeadConfig | None = None,
     initial: LinearHead | None = None,
 ) -> LinearHead:
-    """Multinomial logistic regression, L2-regularised, by L-BFGS to a tolerance.
+    """Logistic regression, L2-regularised, by L-BFGS to a tolerance: multinomial, or one for each finding.
 
     Args:
         embeddings: (n, d), n >= 1, any floating type and any scale.
-        labels: (n,), integers in [0, num_classes); classes may be absent.
-        num_classes: K.
+        labels: (n,), integers in [0, num_classes), of which some may be absent; or findings (n, num_classes) int8 with
+            1 present, 0 absent, -1 unknown: what is unknown takes no part.
+        num_classes: K, classes or findings.
         config: penalty and stopping rule.
         initial: where to start; changes the time taken, not the minimum.
 
@@ -118,7 +131,7 @@ def fit_linear_head(
     penalty = torch.full((x.shape[1] + 1,), config.l2)
     penalty[-1] = 0.0
     fitted = _minimise((x - center) / scale, y, start, anchor, penalty, config.max_iterations, config.tolerance)
-    return _from_scaled(fitted, center, scale)
+    return _from_scaled(fitted, center, scale, y.ndim == 2)
 
 
 def fine_tune_head(
@@ -131,7 +144,7 @@ def fine_tune_head(
     Args:
         initial: global head, (K, d).
         embeddings: the site's training embeddings (n, d).
-        labels: (n,), integers in [0, K).
+        labels: (n,), integers in [0, K); or findings (n, K), as `fit_linear_head`.
         config: strength of the pull and stopping rule.
 
     Returns:
@@ -151,7 +164,7 @@ def fine_tune_head(
     anchor = _to_scaled(flattened, center, scale)
     penalty = torch.full((x.shape[1] + 1,), config.proximal)
     fitted = _minimise((x - center) / scale, y, anchor, anchor, penalty, config.max_iterations, config.tolerance)
-    return _from_scaled(fitted, center, scale)
+    return _from_scaled(fitted, center, scale, y.ndim == 2)
 
 
 def gaussian_head(class_means: Tensor, covariance: Tensor, priors: Tensor) -> LinearHead:
@@ -201,17 +214,24 @@ def _minimise(
     tolerance: float,
 ) -> Tensor:
     """Mean cross-entropy + ½ Σ penalty · (parameters − anchor)², over parameters (K, d + 1), bias last."""
-    rows = torch.arange(len(y))
+    rows, findings = torch.arange(len(y)), y.ndim == 2
+    known = (y >= 0).to(x.dtype)
+    weights, wanted = known / known.sum(0).clamp(min=1), (y == 1).to(x.dtype)
 
     def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         parameters = torch.from_numpy(flat).to(torch.float32).view(start.shape)
-        log_probabilities = torch.log_softmax(torch.addmm(parameters[:, -1], x, parameters[:, :-1].T), dim=1)
+        scores = torch.addmm(parameters[:, -1], x, parameters[:, :-1].T)
         pull = penalty * (parameters - anchor)
-        loss = -log_probabilities[rows, y].mean(dtype=torch.float64)
+        if findings:
+            loss = (weights * (functional.softplus(scores) - wanted * scores)).sum(dtype=torch.float64)
+            residual = weights * (torch.sigmoid(scores) - wanted)
+        else:
+            log_probabilities = torch.log_softmax(scores, dim=1)
+            loss = -log_probabilities[rows, y].mean(dtype=torch.float64)
+            residual = log_probabilities.exp()
+            residual[rows, y] -= 1.0
+            residual /= len(y)
         loss = loss + 0.5 * (pull * (parameters - anchor)).sum(dtype=torch.float64)
-        residual = log_probabilities.exp()
-        residual[rows, y] -= 1.0
-        residual /= len(y)
         gradient = torch.cat([residual.T @ x, residual.sum(0)[:, None]], dim=1) + pull
         return float(loss), gradient.double().flatten().numpy()
 
@@ -224,13 +244,17 @@ def _minimise(
 
 
 def check_rows(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The two in float32 and int64, or a DataError."""
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or len(labels) == 0:
+    """The two in float32 and int64 (of findings int8), or a DataError."""
+    findings = are_findings(labels) and labels.ndim == 2
+    shape = (*embeddings.shape[:1], num_classes) if findings else embeddings.shape[:1]
+    if embeddings.ndim != 2 or labels.shape != shape or len(labels) == 0:
         raise DataError(
-            "expected embeddings (n, d) and labels (n,) with n >= 1, found "
+            f"expected embeddings (n, d) and labels (n,), or int8 findings (n, {num_classes}), with n >= 1, found "
             f"{tuple(embeddings.shape)} and {tuple(labels.shape)}"
         )
-    if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+    if findings and not bool(((labels >= -1) & (labels <= 1)).all()):
+        raise DataError("expected findings of 1, 0 and -1 (unknown), found others")
+    if not findings and (labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         raise DataError(
             f"expected integer labels in [0, {num_classes}), found {labels.dtype} from {labels.min()} to {labels.max()}"
         )
@@ -238,7 +262,7 @@ def check_rows(embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Te
     if not bool(torch.isfinite(x).all()):
         rows = torch.nonzero(~torch.isfinite(x).all(dim=1)).flatten().tolist()
         raise DataError(f"expected finite embeddings, found NaN or infinity in {len(rows)} row(s), first {rows[:5]}")
-    return x, labels.to(torch.int64)
+    return x, labels if findings else labels.to(torch.int64)
 
 
 def _matching(head: LinearHead, num_classes: int, width: int) -> LinearHead:
@@ -264,7 +288,7 @@ def _to_scaled(head: LinearHead, center: Tensor, scale: float) -> Tensor:
     return torch.cat([weight * scale, bias[:, None]], dim=1)
 
 
-def _from_scaled(parameters: Tensor, center: Tensor, scale: float) -> LinearHead:
+def _from_scaled(parameters: Tensor, center: Tensor, scale: float, findings: bool) -> LinearHead:
     """The head that acts on x, from parameters that act on (x − center) / scale."""
     weight = parameters[:, :-1] / scale
-    return LinearHead(weight, parameters[:, -1] - weight @ center)
+    return LinearHead(weight, parameters[:, -1] - weight @ center, findings)

@@ -11,15 +11,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from common.errors import ConfigError, DataError
-from common.evaluation.heads import HeadConfig, LinearHead, center_and_scale, check_rows, fit_linear_head
+from common.evaluation.heads import (
+    HeadConfig,
+    LinearHead,
+    center_and_scale,
+    check_rows,
+    fit_linear_head,
+    probabilities_of,
+)
 from common.evaluation.scores import SiteScores, Split, score
+from common.findings import label_losses
 
 
 @dataclass(frozen=True)
 class NeighbourHead:
-    """Votes of the nearest labelled embeddings: (n, d), (n,), Euclidean distance, `neighbours` <= n."""
+    """Votes of the nearest embeddings (n, d) with labels (n,) or (n, K): Euclidean distance, `neighbours` <= n."""
 
     embeddings: Tensor
     labels: Tensor
@@ -27,13 +36,23 @@ class NeighbourHead:
     neighbours: int
 
     def probabilities(self, embeddings: Tensor, chunk: int = 1024) -> Tensor:
-        """Vote shares (m, K) for embeddings (m, d), with at most chunk x n distances in memory."""
+        """Vote shares (m, K) for embeddings (m, d), with at most chunk x n distances in memory.
+
+        Of a finding those neighbours vote that know it, and the share of all rows that have it counts as one vote more.
+        """
         votes = []
         for block in torch.split(embeddings.to(self.embeddings.dtype), chunk):
             nearest = torch.cdist(block, self.embeddings).topk(self.neighbours, largest=False).indices
-            shares = torch.nn.functional.one_hot(self.labels[nearest], self.num_classes)
-            votes.append(shares.to(torch.float32).mean(dim=1))
+            given = self.labels[nearest]
+            if self.labels.ndim == 1:
+                votes.append(functional.one_hot(given, self.num_classes).to(torch.float32).mean(dim=1))
+            else:
+                present, known = (given == 1).sum(dim=1), (given >= 0).sum(dim=1)
+                votes.append((present + self._prevalence()) / (known + 1))
         return torch.cat(votes)
+
+    def _prevalence(self) -> Tensor:
+        return (self.labels == 1).sum(dim=0) / (self.labels >= 0).sum(dim=0).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,7 @@ class MLPHead:
     hidden_bias: Tensor
     weight: Tensor
     bias: Tensor
+    findings: bool = False
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Logits (n, K) of embeddings (n, d)."""
@@ -54,8 +74,8 @@ class MLPHead:
         return hidden @ self.weight.T + self.bias
 
     def probabilities(self, embeddings: Tensor) -> Tensor:
-        """Class probabilities (n, K)."""
-        return torch.softmax(self.logits(embeddings), dim=1)
+        """Probabilities (n, K), of classes or of findings."""
+        return probabilities_of(self.logits(embeddings), findings=self.findings)
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,7 @@ def fit_neighbour_head(embeddings: Tensor, labels: Tensor, num_classes: int, nei
 
     Args:
         embeddings: (n, d), n >= 1.
-        labels: (n,), integers in [0, num_classes).
+        labels: (n,), integers in [0, num_classes); or findings (n, num_classes), int8.
         num_classes: K.
         neighbours: k, at least 1.
 
@@ -106,7 +126,7 @@ def fit_mlp_head(
 
     Args:
         embeddings: (n, d), n >= 1, any scale.
-        labels: (n,), integers in [0, num_classes); classes may be absent.
+        labels: (n,), integers in [0, num_classes), of which some may be absent; or findings (n, num_classes), int8.
         num_classes: K.
         generator: draws the first weights and the order of the rows.
         config: width and training.
@@ -139,12 +159,12 @@ def fit_mlp_head(
         rows = order[batch * batch_size : (batch + 1) * batch_size]
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / steps)
         hidden = torch.relu(x[rows] @ parameters[0].T + parameters[1])
-        loss = torch.nn.functional.cross_entropy(hidden @ parameters[2].T + parameters[3], y[rows])
+        loss = label_losses(hidden @ parameters[2].T + parameters[3], y[rows]).mean()
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
         optimizer.step()
     hidden_weight, hidden_bias, weight, bias = (parameter.detach() for parameter in parameters)
-    return MLPHead(center, scale, hidden_weight, hidden_bias, weight, bias)
+    return MLPHead(center, scale, hidden_weight, hidden_bias, weight, bias, y.ndim == 2)
 
 
 def score_heads(

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from common.errors import ConfigError, DataError
 from common.evaluation.heads import FineTuneConfig, HeadConfig, LinearHead, fine_tune_head, fit_linear_head
+from common.findings import label_losses
 
 Split = tuple[Tensor, Tensor]
-"""Embeddings (n, d) and labels (n,)."""
+"""Embeddings (n, d) and labels: classes (n,), or findings (n, K) int8."""
 
 MIXING_GRID = tuple(step / 10 for step in range(11))
 TUNING_GRID = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -90,13 +90,13 @@ def mix_probabilities(local: Tensor, synthetic: Tensor, mixing: float) -> Tensor
 
 
 def choose_mixing(local: Tensor, synthetic: Tensor, labels: Tensor, default: float = 0.5) -> float:
-    """The λ of the grid 0, 0.1 ... 1 with the best accuracy; of equals, the nearest to `default`.
+    """The λ of the grid 0, 0.1 ... 1 with the best accuracy, of findings the least cross-entropy; then the nearest.
 
     Args:
         local: (n, K) probabilities on the validation split.
         synthetic: (n, K).
-        labels: (n,); with n = 0 the answer is `default`.
-        default: λ in [0, 1].
+        labels: (n,), or findings (n, K); with n = 0 the answer is `default`.
+        default: λ in [0, 1], to which the nearest of equals is taken.
 
     Returns:
         λ, which depends on the site's records: it stays there.
@@ -105,7 +105,11 @@ def choose_mixing(local: Tensor, synthetic: Tensor, labels: Tensor, default: flo
         return default
 
     def merit(mixing: float) -> tuple[float, float]:
-        return accuracy(labels, mix_probabilities(local, synthetic, mixing).argmax(1)), -abs(mixing - default)
+        mixed = mix_probabilities(local, synthetic, mixing)
+        if labels.ndim == 1:
+            return accuracy(labels, mixed.argmax(1)), -abs(mixing - default)
+        # what is rare is seldom likelier than not: decisions would not tell one weight from another
+        return -float(label_losses(torch.logit(mixed.double(), 1e-6), labels).mean()), -abs(mixing - default)
 
     return max(MIXING_GRID, key=merit)
 
@@ -143,7 +147,13 @@ def choose_head(heads: Sequence[LinearHead], validation: Split) -> LinearHead:
 
 
 def score(classifier: LinearHead | Tensor, embeddings: Tensor, labels: Tensor) -> SiteScores:
-    """Accuracy and balanced accuracy of a head, or of probabilities (n, K) computed for these rows."""
+    """Accuracy and balanced accuracy of a head, or of probabilities (n, K) computed for these rows.
+
+    A finding is decided to be present where its probability is above a half.
+    """
+    if labels.ndim == 2:
+        chances = classifier.probabilities(embeddings) if isinstance(classifier, LinearHead) else classifier
+        return score_decisions(labels, chances > 0.5)
     outputs = classifier.logits(embeddings) if isinstance(classifier, LinearHead) else classifier
     return score_decisions(labels, outputs.argmax(1))
 
@@ -219,8 +229,10 @@ def mean_scores(scores: list[SiteScores]) -> SiteScores:
 
 
 def _plain_and_balanced_entropy(head: LinearHead, rows: Split) -> float:
-    """Mean cross-entropy over rows plus its mean over the classes present."""
-    losses = functional.cross_entropy(head.logits(rows[0]), rows[1], reduction="none")
+    """Mean cross-entropy over rows plus, of classes, its mean over those present."""
+    losses = label_losses(head.logits(rows[0]), rows[1])
+    if head.findings:
+        return float(losses.mean())
     classes = [losses[rows[1] == present].mean() for present in torch.unique(rows[1])]
     return float(losses.mean() + torch.stack(classes).mean())
 

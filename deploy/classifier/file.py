@@ -153,7 +153,7 @@ def _flattened(head: Head, factor: float) -> LinearHead | MLPHead:
 
 def _head(kind: str, tensors: Mapping[str, Tensor]) -> LinearHead | MLPHead:
     if kind == "linear":
-        return LinearHead(*(tensors[name] for name in _LINEAR))
+        return LinearHead(tensors["weight"], tensors["bias"])
     if kind != "mlp":
         raise ValueError(f"an unknown kind {kind!r}")
     values: dict[str, Any] = {name: tensors[name] for name in _MLP}

@@ -96,4 +96,5 @@ def _as_head(params: list[Tensor], centre: Tensor, scale: float) -> LinearHead |
     if len(params) == 2:
         weight = params[0] * scale
         return LinearHead(weight, params[1] - weight @ centre)
-    return MLPHead(centre, 1.0 / scale, *params)
+    hidden_weight, hidden_bias, weight, bias = params
+    return MLPHead(centre, 1.0 / scale, hidden_weight, hidden_bias, weight, bias)

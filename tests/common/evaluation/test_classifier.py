@@ -17,6 +17,7 @@ from common.evaluation.scores import (
     mix_probabilities,
     personal_head,
     score,
+    score_decisions,
     score_site,
 )
 
@@ -54,6 +55,21 @@ def test_choose_mixing_takes_the_best_and_breaks_ties_towards_the_default() -> N
     assert choose_mixing(local, synthetic, torch.tensor([0, 0])) == 0.9
     assert choose_mixing(local, synthetic, torch.tensor([1, 0])) == 0.5
     assert choose_mixing(local[:0], synthetic[:0], torch.zeros(0, dtype=torch.int64), default=0.3) == 0.3
+
+
+def test_decisions_on_findings_are_scored_where_they_are_known() -> None:
+    labels = torch.tensor([[1, 0, -1], [0, -1, -1], [1, 0, -1]], dtype=torch.int8)
+    decisions = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
+    # First finding: sensitivity 1/2, specificity 0; second: known absent twice, right once; the third is never known.
+    assert score_decisions(labels, decisions) == SiteScores(2 / 5, (0.25 + 0.5) / 2)
+
+
+def test_mixing_of_findings_is_chosen_by_their_probabilities() -> None:
+    labels = torch.tensor([[1, -1], [0, 0], [0, 0]], dtype=torch.int8)
+    sure = torch.tensor([[0.4, 0.9], [0.1, 0.1], [0.1, 0.1]])
+    vague = torch.full((3, 2), 0.5)
+    assert choose_mixing(sure, vague, labels) == 1.0  # the unknown answer, which it has wrong, plays no part
+    assert choose_mixing(vague, sure, labels) == 0.0
 
 
 def test_personal_head_trusts_a_good_global_head_more_than_a_wrong_one() -> None:

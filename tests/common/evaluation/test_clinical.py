@@ -82,12 +82,15 @@ def test_findings_with_unknown_answers_are_scored_where_they_are_known() -> None
     truth = torch.randint(0, 2, (80, 2), generator=generator, dtype=torch.int8)
     probabilities = torch.sigmoid(torch.randn(80, 2, generator=generator) + truth)
     truth[:20, 0] = -1
-    found = clinical_scores(truth, probabilities, ("x", "y"))
+    found = clinical_scores(truth, probabilities, ("x", "y"), task="multilabel")
     known = truth[20:, 0].numpy()
     assert found.findings[0].auroc is not None
     assert found.findings[0].auroc.value == pytest.approx(roc_auc_score(known, probabilities[20:, 0]))
     assert (found.findings[0].positives, found.findings[0].negatives) == (known.sum(), 60 - known.sum())
     assert sum(one.count for one in found.reliability) == 60 + 80
+    right = [(probabilities[truth[:, k] >= 0, k] > 0.5) == truth[truth[:, k] >= 0, k] for k in range(2)]
+    assert found.accuracy == pytest.approx(float(torch.cat(right).double().mean()))
+    assert found.kappa is None
 
 
 def test_reliability_and_its_error_by_hand() -> None:
@@ -122,11 +125,32 @@ def test_quadratic_kappa_by_hand() -> None:
     assert quadratic_kappa(grades, said, 3) == pytest.approx(cohen_kappa_score(grades, said, weights="quadratic"))
 
 
+def test_grades_are_scored_by_their_thresholds_and_their_agreement() -> None:
+    grades = torch.tensor([0, 1, 2, 2, 0, 1, 2, 0])
+    # That the grade is "mild or higher", "severe or higher"; the fourth record is taken for mild, the seventh for none.
+    probabilities = torch.tensor(
+        [[0.1, 0.0], [0.8, 0.3], [0.9, 0.7], [0.7, 0.4], [0.2, 0.1], [0.6, 0.2], [0.4, 0.45], [0.3, 0.2]]
+    )
+    found = clinical_scores(grades, probabilities, ("none", "mild", "severe"), task="ordinal")
+    assert [one.name for one in found.findings] == ["mild or higher", "severe or higher"]
+    assert [one.positives for one in found.findings] == [5, 3]
+    said = torch.tensor([0, 1, 2, 1, 0, 1, 0, 0])
+    assert found.accuracy == 6 / 8
+    assert found.balanced_accuracy == pytest.approx((1 + 1 + 1 / 3) / 3)
+    assert found.kappa == pytest.approx(cohen_kappa_score(grades, said, weights="quadratic"))
+    assert found.findings[1].auroc is not None
+    assert found.findings[1].auroc.value == pytest.approx(roc_auc_score(grades == 2, probabilities[:, 1]))
+    one_grade = clinical_scores(torch.tensor([0, 0]), torch.full((2, 1), 0.1), ("a", "b"), task="ordinal")
+    assert one_grade.kappa is None
+
+
 def test_clinical_scores_refuse_other_shapes() -> None:
     labels, probabilities = classes()
     with pytest.raises(DataError, match="n >= 1"):
         clinical_scores(labels[:0], probabilities[:0], NAMES)
     with pytest.raises(DataError, match="found"):
         clinical_scores(labels, probabilities, ("a", "b"))
+    with pytest.raises(DataError, match="multilabel"):
+        clinical_scores(labels, probabilities, NAMES, task="multilabel")
     with pytest.raises(DataError, match="units"):
         clinical_scores(labels, probabilities, NAMES, units=torch.arange(3))

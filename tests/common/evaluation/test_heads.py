@@ -14,6 +14,7 @@ from common.evaluation.heads import (
     FineTuneConfig,
     HeadConfig,
     LinearHead,
+    center_and_scale,
     fine_tune_head,
     fit_linear_head,
     gaussian_head,
@@ -188,3 +189,67 @@ def test_fine_tune_head_minimises_its_stated_objective() -> None:
     loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + 0.5 * config.proximal * pull
     for gradient in torch.autograd.grad(loss, [weight, bias]):
         assert float(gradient.abs().max()) < 1e-4
+
+
+def _findings(seed: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Two findings along axes of their own, a fifth of them unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, WIDTH, generator=generator)
+    y = (x[:, :2] + torch.randn(rows, 2, generator=generator) > 0.5).to(torch.int8)
+    y[torch.rand(rows, 2, generator=generator) < 0.2] = -1
+    return x, y
+
+
+def test_each_finding_is_a_logistic_regression_over_the_records_where_it_is_known() -> None:
+    x, y = _findings(4, 300)
+    config = HeadConfig(l2=0.02, tolerance=1e-7)
+    head = fit_linear_head(x, y, 2, config)
+    assert head.findings
+    center, scale = center_and_scale(x)
+    scaled = ((x - center) / scale).numpy()
+    for finding in range(2):
+        known = y[:, finding].numpy() >= 0
+        other = LogisticRegression(C=1 / (config.l2 * known.sum()), tol=1e-10, max_iter=5000)
+        other.fit(scaled[known], y[known, finding].numpy())
+        expected = torch.from_numpy(other.predict_proba(scaled)[:, 1]).float()
+        assert torch.allclose(head.probabilities(x)[:, finding], expected, atol=2e-4)
+
+
+def test_what_is_unknown_plays_no_part_in_a_fit() -> None:
+    x, y = _findings(5, 100)
+    row = int(torch.nonzero((y == -1).all(dim=1))[0])
+    moved = x.clone()
+    moved[row] = x.mean(0)  # centre and scale are of all rows: a row in the middle leaves the centre alone
+    kept = torch.arange(100) != row
+    config = HeadConfig(l2=0.0, tolerance=1e-8, max_iterations=5000)  # without a penalty the scale plays no part
+    expected = fit_linear_head(x[kept], y[kept], 2, config).probabilities(x)
+    assert torch.allclose(fit_linear_head(moved, y, 2, config).probabilities(x), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1])
+def test_finding_of_one_value_leaves_the_others_and_is_finite(value: int) -> None:
+    x, y = _findings(6, 100)
+    alone = fit_linear_head(x, y[:, :1], 1)
+    y[:, 1] = value
+    both = fit_linear_head(x, y, 2)
+    assert torch.allclose(both.probabilities(x)[:, 0], alone.probabilities(x)[:, 0], atol=2e-3)
+    chances = both.probabilities(x)[:, 1]
+    assert bool(torch.isfinite(chances).all())
+    assert {-1: bool((chances == 0.5).all()), 0: float(chances.max()) < 0.1, 1: float(chances.min()) > 0.9}[value]
+
+
+def test_findings_are_fine_tuned_towards_a_global_head() -> None:
+    x, y = _findings(7, 60)
+    strong = fit_linear_head(*_findings(8, 2000), 2)
+    near = fine_tune_head(strong, x, y, FineTuneConfig(logit_scale=1.0, proximal=1e4))
+    assert near.findings
+    assert torch.allclose(near.probabilities(x), strong.probabilities(x), atol=1e-2)
+
+
+def test_fits_refuse_findings_of_no_meaning() -> None:
+    x, y = _findings(9, 20)
+    y[3, 1] = 2
+    with pytest.raises(DataError, match="-1"):
+        fit_linear_head(x, y, 2)
+    with pytest.raises(DataError, match=r"\(n, 3\)"):
+        fit_linear_head(x, y, 3)

@@ -84,3 +84,21 @@ def test_heads_refuse_bad_settings_and_data() -> None:
         fit_mlp_head(x, y, 1, torch.Generator())
     with pytest.raises(DataError, match="equal widths"):
         score_heads((x, y), (x[:, :1], y), 2, torch.Generator())
+
+
+def test_neighbours_that_know_a_finding_vote_on_it_by_hand() -> None:
+    # The three nearest of 0 say present, unknown, absent of the first finding; the second is known nowhere.
+    rows = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
+    findings = torch.tensor([[1, -1], [-1, -1], [0, -1], [1, -1]], dtype=torch.int8)
+    votes = fit_neighbour_head(rows, findings, 2, neighbours=3).probabilities(torch.tensor([[0.0]]))
+    assert torch.allclose(votes, torch.tensor([[(1 + 2 / 3) / 3, 0.0]]))  # two of three records have the first
+
+
+def test_mlp_head_learns_findings_of_which_some_are_unknown() -> None:
+    (x, inner), (unseen, truth) = _rings(7, 600), _rings(8, 400)
+    findings = torch.stack([inner, 1 - inner], dim=1).to(torch.int8)
+    findings[torch.arange(600) % 5 == 0, 0] = -1
+    head = fit_mlp_head(x, findings, 2, torch.Generator().manual_seed(3), SMALL)
+    assert head.findings
+    answers = torch.stack([truth, 1 - truth], dim=1).to(torch.int8)
+    assert score(head.probabilities(unseen), unseen, answers).accuracy > 0.95

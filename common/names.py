@@ -7,4 +7,5 @@ STATUS = "status.json"
 # multiclass: one class a record; multilabel: K findings, each present, absent or unknown; ordinal: one grade a record
 Task = Literal["multiclass", "multilabel", "ordinal"]
 TASKS: tuple[Task, ...] = ("multiclass", "multilabel", "ordinal")
-WORDS = {"multiclass": "classes", "multilabel": "findings", "ordinal": "grades"}  # what a task's labels are
+WORD = {"multiclass": "class", "multilabel": "finding", "ordinal": "grade"}  # what a label of a task is
+WORDS = {"multiclass": "classes", "multilabel": "findings", "ordinal": "grades"}

@@ -9,11 +9,10 @@ import typer
 
 from common.durable import NAME_ANOTHER, write_output
 from common.errors import ConfigError, DataError
+from common.names import WORDS
 from deploy.console import console, say, working
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from embeddings.simulation.partition import Rows
     from embeddings.store.sets import EmbeddingSet
 
@@ -25,6 +24,8 @@ _Seed = Annotated[int, typer.Option(min=0, help="Seed of all draws.")]
 @app.command()
 def check(
     store: Annotated[Path, typer.Argument(help="An embedding store.")],
+    images: Annotated[Path | None, typer.Option(help="The folder that was embedded, to name files with rows.")] = None,
+    salt: Annotated[Path | None, typer.Option(help="The site's salt, if not at its usual place.")] = None,
     html: Annotated[Path | None, typer.Option(help="Page to write; by default STORE.html. It stays here.")] = None,
     seed: _Seed = 0,
 ) -> None:
@@ -32,7 +33,7 @@ def check(
 
     Example:
 
-        fedhypevae data check site.parquet
+        fedhypevae data check site.parquet --images scans
     """
     import dataclasses
 
@@ -45,7 +46,8 @@ def check(
     printed = console()
     with working("Examining ..."):
         data = load_unchecked(store)
-        quality = dataclasses.replace(inspect(data, np.random.default_rng(seed)), refused=refusal(store))
+        files = {} if images is None else _files(data, images, salt)
+        quality = dataclasses.replace(inspect(data, np.random.default_rng(seed), files), refused=refusal(store))
         page = store.with_name(store.name + ".html") if html is None else html
         text = render_page(store.name, data, quality, np.random.default_rng(seed))
         write_output(page, text.encode(), kind=DataError, cure=NAME_ANOTHER)
@@ -56,6 +58,8 @@ def check(
     for line in quality.problems:
         printed.print(f"problem: {line}", style="red", soft_wrap=True)
     printed.print(f"page: {page}", soft_wrap=True)
+    if quality.problems and images is None and data.keys is not None:
+        printed.print("to see which files these rows are: --images FOLDER, as it was embedded", soft_wrap=True)
     if quality.problems:
         raise typer.Exit(1)
 
@@ -71,12 +75,16 @@ def compare(
         fedhypevae data compare site-a.parquet site-b.parquet
     """
     from common.wire.agreement import check_sites
+    from embeddings.quality.finding_facts import against_each_other
     from embeddings.store.file import read_metadata
 
     sites = {str(store): read_metadata(store) for store in stores}
     found = check_sites(sites)
     for mismatch in found:
         say(mismatch)
+    if all(facts.task == "multilabel" for facts in sites.values()):
+        for line in against_each_other({store.name: store for store in stores}):
+            say(line)
     if found:
         raise typer.Exit(1)
     fingerprint = next(iter(sites.values())).identity.fingerprint()
@@ -94,6 +102,9 @@ def partition(
 ) -> None:
     """Divide a store into simulated sites, each with its own splits, and draw who has what.
 
+    No patient comes to two sites. With `dirichlet` a patient is dealt out by the class of most of its records, or by
+    its rarest finding.
+
     Example:
 
         fedhypevae data partition ham.parquet --by dataset --out sites/
@@ -108,7 +119,7 @@ def partition(
     from embeddings.store.writing import write_store
 
     data = read_store(store)
-    parts = _parts(data, by, sites, alpha, np.random.default_rng([seed, 0]))
+    parts = _parts(data, by, sites, alpha, seed)
     table = []
     for number, (name, rows) in enumerate(parts.items()):
         site = data.take(rows)
@@ -116,7 +127,7 @@ def partition(
         site = dataclasses.replace(site, splits=splits)
         write_store(out / f"{name}.parquet", site, precision=stored_precision(store))
         table.append(site.metadata.class_counts)
-        say(f"{name}: {len(site)} rows, {sum(count > 0 for count in site.metadata.class_counts)} classes")
+        say(f"{name}: {len(site)} rows, {sum(map(bool, site.metadata.class_counts))} {WORDS[data.metadata.task]}")
     picture = who_has_what(np.asarray(table), list(parts), data.metadata.class_names)
     write_output(out / "partition.png", picture, kind=DataError, cure=NAME_ANOTHER)
     say(f"picture: {out / 'partition.png'}")
@@ -175,13 +186,22 @@ def import_(
         raise typer.Exit(1)
 
 
-def _parts(data: EmbeddingSet, by: str, sites: int, alpha: float, rng: np.random.Generator) -> dict[str, Rows]:
-    from embeddings.simulation.partition import (
-        partition_by_column,
-        partition_by_patient,
-        partition_dirichlet,
-        partition_iid,
-    )
+def _files(data: EmbeddingSet, images: Path, salt: Path | None) -> dict[int, str]:
+    """The images of a store's rows by name, those that are found in the folder."""
+    from embeddings.readers.keyed import images_by_key
+
+    if data.keys is None:
+        raise DataError("the store has no keys of its images (it was imported): leave --images out")
+    known = images_by_key(images, salt)
+    named = {row: known.get(key.tobytes()) for row, key in enumerate(data.keys)}
+    return {row: item.source for row, item in named.items() if item is not None}
+
+
+def _parts(data: EmbeddingSet, by: str, sites: int, alpha: float, seed: int) -> dict[str, Rows]:
+    import numpy as np
+
+    from embeddings.simulation.partition import partition_by_column, partition_by_patient
+    from embeddings.simulation.simulated import deal
 
     if by in data.columns:
         named: dict[str, str] = {}
@@ -191,14 +211,13 @@ def _parts(data: EmbeddingSet, by: str, sites: int, alpha: float, rng: np.random
             if other != value:
                 raise DataError(f"column {by}: {other!r} and {value!r} would be one file: rename one of them")
         return {_file_name(value): rows for value, rows in found.items()}
-    if by == "iid":
-        parts = partition_iid(data.labels, sites, rng)
-    elif by == "dirichlet":
-        parts = partition_dirichlet(data.labels, sites, alpha, rng)
+    if by in ("iid", "dirichlet"):
+        owners = deal(data, sites, alpha if by == "dirichlet" else None, seed)
+        parts = [np.flatnonzero(owners == site) for site in range(sites)]
     elif by == "patient":
         if data.groups is None:
             raise DataError("partition by patient: the store has no patients; use iid, dirichlet or a column")
-        parts = partition_by_patient(data.groups, sites, rng)
+        parts = partition_by_patient(data.groups, sites, np.random.default_rng([seed, 0]))
     else:
         known = ", ".join(["iid", "dirichlet", "patient", *data.columns])
         raise ConfigError(f"--by: expected {known}; found {by!r}")

@@ -126,14 +126,13 @@ def report(
     folder: SiteFolder,
     bundle: Annotated[Path, typer.Option(help="The published bundle, or a run's output folder.")],
     images: Annotated[Path | None, typer.Option(help="The folder that was embedded, for thumbnails.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Its label file, as given to embed.")] = None,
     salt: Annotated[Path | None, typer.Option(help="The site's salt, if not at its usual place.")] = None,
     page: Annotated[str, typer.Option(help="Name of the page in the site's folder.")] = "report.html",
     umap: Annotated[bool, typer.Option(help="Draw the UMAP view too, where umap-learn is installed.")] = True,
 ) -> None:
     """Write this site's own page: real against synthetic, scores, ledger. It shows records and stays in the folder.
 
-    Example: fedhypevae site report /srv/fedhypevae-site --bundle bundle --images scans --labels scans/labels.csv
+    Example: fedhypevae site report /srv/fedhypevae-site --bundle bundle --images scans
     """
 
     from common.publishing.bundle import load_bundle
@@ -146,7 +145,7 @@ def report(
     site = open_site(folder, published)
     path = check_page(site.folder, site.folder / page)
     with working("Reading ...") as status:
-        pictures = images_of(site, images, labels, salt)
+        pictures = images_of(site, images, salt)
         text = render_site(
             site, published, pictures, umap=umap and has_umap(), tell=lambda word: status.update(said(f"{word} ..."))
         )

@@ -14,6 +14,7 @@ from client_app.records import Simulated
 from common.errors import DataError
 from embeddings.pipeline import Item
 from embeddings.quality.page import data_uri
+from embeddings.readers.keyed import images_by_key
 from embeddings.store.sets import EmbeddingSet
 
 SIDE = 72
@@ -44,41 +45,19 @@ def thumbnails(records: EmbeddingSet, rows: Iterable[int], items: Mapping[bytes,
     return found
 
 
-def images_of(place: Place, images: Path | None, labels: Path | None, salt: Path | None) -> dict[bytes, Item]:
+def images_of(place: Place, images: Path | None, salt: Path | None) -> dict[bytes, Item]:
     """A site's images by their keys: of the folder that is given, else of the demonstration where it is simulated.
 
     Raises:
-        DataError: as `folder_items`.
+        DataError: as `images_by_key`.
     """
     if images is not None:
-        return folder_items(images, labels, salt)
+        return images_by_key(images, salt)
     if isinstance(place.records, Simulated) and place.records.pool is None:
         from embeddings.simulation.simulated import demo_items
 
         return demo_items()
     return {}
-
-
-def folder_items(images: Path, labels: Path | None, salt: Path | None) -> dict[bytes, Item]:
-    """The images of a folder by the keys under which `fedhypevae embed` stored them.
-
-    Args:
-        images: the folder that was embedded, unchanged since.
-        labels: its label file, as it was given then.
-        salt: the site's salt; default: where `embed` finds it.
-
-    Raises:
-        DataError: the folder or label file can't be used, or there is no salt.
-    """
-    from embeddings.readers.folders import FolderOptions, list_folder
-    from embeddings.readers.patients import default_salt_path, image_key, load_salt
-
-    path = default_salt_path() if salt is None else salt
-    if not path.is_file():
-        raise DataError(f"no salt at {path}: the images can't be matched without it; name it with --salt")
-    secret = load_salt(path)
-    listing = list_folder(images, labels, FolderOptions(patients=False))
-    return {image_key(secret, *item.stamp): item for item in listing.items}
 
 
 def _small(image: NDArray[np.uint8]) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from common.evaluation.splits import unit_classes
 from common.plain import plain
 from embeddings.store.sets import EmbeddingSet
 
@@ -34,6 +35,20 @@ def class_balance(counts: Sequence[int], names: Sequence[str]) -> bytes:
     return _png(figure)
 
 
+def co_occurrence(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:
+    """Draw how often findings come together: (K, K) records that have both, as shares of each row's; returns a PNG."""
+    shares = counts / np.maximum(np.diag(counts), 1)[:, None]
+    side = max(2.5, 0.28 * len(names) + 2.0)
+    figure = _figure(side + 1.0, side)
+    axes = figure.add_subplot()
+    shown = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues")
+    labels = [plain(name) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), labels, fontsize=8)
+    figure.colorbar(shown, shrink=0.7)
+    return _png(figure)
+
+
 def norm_histogram(embeddings: NDArray[np.float32]) -> bytes:
     """Draw the distribution of the embeddings' lengths; returns a PNG."""
     figure = _figure(7.0, 2.6)
@@ -51,6 +66,8 @@ def two_dimensions(data: EmbeddingSet, rng: np.random.Generator) -> bytes:
     """Draw at most 4,000 records on their two main components, coloured by class; returns a PNG."""
     finite = np.flatnonzero(np.isfinite(data.embeddings).all(axis=1))
     rows = np.sort(rng.permutation(finite)[:_POINTS])
+    findings = data.metadata.task == "multilabel"
+    names = (*data.metadata.class_names, "no finding") if findings else data.metadata.class_names
     values = data.embeddings[rows].astype(np.float64)
     values -= values.mean(axis=0) if len(rows) else 0.0
     figure = _figure(7.0, 5.0)
@@ -58,11 +75,11 @@ def two_dimensions(data: EmbeddingSet, rng: np.random.Generator) -> bytes:
     if len(rows) > 2 and values.shape[1] > 1:
         _, vectors = np.linalg.eigh(values.T @ values)
         points = values @ vectors[:, :-3:-1]
-        labels = data.labels[rows]
+        labels = unit_classes(data.labels[rows], np.arange(len(rows))) if findings else data.labels[rows]
         for label in np.unique(labels).tolist():
             chosen = labels == label
             x, y = points[chosen, 0], points[chosen, 1]
-            axes.scatter(x, y, s=4, color=_colour(label), label=_name(data.metadata.class_names, label), linewidths=0)
+            axes.scatter(x, y, s=4, color=_colour(label), label=_name(names, label), linewidths=0)
         _legend(axes, markerscale=3)
     axes.set_xticks([])
     axes.set_yticks([])

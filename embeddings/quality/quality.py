@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from common.evaluation.splits import split_site
+from common.plain import plain
+from embeddings.quality.finding_facts import FindingFacts, finding_facts
+from embeddings.quality.probe import FindingProbe, Probe, linear_probe
 from embeddings.store.file import iterate_store, read_metadata, read_store
-from embeddings.store.sets import EmbeddingSet, SetMetadata, concatenate
+from embeddings.store.sets import EmbeddingSet, SetMetadata, concatenate, usable_labels
 
 NEAR = 0.999
 _BLOCK = 1024
 _SKETCH = 64
-_SHOWN = 20
-_PROBE_ROWS = 5_000
+_SHOWN, _PAIRS = 20, 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
-    """A linear classifier trained on the site's training rows and scored on its test rows."""
+class Pairs:
+    """Pairs of rows: how many, and the first 20."""
 
-    accuracy: float
-    balanced_accuracy: float
-    chance: float
-    train_rows: int
-    test_rows: int
+    count: int = 0
+    shown: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, pairs: NDArray[np.int64]) -> Pairs:
+        """All of an array (n, 2)."""
+        return cls(len(pairs), tuple((int(i), int(j)) for i, j in pairs[:_SHOWN]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
     """A site's report.
 
-    Row numbers count from 0. `exact_duplicates` and `near_duplicates` are pairs of rows (the first 20); their
-    numbers are `*_count`. `conflicts` counts duplicate pairs with different labels, `leaks` those across
-    splits. `refused` is why `read_store`, and with it every command that uses the set, would not take it.
+    Row numbers count from 0. Of `exact` and `near` duplicates, `conflicts` are those with different labels, `leaks`
+    those across splits, and `strangers` those of different patients. `refused` is why `read_store`, and with it every
+    command that uses the set, would not take it. `files` are the images of the rows, where they are known.
     """
 
     metadata: SetMetadata
@@ -49,32 +54,53 @@ class Quality:
     non_finite: tuple[int, ...]
     constant: tuple[int, ...]
     outside_classes: tuple[int, ...]
-    exact_count: int
-    exact_duplicates: tuple[tuple[int, int], ...]
-    near_count: int
-    near_duplicates: tuple[tuple[int, int], ...]
-    conflicts: int
-    leaks: int
+    exact: Pairs
+    near: Pairs
+    conflicts: Pairs
+    leaks: Pairs
+    strangers: Pairs
     norm_quantiles: tuple[float, ...]
-    probe: Probe | None
+    probe: Probe | FindingProbe | None
+    findings: FindingFacts | None = None
     refused: str = ""
+    files: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What must be put right before a run, one line each."""
         found = [
             (len(self.non_finite), "rows hold values that are not finite", self.non_finite),
-            (len(self.outside_classes), "labels lie outside the classes", self.outside_classes),
+            (len(self.outside_classes), "labels are none of the task's", self.outside_classes),
             (len(self.constant), "rows have the same value everywhere", self.constant),
         ]
-        lines = [f"{count} {what}: row {_some(rows)}" for count, what, rows in found if count]
-        if self.conflicts:
-            lines.append(f"{self.conflicts} pairs of equal or nearly equal rows have different labels")
-        if self.leaks:
-            lines.append(f"{self.leaks} pairs of equal or nearly equal rows lie in different splits")
+        lines = [f"{count} {what}: row {self._some(rows)}" for count, what, rows in found if count]
+        alike = [
+            (self.conflicts, "have different labels"),
+            (self.leaks, "lie in different splits"),
+            (
+                self.strangers,
+                "belong to different patients: who is in a record twice has less protection than promised",
+            ),
+        ]
+        lines += [
+            f"{pairs.count} pairs of equal or nearly equal rows {what}: rows {self.shown(pairs)}"
+            for pairs, what in alike
+            if pairs.count
+        ]
         if self.refused and not any(count for count, _, _ in found):  # else it is one of these rows
             lines.append(self.refused)
         return tuple(lines)
+
+    def shown(self, pairs: Pairs) -> str:
+        """The first pairs, with their images' names where they are known."""
+        told = ", ".join(f"{self._row(i)} = {self._row(j)}" for i, j in pairs.shown[:_PAIRS])
+        return told + (", ..." if pairs.count > _PAIRS else "")
+
+    def _some(self, rows: tuple[int, ...]) -> str:
+        return ", ".join(map(self._row, rows[:10])) + (", ..." if len(rows) > 10 else "")
+
+    def _row(self, row: int) -> str:
+        return f"{row} ({plain(self.files[row])})" if row in self.files else str(row)
 
 
 def load_unchecked(path: Path) -> EmbeddingSet:
@@ -84,7 +110,9 @@ def load_unchecked(path: Path) -> EmbeddingSet:
         return concatenate(chunks)
     metadata = read_metadata(path)
     empty = np.zeros((0, metadata.identity.dimension), dtype=np.float32)
-    return EmbeddingSet(empty, np.zeros(0, dtype=np.int64), metadata)
+    findings = metadata.task == "multilabel"
+    labels = np.zeros((0, len(metadata.class_names)), np.int8) if findings else np.zeros(0, np.int64)
+    return EmbeddingSet(empty, labels, metadata)
 
 
 def refusal(path: Path) -> str:
@@ -96,19 +124,16 @@ def refusal(path: Path) -> str:
     return ""
 
 
-def inspect(data: EmbeddingSet, rng: np.random.Generator) -> Quality:
+def inspect(data: EmbeddingSet, rng: np.random.Generator, files: Mapping[int, str] | None = None) -> Quality:
     """Examine a set.
 
     Args:
         data: the set; bad rows are allowed.
         rng: for the projection, the split (where the set has none) and the probe's sample.
-
-    Returns:
-        The report.
-
+        files: names of the rows' images, where they are known.
     """
     finite = np.isfinite(data.embeddings).all(axis=1)
-    inside = (data.labels >= 0) & (data.labels < data.num_classes)
+    inside = usable_labels(data)
     constant = finite & (data.embeddings.max(axis=1, initial=-np.inf) == data.embeddings.min(axis=1, initial=np.inf))
     rows = np.flatnonzero(finite & ~constant)
     exact = _exact_pairs(data.embeddings, rows)
@@ -116,6 +141,10 @@ def inspect(data: EmbeddingSet, rng: np.random.Generator) -> Quality:
     near = near[~_contains(near, exact)] if len(near) else near
     both = np.concatenate([exact, near])
     first, second = both[:, 0], both[:, 1]
+
+    def unlike(values: NDArray[Any] | None) -> Pairs:
+        return Pairs() if values is None else Pairs.of(both[values[first] != values[second]])
+
     norms = np.linalg.norm(data.embeddings[finite].astype(np.float64), axis=1)
     quantiles = np.quantile(norms, (0.0, 0.05, 0.5, 0.95, 1.0)) if norms.size else np.full(5, np.nan)
     good = data.take(finite & inside)
@@ -124,59 +153,30 @@ def inspect(data: EmbeddingSet, rng: np.random.Generator) -> Quality:
     return Quality(
         metadata=data.metadata,
         rows=len(data),
-        class_counts=tuple(int(count) for count in np.bincount(good.labels, minlength=data.num_classes)),
+        class_counts=good.metadata.class_counts,
         split_counts=splits,
         patients=None if sizes is None else int(sizes.size),
         most_per_patient=None if sizes is None else int(sizes.max(initial=0)),
         non_finite=tuple(np.flatnonzero(~finite).tolist()),
         constant=tuple(np.flatnonzero(constant).tolist()),
         outside_classes=tuple(np.flatnonzero(~inside).tolist()),
-        exact_count=len(exact),
-        exact_duplicates=_pairs(exact),
-        near_count=len(near),
-        near_duplicates=_pairs(near),
-        conflicts=int((data.labels[first] != data.labels[second]).sum()),
-        leaks=0 if data.splits is None else int((data.splits[first] != data.splits[second]).sum()),
+        exact=Pairs.of(exact),
+        near=Pairs.of(near),
+        conflicts=Pairs.of(both[_differ(data.labels[first], data.labels[second])]),
+        leaks=unlike(data.splits),
+        strangers=unlike(data.groups),
         norm_quantiles=tuple(quantiles.tolist()),
         probe=linear_probe(good, rng),
+        findings=finding_facts(good) if data.metadata.task == "multilabel" else None,
+        files=files or {},
     )
 
 
-def linear_probe(data: EmbeddingSet, rng: np.random.Generator) -> Probe | None:
-    """Train a linear classifier on training rows and score it on test rows.
-
-    Args:
-        data: a set without bad rows; without splits it is divided (by patient, where it has patients).
-        rng: of the division and of the sample of at most 5,000 training rows.
-
-    Returns:
-        The scores, or None when fewer than two classes can be trained, nothing is left to test, or numbers are too
-        large for the arithmetic.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import balanced_accuracy_score
-
-    if len(data) == 0:
-        return None
-    splits = split_site(data.labels, rng, data.groups) if data.splits is None else data.splits
-    train = rng.permutation(np.flatnonzero(splits == "train"))[:_PROBE_ROWS]
-    test = np.flatnonzero((splits == "test") & np.isin(data.labels, data.labels[train]))
-    classes = np.unique(data.labels[train])
-    if classes.size < 2 or test.size == 0:
-        return None
-    mean, deviation = data.embeddings[train].mean(axis=0), data.embeddings[train].std(axis=0) + 1e-6
-    if not np.isfinite(mean + deviation).all():
-        return None
-    head = LogisticRegression(C=0.01, max_iter=300)
-    head.fit((data.embeddings[train] - mean) / deviation, data.labels[train])
-    predicted = head.predict((data.embeddings[test] - mean) / deviation)
-    return Probe(
-        accuracy=float((predicted == data.labels[test]).mean()),
-        balanced_accuracy=float(balanced_accuracy_score(data.labels[test], predicted)),
-        chance=1.0 / classes.size,
-        train_rows=int(train.size),
-        test_rows=int(test.size),
-    )
+def _differ(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which labels contradict each other: a finding that one of two rows does not know contradicts nothing."""
+    if first.ndim == 1:
+        return np.asarray(first != second)
+    return np.asarray(((first != second) & (first >= 0) & (second >= 0)).any(axis=1))
 
 
 def _exact_pairs(embeddings: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -232,11 +232,3 @@ def _contains(pairs: NDArray[np.int64], exact: NDArray[np.int64]) -> NDArray[np.
 def _counted(values: NDArray[np.str_]) -> tuple[list[str], list[int]]:
     names, counts = np.unique(values, return_counts=True)
     return [str(name) for name in names], [int(count) for count in counts]
-
-
-def _pairs(pairs: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
-    return tuple((int(i), int(j)) for i, j in pairs[:_SHOWN])
-
-
-def _some(rows: tuple[int, ...]) -> str:
-    return ", ".join(str(row) for row in rows[:10]) + (", ..." if len(rows) > 10 else "")

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.names import WORD, WORDS
 from embeddings.quality.page import Grid, Picture, data_uri, render
-from embeddings.quality.pictures import class_balance, norm_histogram, two_dimensions
-from embeddings.quality.quality import Quality
+from embeddings.quality.pictures import class_balance, co_occurrence, norm_histogram, two_dimensions
+from embeddings.quality.probe import FindingProbe
+from embeddings.quality.quality import Pairs, Quality
 from embeddings.store.sets import EmbeddingSet
 
 
@@ -24,18 +26,28 @@ def facts(quality: Quality) -> list[tuple[str, str]]:
     probe = quality.probe
     lines = [
         ("rows", f"{quality.rows:,} of width {quality.metadata.identity.dimension}"),
-        ("classes", f"{present} of {counts.size} present"),
-        ("class balance", f"{min(counts):,} ({rarest}) to {max(counts):,} ({commonest})"),
+        (WORDS[quality.metadata.task], f"{present} of {counts.size} present"),
+        ("balance", f"{min(counts):,} ({rarest}) to {max(counts):,} ({commonest})"),
         ("patients", _patients(quality)),
         ("splits", ", ".join(f"{name} {count:,}" for name, count in quality.split_counts.items()) or "none"),
         ("not finite", f"{len(quality.non_finite)} rows"),
         ("constant", f"{len(quality.constant)} rows"),
-        ("exact duplicates", _duplicates(quality.exact_count, quality.exact_duplicates)),
-        ("near duplicates", _duplicates(quality.near_count, quality.near_duplicates)),
+        ("exact duplicates", _duplicates(quality, quality.exact)),
+        ("near duplicates", _duplicates(quality, quality.near)),
         ("norms", f"min {low:.4g}, 5 % {five:.4g}, median {middle:.4g}, 95 % {ninety_five:.4g}, max {high:.4g}"),
     ]
+    if quality.findings is not None:
+        lines[3:3] = quality.findings.lines()
     if probe is None:
         lines.append(("linear probe", "none: too few classes or rows to train and test one, or too large numbers"))
+    elif isinstance(probe, FindingProbe):
+        lines.append(
+            (
+                "linear probe",
+                f"AUROC {probe.auroc:.3f}, mean over {probe.findings} findings (chance 0.500; {probe.train_rows:,} "
+                f"train, {probe.test_rows:,} test rows)",
+            )
+        )
     else:
         lines.append(
             (
@@ -65,11 +77,16 @@ def render_page(name: str, data: EmbeddingSet, quality: Quality, rng: np.random.
     ]
     identity += [("created", quality.metadata.created), ("fingerprint", quality.metadata.fingerprint)]
     names = quality.metadata.class_names
-    counts = Grid(("class", "records"), tuple(zip(names, quality.class_counts, strict=True)), (False, True))
-    few = "Few records of a class make it hard to learn."
+    what = WORD[quality.metadata.task]
+    counts = Grid((what, "records"), tuple(zip(names, quality.class_counts, strict=True)), (False, True))
+    few = f"Few records of a {what} make it hard to learn."
     near = "Each dot is a record; near dots have similar images."
+    if quality.findings is not None:
+        counts = Grid(*quality.findings.table(), (False, True, True, True, True))
+        near += " Its colour is that of its rarest finding."
     pictures = (
-        _picture("Records per class", few, class_balance(quality.class_counts, names), counts),
+        _picture(f"Records per {what}", few, class_balance(quality.class_counts, names), counts),
+        *_together(quality),
         _picture("Norms", "Lengths of the embeddings: one hump from one encoder.", norm_histogram(data.embeddings)),
         _picture("Two main components", near, two_dimensions(data, rng)),
     )
@@ -81,6 +98,17 @@ def render_page(name: str, data: EmbeddingSet, quality: Quality, rng: np.random.
         identity=Grid(("field", "value"), tuple(identity)),
         pictures=pictures,
     )
+
+
+def _together(quality: Quality) -> tuple[Picture, ...]:
+    if quality.findings is None:
+        return ()
+    chosen, counts = quality.findings.pairs()
+    names = [quality.metadata.class_names[finding] for finding in chosen]
+    rows = tuple((name, *map(int, row)) for name, row in zip(names, counts, strict=True))
+    told = "Records that have both findings, as a share of those that have the one on the left."
+    grid = Grid(("finding", *names), rows, (False, *[True] * len(names)))
+    return (_picture("Found together", told, co_occurrence(counts, names), grid),)
 
 
 def _picture(title: str, caption: str, png: bytes, grid: Grid | None = None) -> Picture:
@@ -95,8 +123,5 @@ def _patients(quality: Quality) -> str:
     return f"{quality.patients:,}, with at most {quality.most_per_patient} records each"
 
 
-def _duplicates(count: int, pairs: tuple[tuple[int, int], ...]) -> str:
-    if count == 0:
-        return "none"
-    shown = ", ".join(f"{i} = {j}" for i, j in pairs[:5])
-    return f"{count} pairs (rows {shown}{', ...' if count > 5 else ''})"
+def _duplicates(quality: Quality, pairs: Pairs) -> str:
+    return f"{pairs.count} pairs (rows {quality.shown(pairs)})" if pairs.count else "none"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError
-from common.names import WORDS, Task
+from common.names import WORD, WORDS, Task
 from common.texts import is_text, neat, read_text
 from embeddings.readers.walk import exists
 
@@ -144,17 +144,21 @@ def class_lines(names: Sequence[str], counts: Sequence[int], task: Task = "multi
     """The classes with their records, and remarks on names that may be a slip: lines for the site's own people."""
     shown = [f"{name} {count:,}" for name, count in zip(names[:_SHOWN], counts, strict=False)]
     shown += [f"... ({len(names) - _SHOWN:,} more)"] if len(names) > _SHOWN else []
-    lines = [f"{len(names):,} {WORDS[task]}: {', '.join(shown)}"]
+    return [f"{len(names):,} {WORDS[task]}: {', '.join(shown)}", *remarks_on(names, WORD[task])]
+
+
+def remarks_on(names: Sequence[str], what: str = "class") -> list[str]:
+    """Names that may be a slip: unlike in case or blanks alone, or a word for a missing label."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(" ".join(_ZEROS.sub("", name.casefold()).split()), []).append(name)
-    lines += [
-        f"remark: {' and '.join(map(repr, same))} differ only in case, blanks or '.0': are they one class?"
+    lines = [
+        f"remark: {' and '.join(map(repr, same))} differ only in case, blanks or '.0': are they one {what}?"
         for same in alike.values()
         if len(same) > 1
     ]
     lines += [
-        f"remark: the class {name!r} is a usual word for a missing label: is it one?"
+        f"remark: the {what} {name!r} is a usual word for a missing label: is it one?"
         for name in names
         if name.casefold() in _MISSING
     ]

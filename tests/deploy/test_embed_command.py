@@ -150,10 +150,18 @@ def test_data_check_problem_is_exit_code_1(
 
     shutil.copy(home / "images" / "0.jpg", home / "images" / "copy.jpg")
     with (home / "labels.csv").open("a") as file:
-        file.write("copy.jpg,b,p0,x\n")
+        file.write("copy.jpg,b,p9,x\n")
     assert _embed(monkeypatch, home) == 0
     assert _run(monkeypatch, "data", "check", home / "site.parquet") == 1
-    assert "1 pairs of equal or nearly equal rows have different labels" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "1 pairs of equal or nearly equal rows have different labels" in told
+    assert "1 pairs of equal or nearly equal rows belong to different patients" in told
+    assert "--images FOLDER" in told
+    assert _run(monkeypatch, "data", "check", home / "site.parquet", "--images", home / "images") == 1
+    told = capsys.readouterr().out
+    assert "(0.jpg) = " in told
+    assert "(copy.jpg)" in told
+    assert _run(monkeypatch, "data", "check", home / "site.parquet", "--images", home / "no") == 2
     assert _run(monkeypatch, "data", "check", home / "none.parquet") == 2
 
 
@@ -181,6 +189,38 @@ def test_embed_prints_the_classes_and_remarks_on_odd_ones(
     assert counts in told
     assert told.count("remark:") == len(remarks)
     assert all(remark in told for remark in remarks)
+
+
+def test_findings_from_a_table_to_its_report(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paths have no suffix: nothing but `embed` itself needs to know how its table is written."""
+    rows = [f"{number},{number % 2},{'u' if number % 3 else 1},p{number // 2}" for number in range(24)]
+    (home / "labels.csv").write_text("\n".join(["id,mass,effusion,patient", *rows, "24,1,9,p12"]) + "\n")
+    table = [
+        "embed",
+        home / "images",
+        "--labels",
+        home / "labels.csv",
+        "--out",
+        home / "site.parquet",
+        "--device",
+        "cpu",
+    ]
+    table += ["--path-column", "id", "--path-suffix", ".jpg", "--findings", "effusion,mass"]
+    assert _run(monkeypatch, *table) == 1
+    told = capsys.readouterr().err
+    assert "2 findings: effusion 8, mass 12" in told
+    assert "rejected: 24.jpg: effusion is '9'; expected 1 (present)" in told
+    assert read_store(home / "site.parquet").metadata.task == "multilabel"
+    assert _run(monkeypatch, *table, "--task", "ordinal") == 2
+    assert "--findings name a column for each finding" in capsys.readouterr().err
+    assert _run(monkeypatch, "data", "check", home / "site.parquet", "--images", home / "images") == 0
+    assert "most of effusion: 66.7%" in " ".join(capsys.readouterr().out.split())
+    assert _run(monkeypatch, "data", "partition", home / "site.parquet", "--sites", 2, "--out", home / "sites") == 0
+    parts = [read_store(home / "sites" / f"site-0{number}.parquet") for number in (0, 1)]
+    assert {part.metadata.task for part in parts} == {"multilabel"}
+    assert not set(parts[0].groups.tolist()) & set(parts[1].groups.tolist())
 
 
 def test_embed_makes_no_salt_before_its_words_are_checked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from common.wire.identity import EncoderIdentity
 from embeddings.quality.pictures import who_has_what
-from embeddings.quality.quality import NEAR, inspect, linear_probe
+from embeddings.quality.probe import FindingProbe, Probe, linear_probe
+from embeddings.quality.quality import NEAR, inspect
 from embeddings.quality.quality_page import facts, render_page
 from embeddings.store.sets import EmbeddingSet, SetMetadata
 
@@ -28,12 +29,12 @@ def data(rng: np.random.Generator) -> EmbeddingSet:
 def test_inspect_clean_set_has_no_problems(data: EmbeddingSet, rng: np.random.Generator) -> None:
     quality = inspect(data, rng)
     assert quality.problems == ()
-    assert (quality.exact_count, quality.near_count) == (0, 0)
+    assert (quality.exact.count, quality.near.count) == (0, 0)
     assert quality.class_counts == tuple(np.bincount(data.labels))
     assert (quality.patients, quality.most_per_patient) == (300, 2)
     norms = np.linalg.norm(data.embeddings, axis=1)
     np.testing.assert_allclose(quality.norm_quantiles[2], np.median(norms), rtol=1e-5)
-    assert quality.probe is not None
+    assert isinstance(quality.probe, Probe)
     assert quality.probe.balanced_accuracy > 0.97
 
 
@@ -59,8 +60,8 @@ def test_inspect_finds_exact_and_near_duplicates_like_brute_force(data: Embeddin
     left, right = np.nonzero(np.triu(centred @ centred.T >= NEAR, 1))
     expected = {(int(i), int(j)) for i, j in zip(left, right, strict=True)} - {(10, 50), (10, 51), (50, 51)}
     quality = inspect(data, rng)
-    assert set(quality.exact_duplicates) == {(10, 50), (10, 51)}
-    assert set(quality.near_duplicates) == expected
+    assert set(quality.exact.shown) == {(10, 50), (10, 51)}
+    assert set(quality.near.shown) == expected
     assert len(expected) > 4
 
 
@@ -69,9 +70,83 @@ def test_inspect_finds_duplicates_across_labels_and_splits(data: EmbeddingSet, r
     data.embeddings[101] = data.embeddings[100]
     data.labels[100], data.labels[101] = 0, 1
     quality = inspect(dataclasses.replace(data, splits=splits), rng)
-    assert (quality.conflicts, quality.leaks) == (1, 1)
+    assert (quality.conflicts.count, quality.leaks.count) == (1, 1)
     assert any("different labels" in line for line in quality.problems)
     assert any("different splits" in line for line in quality.problems)
+
+
+def test_inspect_finds_one_image_under_two_patients_and_names_its_files(
+    data: EmbeddingSet, rng: np.random.Generator
+) -> None:
+    data.embeddings[101], data.labels[101] = data.embeddings[100], data.labels[100]  # of one patient: in order
+    assert inspect(data, rng).problems == ()
+    data.embeddings[103], data.labels[103] = data.embeddings[7], data.labels[7]
+    quality = inspect(data, rng, {7: "a/7.png", 103: "b\n.png"})
+    assert (quality.strangers.count, quality.strangers.shown) == (1, ((7, 103),))
+    (line,) = quality.problems
+    assert line.startswith("1 pairs of equal or nearly equal rows belong to different patients")
+    assert line.endswith("rows 7 (a/7.png) = 103 (b\\n.png)")
+
+
+@pytest.fixture
+def findings(data: EmbeddingSet, rng: np.random.Generator) -> EmbeddingSet:
+    """A record has the finding of its class, every tenth the next one too; the last is unknown in every fourth."""
+    labels = np.eye(3, dtype=np.int8)[data.labels]
+    tenth = np.arange(600) % 10 == 0
+    labels[tenth, (data.labels[tenth] + 1) % 3] = 1
+    labels[::4, 2] = -1
+    return dataclasses.replace(data, labels=labels, metadata=SetMetadata(IDENTITY, task="multilabel"))
+
+
+def test_inspect_counts_findings(findings: EmbeddingSet, rng: np.random.Generator) -> None:
+    quality = inspect(findings, rng)
+    facts_of, labels = quality.findings, findings.labels
+    assert quality.problems == ()
+    assert facts_of is not None
+    assert quality.class_counts == tuple((labels == 1).sum(axis=0))
+    assert facts_of.unknown.tolist() == [0, 0, 150]
+    assert facts_of.prevalence(2) == f"{(labels[:, 2] == 1).sum() / 450:.1%}"
+    for i in range(3):
+        for j in range(3):
+            assert facts_of.together[i, j] == ((labels[:, i] == 1) & (labels[:, j] == 1)).sum()
+    of_patient = [{int(k) for row in (2 * p, 2 * p + 1) for k in np.flatnonzero(labels[row] == 1)} for p in range(300)]
+    assert facts_of.patients is not None
+    assert facts_of.patients.tolist() == [sum(k in have for have in of_patient) for k in range(3)]
+    assert facts_of.a_patient == tuple(np.bincount([len(have) for have in of_patient]))
+    assert sum(facts_of.a_record) == 600
+    assert isinstance(quality.probe, FindingProbe)
+    assert quality.probe.auroc > 0.9
+    told = dict(facts(quality))
+    assert told["findings"] == "3 of 3 present"
+    assert told["unknown"] == "8.3% of all; most of d: 25.0%"
+    assert f"a<b + c {facts_of.together[0, 1]}" in told["found together"]
+    assert told["findings a record"].startswith("none ")
+    page = render_page("x", findings, quality, rng)
+    assert page.count('src="data:image/png;base64,') == 4
+    assert "Found together" in page
+
+
+def test_duplicates_that_do_not_know_a_finding_contradict_nothing(
+    findings: EmbeddingSet, rng: np.random.Generator
+) -> None:
+    findings.embeddings[1] = findings.embeddings[0]
+    findings.labels[0], findings.labels[1] = [1, 0, -1], [1, 0, 1]
+    assert inspect(findings, rng).problems == ()
+    findings.labels[1, 1] = 1
+    assert inspect(findings, rng).conflicts.shown == ((0, 1),)
+    findings.labels[5] = [1, 0, 2]
+    assert inspect(findings, rng).outside_classes == (5,)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 30])
+def test_reports_of_few_and_of_many_findings(rows: int, rng: np.random.Generator) -> None:
+    identity = dataclasses.replace(IDENTITY, dimension=4, class_names=tuple(f"finding {k}" for k in range(100)))
+    labels = rng.integers(-1, 2, (rows, 100)).astype(np.int8)
+    values = rng.standard_normal((rows, 4)).astype(np.float32)
+    data = EmbeddingSet(values, labels, SetMetadata(identity, task="multilabel"))
+    quality = inspect(data, rng)
+    assert len(dict(facts(quality))["prevalence"]) < 1000
+    assert render_page("x", data, quality, rng).count("data:image/png") == 4
 
 
 def test_inspect_empty_and_tiny_sets(data: EmbeddingSet, rng: np.random.Generator) -> None:
@@ -87,7 +162,7 @@ def test_linear_probe_of_noise_is_chance(rng: np.random.Generator) -> None:
     labels = np.arange(3000) % 3
     data = EmbeddingSet(rng.standard_normal((3000, 128)).astype(np.float32), labels, SetMetadata(IDENTITY))
     probe = linear_probe(data, rng)
-    assert probe is not None
+    assert isinstance(probe, Probe)
     assert abs(probe.balanced_accuracy - 1 / 3) < 0.06
     assert probe.chance == pytest.approx(1 / 3)
 

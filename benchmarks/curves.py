@@ -26,14 +26,14 @@ import torch
 from benchmarks.cells import judge, train
 from benchmarks.pool import run_all
 from benchmarks.protocol import ORGAN_SITES, SEEDS, Federation, organ_federation
-from benchmarks.reference import MIXING, local_heads, split_of
+from benchmarks.reference import local_heads, split_of
 from benchmarks.rows import ROWS, Row
 from benchmarks.sources import data_folder, load_organ
 from benchmarks.table import RESULTS, load_records, write_text
 from common.config.run import Scalar
 from common.errors import ConfigError, FedHypeVAEError
 from common.evaluation.heads import LinearHead
-from common.evaluation.scores import mean_scores, score_site
+from common.evaluation.scores import MIXING, mean_scores, score_site
 
 # 0 stands for IID sites, as in the configuration.
 CURVES: dict[str, tuple[float, ...]] = {

@@ -14,10 +14,17 @@ import torch
 from benchmarks.protocol import BenchmarkSite, Federation, pooled_training_rows
 from common.errors import ConfigError
 from common.evaluation.heads import HeadConfig, LinearHead, fine_tune_head, fit_linear_head
-from common.evaluation.scores import SiteScores, Split, choose_head, mean_scores, personal_head, score, score_site
+from common.evaluation.scores import (
+    MIXING,
+    SiteScores,
+    Split,
+    choose_head,
+    mean_scores,
+    personal_head,
+    score,
+    score_site,
+)
 from common.records import SiteData
-
-MIXING = 0.5
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from common.evaluation.heads import LinearHead, fit_linear_head
+from common.evaluation.scores import HEAD_SCALE, MIXING
 from common.methods.base import Artifact, RunContext, seeded
 from common.privacy.combined import ReleasedStatistics
 from common.wire.allow_list import SCORE_NAMES
@@ -36,12 +37,12 @@ def evaluate(
     heads = {}
     published = published_head(context, artifact, synthetic)
     if published is not None:
-        heads["synthetic"] = published.scaled(context.config.synthesis.head_scale)
+        heads["synthetic"] = published.scaled(HEAD_SCALE)
     means = _means_head(context, strategy.state.statistics)
     if means is not None:
         heads["statistics"] = means
     tensors = {f"{name}.{part}": getattr(head, part) for name, head in heads.items() for part in ("weight", "bias")}
-    outcome = strategy.ask_scores(grid, tensors, {"mixing": context.config.synthesis.mixing})
+    outcome = strategy.ask_scores(grid, tensors, {"mixing": MIXING})
     per_site = {strategy.members[node].name: reply.scores for node, reply in outcome.replies.items()}
     return _means(per_site)
 

@@ -74,7 +74,6 @@ class TrainingConfig(Concern):
     discriminative_weight: Weight = 1.0
     logit_adjustment: NoneOrSome = Field(1.0, ge=0.0, le=2.0)
     elbo_weight: Weight = 0.05
-    kl_weight: Weight = 1.0
     code_penalty: Weight = 1e-3
     code_radius: float = Field(0.1, ge=1e-3, le=1e4)
     lipschitz_bound: Positive = 1.0
@@ -96,8 +95,7 @@ class SynthesisConfig(Concern):
 
     Each synthetic row has the class that the generator's own posterior finds likeliest there, so that classes come out
     uneven. `prototypes` fills rows up to unit length with noise and makes a few of them their class's prototype
-    without noise (`common.generator.rows`), for heads that compare distances. `mixing` is the weight of a site's own
-    head; `head_scale` flattens the published one before they are mixed, since noise in training makes it overconfident.
+    without noise (`common.generator.rows`), for heads that compare distances.
     """
 
     synthetic_rows: int = Field(50_000, ge=1, le=10_000_000)
@@ -107,5 +105,3 @@ class SynthesisConfig(Concern):
     prototypes: bool = True
     covariance_weight: Weight = 0.0
     meta_steps: int = Field(200, ge=0, le=100_000)
-    mixing: NoneOrSome = Field(0.5, ge=0.0, le=1.0)
-    head_scale: Positive = 0.35

@@ -25,6 +25,9 @@ REMOVED = {
     "mmd-bandwidths": "the kernels' bandwidths 0.5, 1 and 2 are a constant of common/generator",
     "mixture": _PRINTED,
     "latent-law": _PRINTED,
+    "kl-weight": "the evidence lower bound has the weight elbo-weight as a whole",
+    "mixing": "half a site's own head and half the published one; `fedhypevae evaluate --mixing` takes another share",
+    "head-scale": "a published head's logits are scaled by 0.35 before it is mixed, a constant of common/evaluation",
     "wire-bits": "numbers travel as they are, in 32 bits",
 }
 """Removed key -> what holds now, or what to set in its place."""

@@ -120,7 +120,7 @@ def record_losses(
     losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
     normals = partial(_normals, source=source)
     if training.elbo_weight > 0:
-        bounds = elbo(shape, tape, encoder, embeddings, one_hot, normals, training.kl_weight)
+        bounds = elbo(shape, tape, encoder, embeddings, one_hot, normals)
         # Eq. (7), the part that reads records: here, and the two terms below
         losses = losses - training.elbo_weight / shape.dim * (bounds * mask).sum(1)
     if training.discriminative_weight > 0:
@@ -143,16 +143,14 @@ def elbo(
     embeddings: Tensor,
     one_hot: Tensor,
     normals: Callable[[Tensor], Tensor],
-    kl_weight: float = 1.0,
 ) -> Tensor:
-    """One-sample estimate of the ELBO of every record (Eq. 1), with a weight on the KL.
+    """One-sample estimate of the ELBO of every record (Eq. 1).
 
     Args:
         shape: public sizes.
         layers: Φ at a code. encoder: ψ.
         embeddings: x around the centre, (..., d_x). one_hot: y, (..., K).
         normals: gives standard normals in the shape of a tensor.
-        kl_weight: at least 0.
 
     Returns:
         (...), in nats.
@@ -165,7 +163,7 @@ def elbo(
         divergence = gaussian_kl(mean, log_scale, *class_prior(layers, one_hot))
     reconstruction = decode(shape, layers, latent, one_hot)
     likelihood = gaussian_log_likelihood(embeddings, reconstruction, shape.observation_variance)
-    return likelihood - kl_weight * divergence  # Eq. (1)
+    return likelihood - divergence  # Eq. (1)
 
 
 def _normals(like: Tensor, source: NoiseSource) -> Tensor:

@@ -19,7 +19,7 @@ from common.durable import NAME_ANOTHER, write_output
 from common.errors import ConfigError, DataError
 from common.evaluation.heads import LinearHead
 from common.evaluation.nonlinear_heads import MLPHead
-from common.evaluation.scores import Split
+from common.evaluation.scores import HEAD_SCALE, Split
 from common.publishing.bundle import Bundle
 from common.publishing.worth import Head, fit_head
 from common.records import on_sphere
@@ -74,7 +74,7 @@ def train_head(bundle: Bundle, kind: str, own: Split | None, seed: int) -> Train
         seed: of a network's first weights and the order of its rows.
 
     Returns:
-        The classifier, its logits flattened by the run's `head_scale`: the decisions are the same, but a classifier of
+        The classifier, its logits flattened by `HEAD_SCALE`: the decisions are the same, but a classifier of
         a noised set is too sure of itself (on the demonstration's 6,000 images: confidence 0.92 at accuracy 0.79; 0.76
         once it is flattened).
 
@@ -88,7 +88,7 @@ def train_head(bundle: Bundle, kind: str, own: Split | None, seed: int) -> Train
         rows, labels = torch.cat([rows, own[0]]), torch.cat([labels, own[1]])
     head: Head = fit_head("linear" if kind == "linear" else "mlp", rows, labels, len(bundle.class_names), seed)
     return TrainedHead(
-        head=_flattened(head, bundle.config.synthesis.head_scale),
+        head=_flattened(head, HEAD_SCALE),
         class_names=bundle.class_names,
         encoder=bundle.encoder,
         run=str((bundle.statement or {}).get("run", "")),

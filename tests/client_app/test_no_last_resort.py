@@ -56,7 +56,7 @@ CASES: dict[str, dict[str, str | int | float | bool]] = {
     "patients": {"unit": "patient", "max-records-per-patient": 2},
     "wide features": {"feature-norm": 1e4},
     "tiny radii": {"feature-norm": 1e-3, "code-radius": 1e-3},
-    "large factors": {"elbo-weight": 1e6, "kl-weight": 1e6, "code-radius": 1e4, "class-bias-scale": 1e3},
+    "large factors": {"elbo-weight": 1e6, "code-radius": 1e4, "class-bias-scale": 1e3},
     "least factors": {"elbo-weight": 1e-6, "residual-energy": 1e-6, "class-bias-scale": 1e-3, "clip-norm": 1e-6},
     "six layers": {"hidden-widths": "3,3,3,3,3,3", "encoder-training": "joint", "trunk-width": 2},
     "all of one kind": {"latent-dim": 0, "code-dim": 0, "elbo-weight": 0.0, "clip-norm": 1e6},

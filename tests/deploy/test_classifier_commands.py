@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from common.errors import DataError
 from common.evaluation.heads import LinearHead, fit_linear_head
-from common.evaluation.scores import score
+from common.evaluation.scores import HEAD_SCALE, score
 from common.publishing.bundle import load_bundle
 from deploy.classifier.file import TrainedHead, load_head, save_head
 from deploy.report.own import open_site, own_rows, site_rows
@@ -119,7 +119,7 @@ def test_train_saves_a_classifier_that_loads_as_it_was(federation: Federation, t
     torch.testing.assert_close(found.sum(1), torch.ones(40))
     torch.testing.assert_close(trained.probabilities(3.0 * rows), found)  # scaled to unit length first
     if kind == "linear":
-        by_hand = fit_linear_head(*bundle.published(), num_classes=3).scaled(bundle.config.synthesis.head_scale)
+        by_hand = fit_linear_head(*bundle.published(), num_classes=3).scaled(HEAD_SCALE)
         torch.testing.assert_close(found, by_hand.probabilities(torch.nn.functional.normalize(rows, dim=1)))
 
 

@@ -88,7 +88,7 @@ OPTIONS = {
     "Eq. 12: standard latents": "printed-rows=true",
     "Eq. 13: mixed parameters": "printed-rows=true num-codes=3",
     "sizes": "hidden-widths=5,4 trunk-width=3 prior-width=3 label-embedding-dim=2 encoder-width=6",
-    "objective": "elbo-weight=1 discriminative-weight=0 kl-weight=0.5 code-penalty=0.1 code-radius=1",
+    "objective": "elbo-weight=1 discriminative-weight=0 code-penalty=0.1 code-radius=1",
     "steps": "momentum=0 averaging-fraction=0 score-noise=0 generator-rate=0.1 code-rate=0.1 encoder-rate=0.01",
     "secagg": "trust=secagg num-sites=4 dropouts=1 colluders=0",
     "second paper": "method=mh_pfedhn local-epochs=1 chunk-size=16 chunk-embedding-dim=4 body-width=8 hyper-rate=1e-3",

@@ -200,7 +200,7 @@ def reference_loss(
             posterior = torch.distributions.Normal(mean, spread, validate_args=False)
             divergence = torch.distributions.kl_divergence(posterior, prior(hot)).sum(-1)
         seen_law = torch.distributions.Normal(decoder(latent, hot), variance**0.5, validate_args=False)
-        elbo = seen_law.log_prob(x).sum(-1) - case.training.kl_weight * divergence
+        elbo = seen_law.log_prob(x).sum(-1) - divergence
         loss = loss - case.training.elbo_weight / dim * (elbo * mask).sum()
     if case.training.discriminative_weight > 0:
         bias = p["class_bias.weight"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from common.errors import FedHypeVAEError, ProtocolError
 from common.texts import object_or_empty
 from deploy.coordinator.folder import ServerFolder
-from deploy.doctor_ledger import ledger_advice, ledger_faults
+from deploy.doctor_ledger import ledger_advice, ledger_faults, unit_advice
 from deploy.machine.keys import fingerprint, read_certificate
 from deploy.machine.reach import examine_link
 from deploy.machine.versions import unmet, versions
@@ -65,7 +65,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
 
 def advise_site(site: SiteFolder) -> list[str]:
     """What a site does well to change, and may run without: faults are `examine_site`'s."""
-    return _all([lambda: ledger_advice(site)])
+    return _all([lambda: ledger_advice(site), lambda: unit_advice(site)])
 
 
 def examine_server(server: ServerFolder, *, now: datetime | None = None) -> list[str]:

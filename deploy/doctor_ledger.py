@@ -53,6 +53,23 @@ def ledger_faults(site: SiteFolder) -> Iterable[str]:
         )
 
 
+def unit_advice(site: SiteFolder) -> Iterable[str]:
+    """A policy that protects records where the data names patients, while that can still be changed."""
+    from client_app.ledger.ledger import Ledger
+    from embeddings.store.file import read_head
+
+    policy = _readable_policy(site)
+    if policy is None or policy.unit == "patient" or not site.data.is_file():
+        return
+    with Ledger.open(policy.ledger_path(site.path), None, read_only=True, timeout_s=5.0) as ledger:
+        if not ledger.runs and "patient" in read_head(site.data)[1]:
+            yield (
+                "advice: unit: the data names patients, and policy.toml protects single records, so a patient with "
+                'many is protected less: set unit = "patient" and max_records_per_patient = 4 before the first run; '
+                "afterwards the ledger holds you to it"
+            )
+
+
 def ledger_advice(site: SiteFolder) -> Iterable[str]:
     """A witness that would be put back together with the ledger, and files that others may read."""
     policy = _readable_policy(site)

@@ -190,19 +190,27 @@ def _text(config: RunConfig, found: RunPlan, facts: dict[str, Any]) -> str:
             "one_site_by_itself": f"   a head trained on {score['records_of_that_site']} public images",
         }.get(key, "")
         lines.append(f"  {key.replace('_', ' '):22}{both['accuracy']:.3f} / {both['balanced_accuracy']:.3f}{beside}")
-    least, wanted = facts["worth_it_from_records_per_site"], facts["worth_it_means_balanced_accuracy"]
-    if least is None:
-        lines.append(f"worth it             at no size tried: balanced accuracy {wanted:.3f} is not reached")
-    else:
-        lines.append(
-            f"worth it             from about {least:,} records at each of {cohort.sites} sites (balanced accuracy "
-            f"{wanted:.3f})"
-        )
+    lines.append(f"worth it             {_worth(facts, cohort.sites)}")
     return "\n".join(lines)
 
 
 def _both(score: Any) -> dict[str, float]:
     return {"accuracy": score.accuracy, "balanced_accuracy": score.balanced_accuracy}
+
+
+def _worth(facts: dict[str, Any], sites: int) -> str:
+    """Whom a run would serve, by the scores that stand above."""
+    score, wanted = facts["score"], facts["worth_it_means_balanced_accuracy"]
+    alone, together = score["one_site_by_itself"]["balanced_accuracy"], score["synthetic_only"]["balanced_accuracy"]
+    least = facts["worth_it_from_records_per_site"]
+    if alone >= together:
+        return (
+            f"not to a site with as many records of every class: by itself it has balanced accuracy {alone:.3f}, with "
+            f"the set alone {together:.3f}; it may be to one that lacks classes, or has no records"
+        )
+    if least is None:
+        return f"at no size tried: balanced accuracy {wanted:.3f} is not reached"
+    return f"from about {least:,} records at each of {sites} sites (balanced accuracy {wanted:.3f})"
 
 
 def _number(value: float | None) -> str:

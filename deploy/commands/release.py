@@ -20,6 +20,12 @@ MAKE = "make"
 class _MakeByDefault(TyperGroup):
     """`release RUN` is `release make RUN`: a person who names no command means the main one."""
 
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show the main command's options, too: nobody who types `release --help` knows its name."""
+        super().format_help(ctx, formatter)
+        main = self.commands[MAKE]
+        main.format_help(click.Context(main, info_name=MAKE, parent=ctx), formatter)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the main command's name where none is given."""
         if args and args[0] not in self.commands and args[0] != "--help":

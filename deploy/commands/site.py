@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from client_app.ledger.limits import LIFETIME_EPSILON
 from deploy.console import console, said, say, working
 
 app = typer.Typer(no_args_is_help=True, help="Set up a hospital's site, approve its app, start it, and report on it.")
@@ -18,25 +19,32 @@ SiteFolder = Annotated[Path, typer.Argument(help="The site's folder.")]
 def init(
     folder: SiteFolder,
     cohort: Annotated[str, typer.Option(help="Permanent name of the people the data is about.")],
-    lifetime_epsilon: Annotated[float, typer.Option(help="Epsilon of everything ever released.")] = 3.0,
+    lifetime_epsilon: Annotated[float, typer.Option(help="Epsilon of everything ever released.")] = LIFETIME_EPSILON,
     lifetime_delta: Annotated[float, typer.Option(help="Its delta, far below 1/patients.")] = 1e-5,
     run_epsilon: Annotated[float, typer.Option(help="Epsilon of one run.")] = 3.0,
-    unit: Annotated[str, typer.Option(help="record or patient.")] = "record",
-    max_records_per_patient: Annotated[int, typer.Option(help="Cap for unit patient; 0 for none.")] = 0,
+    unit: Annotated[
+        str,
+        typer.Option(help="patient or record, for the ledger's whole life. Default: as the data says."),
+    ] = "",
+    max_records_per_patient: Annotated[int, typer.Option(min=1, help="Cap for unit patient.")] = 4,
     witness: Annotated[str, typer.Option(help="A second place for the ledger's head; default: beside FOLDER.")] = "",
     public_data: Annotated[bool, typer.Option(help="Only for public data: scores may leave.")] = False,
 ) -> None:
     """Make the site's key, secret, policy and ledger; needs site.toml and ca.crt of the coordinator.
 
-    Example: fedhypevae site init /srv/fedhypevae-site --cohort st-anna-breast --witness /mnt/b/witness.json
+    The lifetime's epsilon of 7 holds three runs of 3, each chosen after the results of those before. The unit can't be
+    changed later: without --unit it is the patient where site.parquet names patients, else the record.
+
+    Example: fedhypevae site init /srv/fedhypevae-site --cohort st-anna-breast --unit patient
     """
     from client_app.policy.policy import load_policy
     from deploy.doctor import advise_site
     from deploy.site.folder import SiteFolder as SiteAt
-    from deploy.site.set_up import init_site
+    from deploy.site.set_up import init_site, unit_of_data
 
-    others: dict[str, str | float | bool | tuple[str, ...]] = {"unit": unit}
-    if max_records_per_patient > 0:
+    chosen_unit = unit or unit_of_data(SiteAt(folder))
+    others: dict[str, str | float | bool | tuple[str, ...]] = {"unit": chosen_unit}
+    if chosen_unit == "patient":
         others["max_records_per_patient"] = max_records_per_patient
     if public_data:
         others |= {"data_is_public": True, "metrics_may_leave": True}
@@ -89,7 +97,7 @@ def start(
     import threading
 
     from common.durable import keep_private
-    from deploy.machine.live import watch_site
+    from deploy.machine.live import watch_refusals, watch_site
     from deploy.machine.supervise import stop_on_signals, supervise
     from deploy.site.folder import ALIVE, site_folder
 
@@ -105,6 +113,7 @@ def start(
     stop = threading.Event()
     stop_on_signals(stop)
     watch_site(site.path, stop, lambda line: say(line))
+    watch_refusals(site.path, stop, lambda line: say(line))
     supervise(site.programs(), site.environment(), site.path, stop, lambda line: say(line), site.path / ALIVE)
 
 

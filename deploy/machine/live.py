@@ -5,6 +5,7 @@ Nothing here runs in the programs that train: a reader looks at files that they 
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from client_app.site_log import LOG_FILE as SITE_LOG
 from common.errors import DataError, FedHypeVAEError
 from common.names import STATUS
+from common.plain import plain
 from common.texts import read_object
 
 POLL_S = 2.0
@@ -177,6 +180,41 @@ def watch_site(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thr
                     last = line
 
     return _start(look)
+
+
+def watch_refusals(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thread:
+    """Tell what a site refused and why, in a thread, until told to stop: the last line of each entry of its own log.
+
+    Of an error that is none of this program's own only the reference is told: its words are a library's, and may hold
+    what a console's collector should not have.
+    """
+    log = folder / SITE_LOG
+    seen = log.stat().st_size if log.is_file() else 0
+
+    def look() -> None:
+        nonlocal seen
+        while not stop.wait(POLL_S):
+            with suppress(OSError):
+                size = log.stat().st_size
+                with log.open("rb") as file:
+                    file.seek(min(seen, size))
+                    for line in refusals_in(file.read(size - min(seen, size)).decode("utf-8", "replace")):
+                        tell(f"{_clock()} {line}")
+                seen = size
+
+    return _start(look)
+
+
+def refusals_in(text: str) -> list[str]:
+    """A line for each entry in a part of a site's log."""
+    lines = []
+    for entry in re.split(r"^(?=\S+ reference [0-9a-f]{8}$)", text, flags=re.MULTILINE):
+        found = re.match(r"\S+ (reference [0-9a-f]{8})\n", entry)
+        if found is not None:
+            own = re.findall(r"^common\.errors\.\w+: (.*)", entry, re.MULTILINE)
+            why = own[-1] if own else "it failed: its whole error is there"
+            lines.append(f"refused ({found[1]} in {SITE_LOG}): {plain(why)}")
+    return lines
 
 
 def _start(look: Callable[[], None]) -> threading.Thread:

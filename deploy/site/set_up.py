@@ -81,6 +81,22 @@ def init_site(
     return shown
 
 
+def unit_of_data(site: SiteFolder) -> str:
+    """Whom the ledger of a site should protect, by what its data names; it can't be changed later.
+
+    Raises:
+        ConfigError: there is no data yet to tell. DataError: it can't be read.
+    """
+    from embeddings.store.file import read_head
+
+    if not site.data.is_file():
+        raise ConfigError(
+            f"whom shall the ledger protect? There is no {site.data} yet that would say, and it can't be changed "
+            "later: --unit patient, where the data will name patients (embed with a patient column), or --unit record"
+        )
+    return "patient" if "patient" in read_head(site.data)[1] else "record"
+
+
 def renew_site_key(folder: Path) -> str:
     """Make a new node key and keep the old one beside it, for `fedhypevae server rotate` at the server."""
     site = SiteFolder(folder)

@@ -29,7 +29,7 @@ def let_unit_write(folder: Path, place: Path) -> None:
         return
     text = read_text(unit)
     if not _covers(_may_write([text]), place):
-        write_atomically(unit, text.replace(_MAY_WRITE, f"{line}\n{_MAY_WRITE}", 1).encode(), mode=0o644)
+        write_atomically(unit, text.replace(_MAY_WRITE, f"{line}\n{_MAY_WRITE}", 1).encode())
 
 
 def unit_faults(site: SiteFolder, needed: Iterable[Path], installed: Sequence[Path] = INSTALLED) -> list[str]:

@@ -31,6 +31,11 @@ def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tu
 EVERY = list(commands(typer.main.get_command(app)))
 
 
+def test_release_shows_the_options_of_what_it_does_without_another_word() -> None:
+    shown = CliRunner().invoke(app, ["release", "--help"]).output
+    assert all(option in shown for option in ("verify", "--out", "--ledgers", "--force", "--license"))
+
+
 def test_commands_are_found() -> None:
     assert ("release", "verify") in EVERY
     assert ("synthesize",) in EVERY

@@ -48,7 +48,7 @@ def test_commands_of_a_site_and_a_coordinator_leave_nothing_open(tmp_path: Path)
     program = "import os, sys\nos.umask(0)\nfrom deploy.cli import main\nmain()\n"
     steps: list[tuple[object, ...]] = [
         ("provision", tmp_path / "study.toml", "--out", out),
-        ("site", "init", site, "--cohort", "st-anna/breast"),
+        ("site", "init", site, "--cohort", "st-anna/breast", "--unit", "record"),
         (
             "data",
             "import",

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from common.errors import ConfigError
 from deploy.cli import app
+from deploy.commands.plan import _worth
 
 SMALL = ["--sites", "3", "--records", "50", "--dim", "8", "--classes", "3", "--rounds", "2"]
 
@@ -37,6 +38,20 @@ def test_plan_command_prints_json(tmp_path: Path) -> None:
 def test_plan_command_refuses_wrong_settings(wrong: list[str]) -> None:
     done = CliRunner().invoke(app, ["plan", *SMALL, "--no-simulation", *wrong])
     assert isinstance(done.exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("alone", "least", "words"),
+    [(0.82, 200, "not to a site"), (0.75, 200, "from about 200 records at each of 3 sites"), (0.6, None, "at no size")],
+)
+def test_plan_calls_no_run_worth_it_where_one_site_alone_is_better(alone: float, least: int | None, words: str) -> None:
+    scores = {"one_site_by_itself": {"balanced_accuracy": alone}, "synthetic_only": {"balanced_accuracy": 0.8}}
+    facts = {
+        "score": scores,
+        "worth_it_from_records_per_site": least,
+        "worth_it_means_balanced_accuracy": 0.79,
+    }
+    assert _worth(facts, 3).startswith(words)
 
 
 def test_plan_command_help_has_an_example() -> None:

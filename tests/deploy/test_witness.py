@@ -14,7 +14,10 @@ from client_app.ledger.chain import read_witness
 from client_app.ledger.ledger import Ledger
 from client_app.ledger.receipts import key_path
 from client_app.policy.policy import load_policy
-from common.errors import ConfigError, LedgerError
+from common.config.run import RunConfig
+from common.errors import BudgetExceeded, ConfigError, LedgerError
+from common.methods import get_method
+from common.privacy.events import gaussian
 from deploy.cli import app
 from deploy.coordinator.provision import FederationPlan, provision
 from deploy.doctor import advise_site
@@ -35,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def init(folder: Path, *options: str) -> str:
-    done = CliRunner().invoke(app, ["site", "init", str(folder), "--cohort", COHORT, *options])
+    done = CliRunner().invoke(app, ["site", "init", str(folder), "--cohort", COHORT, "--unit", "record", *options])
     assert done.exit_code == 0, f"{done.output} {done.exception}"
     return " ".join(done.output.split())
 
@@ -46,6 +49,46 @@ def set_witness(folder: Path, witness: str) -> None:
         f'witness = "{witness}"' if line.startswith("witness =") else line for line in path.read_text().split("\n")
     ]
     path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(("patients", "unit", "cap"), [(True, "patient", 4), (False, "record", None)])
+def test_site_init_protects_whom_the_data_names(folder: Path, patients: bool, unit: str, cap: int | None) -> None:
+    write_store(folder / "site.parquet", make_set(30, patients=patients))
+    done = CliRunner().invoke(app, ["site", "init", str(folder), "--cohort", COHORT])
+    assert done.exit_code == 0, done.output
+    policy = load_policy(folder / "policy.toml")
+    assert (policy.unit, policy.max_records_per_patient) == (unit, cap)
+
+
+def test_site_init_does_not_guess_whom_to_protect(folder: Path) -> None:
+    done = CliRunner().invoke(app, ["site", "init", str(folder), "--cohort", COHORT])
+    assert isinstance(done.exception, ConfigError)
+    assert "--unit patient" in str(done.exception)
+    assert not (folder / "keys").exists()
+
+
+def test_doctor_advises_the_patient_until_the_first_run_has_bound_the_ledger(folder: Path) -> None:
+    init(folder)  # before there was data
+    write_store(folder / "site.parquet", make_set(30, patients=True))
+    site = SiteFolder(folder)
+    assert [line for line in advise_site(site) if "the data names patients" in line]
+    policy = load_policy(folder / "policy.toml")
+    with Ledger.open(folder / "ledger.db", COHORT, policy.witness_path(folder)) as ledger:
+        ledger.declare_run("r", [gaussian(5.0)], policy.limits, fingerprint="x")
+    assert not [line for line in advise_site(site) if "the data names patients" in line]
+
+
+def test_three_runs_fit_into_the_lifetime_that_init_writes(folder: Path) -> None:
+    """Each as the defaults ask for, declared after the results of those before."""
+    init(folder)
+    policy = load_policy(folder / "policy.toml")
+    config = RunConfig()
+    events = get_method(config.method).plan(config).all_events
+    with Ledger.open(folder / "ledger.db", COHORT, policy.witness_path(folder)) as ledger:
+        for name in ("first", "second", "third"):
+            ledger.declare_run(name, events, policy.limits, fingerprint="x")
+        with pytest.raises(BudgetExceeded):
+            ledger.declare_run("fourth", events, policy.limits, fingerprint="x")
 
 
 def test_site_init_makes_a_witness_outside_its_folder(folder: Path) -> None:

@@ -14,7 +14,16 @@ import pytest
 from client_app.ledger import upkeep
 from common.errors import DataError
 from deploy.machine import live
-from deploy.machine.live import find_status, new_lines, site_line, status_rows, watch_run, watch_site
+from deploy.machine.live import (
+    find_status,
+    new_lines,
+    refusals_in,
+    site_line,
+    status_rows,
+    watch_refusals,
+    watch_run,
+    watch_site,
+)
 from tests.deploy.report_cases import command
 from tests.harness import Federation
 
@@ -124,3 +133,25 @@ def test_watchers_tell_of_rounds_and_of_releases(tmp_path: Path, monkeypatch: py
     assert site_line(folder) in site_lines[-1]
     told = [line.split(" ", 1)[1] for line in site_lines]
     assert len(told) == len(set(told))
+
+
+def test_a_site_tells_its_refusals_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run that it refuses writes them into its log; of a library's error the reference alone."""
+    monkeypatch.setattr(live, "POLL_S", 0.02)
+    federation = Federation.create(tmp_path, 1)
+    site, stop = federation.sites[0], threading.Event()
+    site.set_policy(max_clip_norm=0.01)
+    told: list[str] = []
+    thread = watch_refusals(site.folder, stop, told.append)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=1)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not told:
+        time.sleep(0.02)
+    stop.set()
+    thread.join()
+    assert "policy rule max_clip_norm allows 0.01" in told[0]
+    (line,) = refusals_in(site.log())
+    assert told[0].endswith(line)
+    failed = "2026-01-01T00:00:00+00:00 reference 0123abcd\nTraceback\nValueError: row 17 is \x1b[2J\n\n"
+    assert refusals_in(failed) == ["refused (reference 0123abcd in site.log): it failed: its whole error is there"]

@@ -15,7 +15,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export FLWR_HOME ?= $(CURDIR)/.flwr
 export FEDHYPEVAE_HOME ?= $(CURDIR)
 
-.PHONY: help install demo docs fuzz test test-units test-simulation test-federation test-compose mutants check format bench bench-curves bench-ablations bench-widths bench-performance bench-engine clean
+.PHONY: help install demo docs fuzz test test-gpu test-units test-simulation test-federation test-compose mutants check format bench bench-curves bench-ablations bench-widths bench-performance bench-engine clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test-units: $(STAMP)  ## what needs no processes of its own
 
 test-simulation: $(STAMP)  ## flwr run in simulation
 	$(PYTEST) tests/integration -m simulation
+
+test-gpu: $(STAMP)  ## what needs a GPU (skipped where there is none)
+	$(PYTEST) tests -m gpu -rs
 
 # most of it is waiting (a dead node is noticed after a minute): the federations run side by side, each in its worker
 test-federation: $(STAMP)  ## real processes with TLS and node keys on this machine

@@ -33,8 +33,9 @@ def adam_step(
     Source: Kingma & Ba (2015), Algorithm 1, with ε = 1e-8.
     """
     after, kept = dict(params), dict(moments)
-    steps = float(kept.get("adam.steps", torch.zeros(()))) + 1.0
-    kept["adam.steps"] = torch.tensor(steps)
+    # counted on the processor: a GPU would be waited for
+    steps = float(kept.get("adam.steps", torch.zeros((), device="cpu"))) + 1.0
+    kept["adam.steps"] = torch.tensor(steps, device="cpu")
     for name, gradient in gradients.items():
         first = betas[0] * kept.get(f"adam.first.{name}", torch.zeros_like(gradient)) + (1 - betas[0]) * gradient
         second = kept.get(f"adam.second.{name}", torch.zeros_like(gradient))

@@ -52,8 +52,9 @@ def choose_device(wanted: str) -> torch.device:
 
 def free_bytes(device: torch.device) -> int:
     """Memory that a device has free now, in bytes; of the processor, what the system has without swapping."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cuda":  # torch keeps what it freed, and hands it out again
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # a system that does not tell
@@ -88,14 +89,30 @@ def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tens
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
+def sent_to(device: torch.device, values: Tensor) -> Tensor:
+    """A tensor of the processor on a device, without waiting for what the device still computes."""
+    if device.type == "cuda":
+        values = values.pin_memory()  # from other memory a copy waits
+    return values.to(device, non_blocking=True)
+
+
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Make tensors on a device while this lasts; nothing changes where it is the processor."""
+    """Make tensors on a device while this lasts; nothing changes where it is the processor.
+
+    Products of float32 stay products of float32: what clipping says of its rounding is not true of TensorFloat-32,
+    which some vendors' containers switch on.
+    """
     if device.type == "cpu":
         yield
         return
-    with device, _SeededDraws(device):
-        yield
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with device, _SeededDraws(device):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _SeededDraws(TorchFunctionMode):
@@ -110,7 +127,7 @@ class _SeededDraws(TorchFunctionMode):
     ) -> Any:
         given = dict(kwargs or {})
         if func in _DRAWS and given.get("generator") is not None and given.get("device") is None:
-            return func(*args, **{**given, "device": "cpu"}).to(self._device)
+            return sent_to(self._device, func(*args, **{**given, "device": "cpu"}))
         return func(*args, **given)
 
 

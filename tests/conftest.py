@@ -1,7 +1,9 @@
-"""Settings of every test: examples that Hypothesis makes are the same in each run, and slow machines fail no test."""
+"""Settings of every test: examples that Hypothesis makes are the same in each run, and slow machines fail no test; tests
+that are marked `gpu` are skipped where there is none."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -14,3 +16,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("same-examples")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip them with a word where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))

@@ -124,7 +124,7 @@ def init_code(shape: GeneratorShape, radius: float, generator: torch.Generator) 
 def project_code(code: Tensor, radius: float) -> Tensor:
     """The nearest code with |v| <= radius."""
     norm = torch.linalg.vector_norm(code)
-    return code * (radius / norm) if bool(norm > radius) else code
+    return torch.where(norm > radius, code * (radius / norm), code)  # no answer that a GPU would be waited for
 
 
 @dataclass(frozen=True)

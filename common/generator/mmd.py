@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.config.generator import MMD_BANDWIDTHS, MMD_FEATURES
+from common.devices import sent_to
 from common.generator.cvae import sample_given_labels
 from common.generator.hypernetwork import GeneratorShape, class_prior, decode, generate
 from common.generator.layers import Layers, Tensors
@@ -75,7 +76,7 @@ def cross_term(
         source: secret draws of the labels. normals: gives secret standard normals in the shape of a tensor.
     """
     units, rows = embeddings.shape[:2]
-    uniform = torch.as_tensor(source.uniform(units * rows), device=embeddings.device).view(units, rows)
+    uniform = sent_to(embeddings.device, torch.from_numpy(source.uniform(units * rows))).view(units, rows)
     drawn = (uniform * shape.num_classes).long().clamp(0, shape.num_classes - 1)
     labels = functional.one_hot(drawn, shape.num_classes).to(embeddings)
     latent = embeddings.new_zeros(units, rows, 0)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.config.generator import TrainingConfig
+from common.devices import rows_that_fit, sent_to
 from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood
 from common.generator.hypernetwork import (
     GeneratorShape,
@@ -30,6 +31,7 @@ from common.generator.hypernetwork import (
 )
 from common.generator.layers import Layers, PlainLayers, Tensors
 from common.generator.tape import Tape
+from common.privacy.clipping import MOST_ROWS
 from common.privacy.factors import GradientFactors
 from common.privacy.noise import NoiseSource
 from common.records import UnitBatch
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 # Numbers in one layer's output over a tile of units: 2 MiB, which stays in a core's cache between two operations.
 _TILE = 2**19
+# Of the widest layer's output, as many copies as a step holds of a unit: activations, factors, and those in one matrix.
+_COPIES = 48
 
 
 def record_factors(
@@ -75,8 +79,7 @@ def record_factors(
         return
     tile = units
     if training.mmd != "per-example":  # its draws follow each other by kind, not by unit
-        widest = rows * max(shape.dim, shape.model.encoder_width, *shape.model.widths)
-        tile = math.ceil(units / math.ceil(units * widest / _TILE))
+        tile = _tile(units, rows, max(shape.dim, shape.model.encoder_width, *shape.model.widths), params)
     for start in range(0, units, tile):
         part = slice(start, start + tile)
         embeddings, labels, mask = batch.embeddings[part], batch.labels[part], batch.mask[part]
@@ -84,6 +87,14 @@ def record_factors(
         layers = tape if joint else PlainLayers(encoder)
         records = embeddings, labels, mask
         yield tape.factors(record_losses(shape, training, tape, layers, *records, source, class_offsets))
+
+
+def _tile(units: int, rows: int, widest: int, params: Tensors) -> int:
+    """Units to compute at once: what a core's cache holds, or on a GPU, where launches cost most, as many as may be."""
+    device = next(iter(params.values())).device
+    if device.type == "cpu":
+        return math.ceil(units / math.ceil(units * rows * widest / _TILE))
+    return rows_that_fit(device, 4.0 * _COPIES * rows * widest, max(MOST_ROWS // rows, 1))
 
 
 def record_losses(
@@ -136,6 +147,13 @@ def record_losses(
     return losses
 
 
+def record_normals(training: TrainingConfig, latent_dim: int, records: int) -> int | None:
+    """Normals that `record_losses` draws for so many records, in one draw; None where it draws more than once."""
+    if training.mmd == "per-example" and training.mmd_weight > 0:
+        return None
+    return records * latent_dim if training.elbo_weight > 0 else 0
+
+
 def elbo(
     shape: GeneratorShape,
     layers: Layers,
@@ -168,7 +186,7 @@ def elbo(
 
 def _normals(like: Tensor, source: NoiseSource) -> Tensor:
     """Secret standard normals in the shape, type and place of `like`."""
-    return torch.from_numpy(source.gaussian(tuple(like.shape), 1.0)).to(like)
+    return sent_to(like.device, torch.from_numpy(source.gaussian(tuple(like.shape), 1.0))).to(like)
 
 
 def data_free_loss(

@@ -38,12 +38,14 @@ from torch import Tensor
 from common.bounds import LEAST_CLIP_NORM
 from common.errors import ConfigError
 from common.privacy.factors import GradientFactors
+from common.privacy.unit_factors import AllFactors, EachFactor, Units
 
 NEIGHBOURING = "add or remove one unit"
 FACTOR_BOUND = 1e6
 """The longest factor of a unit that may contribute: public. Those of useful steps have lengths of about 1."""
 _ROUNDOFF = 2.0**-24  # u, of float32
-_MOST_ROWS = 4096  # of units, whose sum is in float32: for that of more, rounding grows faster than their number
+MOST_ROWS = 4096
+"""Rows of units whose sum is in float32: for that of more, rounding grows faster than their number."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,16 @@ def clipped_gradient_sum(
     """
     _check_clip_norm(clip_norm)
     total: dict[str, Tensor] = {}
-    dtype = torch.get_default_dtype()
+    like = torch.empty(0)
     for part in (factors,) if isinstance(factors, GradientFactors) else factors:
         unknown = (set(part.outer) | set(part.vectors) | set(part.shared)) - set(shapes)
         if unknown:
             raise ConfigError(
                 f"gradient of unknown parameter {sorted(unknown)[0]}: it would not be clipped with the rest"
             )
-        dtype = _dtype(part)
+        like = next(part.tensors(), like)
         _add(total, _clipped_part(part, clip_norm))  # Eq. (9), the sum
-    zeros = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items() if name not in total}
+    zeros = {name: like.new_zeros(shape) for name, shape in shapes.items() if name not in total}
     sums = {name: value.contiguous() for name, value in total.items()} | zeros
     return ClippedSum({name: sums[name] for name in shapes}, clip_norm)
 
@@ -111,23 +113,18 @@ def _clipped_part(factors: GradientFactors, clip_norm: float) -> dict[str, Tenso
     """The sum of these units' clipped gradients, by parameter."""
     # what is measured is what is summed: parts that cancel are added up before either
     vectors = {name: _total(values) for name, values in factors.vectors.items()}
-    squared, rounding = _measure(factors, vectors)
+    lengths = _lengths(factors, vectors)
+    squared, rounding = _measure(factors, vectors, lengths)
     if squared is None:
         return {}
+    # Eq. (9), min(1, C / |g_u|)
     weight = torch.ones_like(squared)
     if math.isfinite(clip_norm):
-        # Eq. (9), min(1, C / |g_u|)
         weight = (clip_norm / (1.0 + rounding) / squared.sqrt()).clamp(max=1.0)
-    usable = torch.isfinite(squared)
-    places = None
-    if not bool(usable.all()):
-        weight, places = weight[usable], usable.nonzero()[:, 0]
-    weight, total = weight.to(_dtype(factors)), dict[str, Tensor]()
-    step = max(_MOST_ROWS // max((pairs[0][0].shape[1] for pairs in factors.outer.values()), default=1), 1)
-    for start in range(0, max(len(weight), 1), step):
-        block = slice(start, start + step)
-        keep = block if places is None else places[block]
-        _add(total, _weighted_sums(factors, vectors, weight[block], keep))
+    most = max(MOST_ROWS // max((pairs[0][0].shape[1] for pairs in factors.outer.values()), default=1), 1)
+    total: dict[str, Tensor] = {}
+    for units in lengths.parts(weight.to(next(factors.tensors()).dtype), squared < math.inf, most):
+        _add(total, _weighted_sums(factors, vectors, units))
     return total
 
 
@@ -142,12 +139,20 @@ def unit_squared_norms(factors: GradientFactors) -> Tensor | None:
 
     Infinite for a unit that contributes zero: one with a factor that is not finite, or longer than `FACTOR_BOUND`.
     """
-    return _measure(factors, {name: _total(values) for name, values in factors.vectors.items()})[0]
+    vectors = {name: _total(values) for name, values in factors.vectors.items()}
+    return _measure(factors, vectors, _lengths(factors, vectors))[0]
 
 
-def _measure(factors: GradientFactors, vectors: Mapping[str, Tensor]) -> tuple[Tensor | None, float]:
+def _lengths(factors: GradientFactors, vectors: Mapping[str, Tensor]) -> EachFactor | AllFactors:
+    """What measures the factors where they lie."""
+    on_device = any(value.device.type != "cpu" for value in factors.tensors())
+    return AllFactors(factors, vectors) if on_device else EachFactor()
+
+
+def _measure(
+    factors: GradientFactors, vectors: Mapping[str, Tensor], lengths: EachFactor | AllFactors
+) -> tuple[Tensor | None, float]:
     """`unit_squared_norms`, and the share of a norm that rounding may add to a contribution."""
-    lengths = _Lengths()
     parts = [_outer_squared_norm(pairs, lengths) for pairs in factors.outer.values()]
     parts += [lengths.squared(left) * lengths.squared(right) for left, right in factors.shared.values()]
     parts += [lengths.squared(value) for value in vectors.values()]
@@ -177,17 +182,6 @@ def clipped_vector_sum(vectors: Tensor, clip_norm: float) -> ClippedSum:
     return ClippedSum({"sum": (clip_norm / norms).clamp(max=1.0).nan_to_num(1.0) @ vectors}, clip_norm)
 
 
-def _dtype(factors: GradientFactors) -> torch.dtype:
-    """Type of the factors, and so of the sum."""
-    for pairs in factors.outer.values():
-        return pairs[0][0].dtype
-    for values in factors.vectors.values():
-        return values[0].dtype
-    for left, _ in factors.shared.values():
-        return left.dtype
-    return torch.get_default_dtype()
-
-
 def _total(values: list[Tensor]) -> Tensor:
     total = values[0]
     for value in values[1:]:
@@ -195,33 +189,7 @@ def _total(values: list[Tensor]) -> Tensor:
     return total
 
 
-class _Lengths:
-    """Squared lengths of factors, each computed once though several parameters may share a factor."""
-
-    def __init__(self) -> None:
-        self.widest, self.rows = 0, 1
-        # the factor is kept beside its length: an id is free again once its tensor is gone
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def squared(self, rows: Tensor) -> Tensor:
-        """(..., d) -> (...) float64."""
-        key = id(rows)
-        if key not in self._known:
-            self._known[key] = (rows, torch.linalg.vector_norm(rows, dim=-1).double().square())
-            self.widest = max(self.widest, rows.shape[-1])
-        return self._known[key][1]
-
-    def longest(self, units: int) -> Tensor:
-        """The largest squared length among each unit's factors, those that all units share among them: (U,).
-
-        NaN where one is NaN.
-        """
-        values = (value for _, value in self._known.values())
-        columns = [v if v.ndim == 2 else v[:, None] if v.ndim else v.expand(units, 1) for v in values]
-        return torch.cat(columns, 1).amax(1)
-
-
-def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -> Tensor:
+def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: EachFactor | AllFactors) -> Tensor:
     """|sum over pairs and rows of left x right|^2 a unit: (U, R, r), (U, R, c) each -> (U,)."""
     each = [lengths.squared(left) * lengths.squared(right) for left, right in pairs]
     rows = sum(left.shape[1] for left, _ in pairs)
@@ -248,31 +216,22 @@ def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: _Lengths) -
     return exact.clamp(min=0.0) + 2.0 * (widest + rows + 4) * _ROUNDOFF * largest
 
 
-def _weighted_sums(
-    factors: GradientFactors, vectors: Mapping[str, Tensor], weight: Tensor, keep: Tensor | slice
-) -> dict[str, Tensor]:
-    """Sums of weight x gradient over units, by parameter; units outside `keep` are left out, and have no weight."""
+def _weighted_sums(factors: GradientFactors, vectors: Mapping[str, Tensor], units: Units) -> dict[str, Tensor]:
+    """Sums of weight x gradient over units, by parameter."""
     sums: dict[str, Tensor] = {}
-
-    def kept(value: Tensor) -> Tensor:
-        return value[keep]
-
     for name, pairs in factors.outer.items():
         for left, right in pairs:
-            # The weight goes to the narrower side, and that side's rows become the product's: the other way round,
-            # matrices with a few columns cost BLAS five times as much.
-            flip = left.shape[2] > right.shape[2]
+            # The weight goes to the narrower side, and that side's rows become the product's where that is cheaper.
+            flip = units.flips and left.shape[2] > right.shape[2]
             narrow, wide = (right, left) if flip else (left, right)
-            narrow = (kept(narrow) * weight[:, None, None]).flatten(0, 1).T
-            wide = kept(wide).flatten(0, 1)
+            narrow, wide = units.weighed(narrow).flatten(0, 1).T, units.rows(wide).flatten(0, 1)
             if name in sums:
                 (sums[name].T if flip else sums[name]).addmm_(narrow, wide)
             else:
                 product = narrow @ wide
                 sums[name] = product.T if flip else product
     for name, value in vectors.items():
-        sums[name] = weight @ kept(value)
+        sums[name] = units.summed(value)
     for name, (left, right) in factors.shared.items():
-        # without units nothing of it may be left: 0 times a right side that is not finite would be
-        sums[name] = torch.outer(weight @ kept(left), right if weight.numel() else torch.zeros_like(right))
+        sums[name] = torch.outer(units.summed(left), units.shared(right))
     return sums

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from torch import Tensor
 
@@ -37,3 +39,9 @@ class GradientFactors:
     def add_vector(self, name: str, value: Tensor) -> None:
         """Add one vector a unit to a vector parameter's gradient."""
         self.vectors.setdefault(name, []).append(value)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every factor."""
+        yield from chain.from_iterable(chain.from_iterable(self.outer.values()))
+        yield from chain.from_iterable(self.vectors.values())
+        yield from chain.from_iterable(self.shared.values())

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.devices import sent_to
 from common.privacy.noise import NoiseSource
 from common.records import SiteData, UnitBatch
 
@@ -25,16 +26,17 @@ def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, sour
     Returns:
         The batch; U may be 0.
     """
+    device = data.embeddings.device
     if data.groups is None:
         count = data.embeddings.shape[0]
         chosen = _chosen(count, sampling_rate, source)
-        embeddings = data.embeddings if chosen is None else data.embeddings[chosen]
-        labels = data.labels if chosen is None else data.labels[chosen]
+        taken = slice(None) if chosen is None else sent_to(device, chosen)
+        embeddings, labels = data.embeddings[taken], data.labels[taken]
         return UnitBatch(embeddings[:, None], labels[:, None], embeddings.new_ones(labels.shape[0], 1))
     members = _members(data.groups)
     chosen = _chosen(len(members), sampling_rate, source)
     units = range(len(members)) if chosen is None else chosen.tolist()
-    rows = torch.full((len(units), records_per_unit), -1, dtype=torch.long)
+    rows = torch.full((len(units), records_per_unit), -1, dtype=torch.long, device="cpu")
     for position, unit in enumerate(units):
         records = members[unit]
         if len(records) > records_per_unit:
@@ -43,11 +45,12 @@ def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, sour
     # Padding is written, not read and then multiplied by zero: what it would read is a record of another unit, and zero
     # times what is not finite is not zero.
     real = rows >= 0
+    taken, places = sent_to(device, rows[real]), sent_to(device, real.flatten().nonzero()[:, 0])
     embeddings = data.embeddings.new_zeros(*rows.shape, data.embeddings.shape[-1])
     padding = 0 if data.labels.ndim == 1 else -1
     labels = data.labels.new_full((*rows.shape, *data.labels.shape[1:]), padding)
-    embeddings[real], labels[real] = data.embeddings[rows[real]], data.labels[rows[real]]
-    return UnitBatch(embeddings, labels, real.to(embeddings))
+    embeddings.flatten(0, 1)[places], labels.flatten(0, 1)[places] = data.embeddings[taken], data.labels[taken]
+    return UnitBatch(embeddings, labels, sent_to(device, real.to(embeddings.dtype)))
 
 
 def _chosen(count: int, sampling_rate: float, source: NoiseSource) -> Tensor | None:

@@ -6,9 +6,12 @@ gradients from autograd, one unit at a time, and shares no code with the tape.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,8 +23,23 @@ from common.generator.hypernetwork import GeneratorShape, init_hypernet_params
 from common.generator.layers import PlainLayers
 from common.generator.objective import record_losses
 from common.generator.tape import Tape
+from common.privacy import clipping
 from common.privacy.clipping import ClippedSum, clipped_gradient_sum
 from common.privacy.factors import GradientFactors
+from common.privacy.unit_factors import AllFactors, EachFactor
+
+
+@contextmanager
+def summing(where: str) -> Iterator[None]:
+    """The clipping as a processor does it, factor by factor, or as a GPU does, with all factors in one matrix."""
+
+    def at_once(factors: GradientFactors, vectors: dict[str, Tensor]) -> AllFactors | EachFactor:
+        return AllFactors(factors, vectors) if any(True for _ in factors.tensors()) else EachFactor()
+
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "gpu":
+            patch.setattr(clipping, "_lengths", at_once)
+        yield
 
 
 class UnitDraws:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,7 +25,15 @@ from tests.common.privacy.clipping_cases import (
     product_sum,
     record_factors,
     reference_gradient,
+    summing,
 )
+
+
+@pytest.fixture(autouse=True, params=["processor", "gpu"])
+def where(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test here holds for both ways of summing."""
+    with summing(request.param):
+        yield request.param
 
 
 def loop_of_one(case: Case, units: list[int], clip_norm: float) -> Tensor:
@@ -86,6 +95,34 @@ def test_units_that_are_not_finite_contribute_zero() -> None:
     dirty.embeddings[1], dirty.embeddings[3] = math.nan, math.inf
     found = flat(product_sum(dirty, list(range(6)), 0.1).tensors)
     assert torch.allclose(found, flat(product_sum(case, [0, 2, 4, 5], 0.1).tensors), atol=1e-7)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 2 * FACTOR_BOUND])
+def test_a_factor_of_all_units_that_is_not_finite_leaves_zeros(bad: float) -> None:
+    factors = GradientFactors(vectors={"b": [torch.ones(3, 2)]})
+    factors.add_shared("w", torch.ones(3, 2), torch.tensor([1.0, bad]))
+    summed = clipped_gradient_sum(factors, {"w": (2, 2), "b": (2,)}, 1.0)
+    assert flat(summed.tensors).tolist() == [0.0] * 6
+
+
+def test_both_ways_of_summing_agree() -> None:
+    """Several pairs of factors of one parameter, and several rows of a unit, among units that contribute nothing."""
+    generator = torch.Generator().manual_seed(0)
+    factors = GradientFactors()
+    for _ in range(2):
+        factors.add_outer("w", *(torch.randn(9, 1, width, generator=generator) for width in (4, 3)))
+    factors.add_outer("v", *(torch.randn(9, 3, width, generator=generator) for width in (1, 5)))
+    factors.add_vector("b", torch.randn(9, 4, generator=generator))
+    factors.add_shared("s", torch.randn(9, 4, generator=generator), torch.randn(2, generator=generator))
+    factors.vectors["b"][0][2] = math.nan
+    shapes = {"w": (4, 3), "v": (1, 5), "b": (4,), "s": (4, 2)}
+    found = []
+    for place in ("processor", "gpu"):
+        with summing(place):
+            found.append((unit_squared_norms(factors), flat(clipped_gradient_sum(factors, shapes, 2.0).tensors)))
+    (norms, one), (other_norms, other) = found
+    torch.testing.assert_close(other_norms, norms, rtol=1e-6, atol=0)
+    torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
 
 
 def test_a_unit_with_a_factor_beyond_the_public_bound_contributes_zero() -> None:

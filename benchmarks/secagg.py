@@ -23,7 +23,8 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.config.privacy import PrivacyConfig
-from common.privacy.noise import SecureNoise, add_gaussian
+from common.privacy.mechanism import add_gaussian
+from common.privacy.noise import SecureNoise
 from common.secagg.assumptions import Assumptions
 from common.secagg.messages import Session
 from common.secagg.quantise import Quantisation, add_up, encode, make_quantisation

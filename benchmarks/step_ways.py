@@ -1,4 +1,4 @@
-"""One client step in six ways on the same records: without privacy, ours, three of other libraries, noise alone."""
+"""One client step in seven ways on the same records: plain, ours without and with noise, three others', noise alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from common.config.presets import PAPER_SIZES
 from common.config.run import RunConfig, Scalar
+from common.devices import sent_to
 from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood, init_encoder_params
 from common.generator.hypernetwork import (
     GeneratorShape,
@@ -23,8 +24,12 @@ from common.generator.hypernetwork import (
 )
 from common.generator.layers import PlainLayers
 from common.generator.objective import record_factors
+from common.methods import get_method
+from common.methods.base import Problem, RunContext
+from common.methods.fedhypevae.site import _noised_sum
 from common.privacy.clipping import clipped_gradient_sum
-from common.privacy.noise import SecureNoise, add_gaussian
+from common.privacy.mechanism import add_gaussian
+from common.privacy.noise import SecureNoise
 from common.records import UnitBatch
 
 CLASSES = 11
@@ -91,7 +96,7 @@ class StepWays:
 
 
 def build_ways(batch: int, dim: int, decoder: str) -> StepWays:
-    """Every way of doing the step on the same records."""
+    """Every way of doing the step on the same records, on the device that tensors are made on now (`computing_on`)."""
     config = RunConfig.from_flat(dict(DECODERS[decoder]))
     shape = GeneratorShape.of(dim, CLASSES, config.model, config.training)
     generator = torch.Generator().manual_seed(0)
@@ -105,14 +110,21 @@ def build_ways(batch: int, dim: int, decoder: str) -> StepWays:
     units = UnitBatch(x[:, None], labels[:, None], torch.ones(batch, 1))
 
     def normals() -> Tensor:
-        return torch.from_numpy(source.gaussian((batch, shape.model.latent_dim), 1.0)).float()
+        return sent_to(x.device, torch.from_numpy(source.gaussian((batch, shape.model.latent_dim), 1.0))).float()
 
     def private() -> dict[str, Tensor]:
         factors = record_factors(shape, training, params, code, encoder, units, source)
         return clipped_gradient_sum(factors, shapes, clip_norm).tensors
 
+    method = get_method("fedhypevae")
+    problem = Problem(dim, tuple(str(number) for number in range(CLASSES)), 2)
+    context = RunContext(config, problem, method.plan(config))
+
+    def private_with_noise() -> dict[str, Tensor]:
+        return _noised_sum(context, params, code, encoder, units, source, sent_too=True)
+
     def plain() -> tuple[Tensor, ...]:
-        leaves = {name: value.clone().requires_grad_() for name, value in {**params, "code": code}.items()}
+        leaves = {name: value.detach().requires_grad_() for name, value in {**params, "code": code}.items()}
         layers = PlainLayers.at(leaves, leaves["code"])
         mean, log_scale = encode(shape, PlainLayers(encoder), x, hot)
         latent = mean + torch.exp(log_scale) * normals()
@@ -170,6 +182,7 @@ def build_ways(batch: int, dim: int, decoder: str) -> StepWays:
     ways: dict[str, Way] = {
         "plain": plain,
         "private": private,
+        "private with noise": private_with_noise,
         "opacus ghost": ghost,
         "opacus hooks": hooks,
         "vmap": vmap,

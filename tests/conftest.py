@@ -1,5 +1,7 @@
-"""Settings of every test: examples that Hypothesis makes are the same in each run, and slow machines fail no test; tests
-that are marked `gpu` are skipped where there is none."""
+"""Settings of every test: examples that Hypothesis makes are the same in each run, and slow machines fail no test.
+
+Tests that are marked `gpu` are skipped where there is none.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Secure Gaussian noise: the only place that draws it.
 
-Three places add it: `mechanism.noised_sum` to sums of gradients (through `add_gaussian`), `statistics` to the one-shot
+Three places add it: `mechanism` to sums of gradients, `statistics` to the one-shot
 statistics, and `secagg.quantise.encode` a site's share of it to the integers of a secure sum.
 
 Where the noise comes from. AES-128 in counter mode, with key and first counter value (256 bits) from the
@@ -21,17 +21,13 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from randomgen import AESCounter
 
 from common.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    import torch
 
 FloatArray = NDArray[np.float64]
 
@@ -62,7 +58,7 @@ class NoiseSource(Protocol):
         ...
 
     def gaussian(self, shape: int | tuple[int, ...], std: float) -> FloatArray:
-        """Independent N(0, std²) float64 values, *not* yet on the grid: add them with `add_gaussian`."""
+        """Independent N(0, std²) float64 values, *not* yet on the grid: add them with `mechanism.add_gaussian`."""
         ...
 
     def uniform(self, size: int) -> FloatArray:
@@ -85,6 +81,11 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
+def this_process() -> tuple[int, int]:
+    """What tells a process from those it forks and those that had its number before."""
+    return os.getpid(), _forks_seen
+
+
 class SecureNoise:
     """AES-128 counter stream with 256 bits of operating-system entropy; a fork gets a stream of its own."""
 
@@ -99,10 +100,10 @@ class SecureNoise:
         # hash.
         bits = AESCounter(key=secrets.randbits(128), counter=secrets.randbits(128))
         self._generator = np.random.Generator(bits)
-        self._owner = (os.getpid(), _forks_seen)
+        self._owner = this_process()
 
     def _own_generator(self) -> np.random.Generator:
-        if self._owner != (os.getpid(), _forks_seen):
+        if self._owner != this_process():
             self._reseed()
         return self._generator
 
@@ -174,42 +175,8 @@ class TestNoise:
         return _from_grid(np.rint(noisy) + integers.astype(np.float64), grid)
 
 
-def add_gaussian(tensors: Mapping[str, torch.Tensor], std: float, source: NoiseSource) -> dict[str, torch.Tensor]:
-    """Noise the clipped sums of one release: add N(0, std²) to every coordinate, then round to a grid.
-
-    Args:
-        tensors: name -> sum over the sampled units, any shapes and floating dtypes; the L2 sensitivity of
-            *all of them as one vector*, for adding or removing one unit, is what `std` was computed from.
-        std: noise multiplier times that sensitivity, finite and >= 0; 0 adds nothing and is not private.
-        source: where the noise comes from.
-
-    Returns:
-        name -> noisy sum, with the shape, dtype and device of its input; a Gaussian mechanism with standard
-        deviation `std` for adding or removing one unit, rounded afterwards.
-
-    Raises:
-        ConfigError: the standard deviation is negative or not finite.
-        DataError: a sum is not finite, which no clipped sum is; raised before any noise is drawn, and no value is
-            quoted.
-    """
-    import torch
-
-    check_std(std)
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"sum {name!r}: expected finite numbers, found NaN or infinity; nothing was released")
-    if std == 0.0:
-        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    noisy = {}
-    for name in sorted(tensors):  # one order, whatever order the caller built the mapping in
-        tensor = tensors[name].detach()
-        values = add_gaussian_array(tensor.to(device="cpu", dtype=torch.float64).numpy(), std, source)
-        noisy[name] = torch.from_numpy(values).to(dtype=tensor.dtype, device=tensor.device)
-    return {name: noisy[name] for name in tensors}
-
-
 def add_gaussian_array(values: FloatArray, std: float, source: NoiseSource) -> FloatArray:
-    """As `add_gaussian` for one float64 array: noise, then rounding to `noise_grid(std)`.
+    """As `mechanism.add_gaussian` for one float64 array: noise, then rounding to `noise_grid(std)`.
 
     Raises:
         ConfigError: the standard deviation is negative or not finite.

@@ -20,7 +20,7 @@ from common.methods import get_method
 from common.methods.base import RunContext, seeded
 from common.methods.fedhypevae.rates import generator_shape
 from common.methods.site_release import noise_source
-from common.privacy.noise import add_gaussian
+from common.privacy.mechanism import add_gaussian
 from common.records import SiteData, on_sphere
 from tests.common.privacy.clipping_cases import Case, reference_loss
 

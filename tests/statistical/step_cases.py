@@ -15,7 +15,8 @@ from common.config.run import RunConfig
 from common.methods import get_method
 from common.methods.base import Method, PrivacyPlan, Problem, RunContext, SiteState, StepInput, Tensors
 from common.privacy import mechanism
-from common.privacy.noise import NoiseSource, add_gaussian
+from common.privacy.mechanism import add_gaussian
+from common.privacy.noise import NoiseSource
 from common.records import SiteData
 from tests.common.privacy.clipping_cases import UnitDraws
 

@@ -17,7 +17,8 @@ from common.methods.base import Problem, RunContext, StepInput
 from common.methods.fedhypevae.server import METHOD
 from common.privacy import mechanism
 from common.privacy.clipping import ClippedSum, clipped_gradient_sum
-from common.privacy.noise import SecureNoise, add_gaussian
+from common.privacy.mechanism import add_gaussian
+from common.privacy.noise import SecureNoise
 from common.privacy.sampling import draw_units
 from common.records import SiteData
 

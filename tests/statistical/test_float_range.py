@@ -24,12 +24,14 @@ from common.bounds import LEAST_CLIP_NORM
 from common.kernels import fourier_frequencies
 from common.privacy.clipping import clipped_gradient_sum, clipped_vector_sum
 from common.privacy.factors import GradientFactors
-from common.privacy.noise import SecureNoise, TestNoise, add_gaussian
+from common.privacy.mechanism import add_gaussian
+from common.privacy.noise import SecureNoise, TestNoise
 from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, statistics_sum
 from common.records import SiteData, UnitBatch, clip_to_ball, on_sphere
 from common.secagg.assumptions import Assumptions
 from common.secagg.quantise import encode, make_quantisation
+from tests.common.privacy.clipping_cases import summing
 from tests.statistical.step_cases import (
     CLASSES,
     DIM,
@@ -79,6 +81,7 @@ KINDS = ("bits", "subnormal", "one exponent", "one exponent", "alike", "alike", 
 kinds = st.sampled_from(KINDS)
 
 
+@pytest.mark.parametrize("where", ["processor", "gpu"])
 @pytest.mark.parametrize("flushes", [False, True], ids=["", "flushed"])
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -89,14 +92,14 @@ kinds = st.sampled_from(KINDS)
     clip_norm=clip_norms,
 )
 @settings(max_examples=300)
-def test_no_unit_adds_more_than_the_clip_norm(flushes, seed, sides, rows, widths, cancel, clip_norm) -> None:
+def test_no_unit_adds_more_than_the_clip_norm(where, flushes, seed, sides, rows, widths, cancel, clip_norm) -> None:
     """Exactly at most C: the clip factor pays for its own rounding, and nothing is left to a tolerance."""
     generator = np.random.default_rng(seed)
     wide, narrow = widths
     left, right = (any_floats((1, rows, size), kind, generator) for size, kind in zip(widths, sides, strict=False))
     if cancel and rows > 1:  # a patient's records that nearly cancel
         left[:, 1], right[:, 1] = -left[:, 0] * cancel, right[:, 0]
-    with processor(flushes):
+    with processor(flushes), summing(where):
         factors = GradientFactors()
         factors.add_outer("w", left, right)
         if rows == 1:
@@ -109,16 +112,17 @@ def test_no_unit_adds_more_than_the_clip_norm(flushes, seed, sides, rows, widths
     assert norm <= summed.sensitivity == clip_norm
 
 
+@pytest.mark.parametrize("where", ["processor", "gpu"])
 @pytest.mark.parametrize("flushes", [False, True], ids=["", "flushed"])
 @given(seed=st.integers(0, 2**32 - 1), power=st.integers(-12, 3), width=st.sampled_from([1, 30, 768, 8192]))
 @settings(max_examples=200)
-def test_a_clip_factor_pays_for_the_rounding_of_the_norm(flushes, seed, power, width) -> None:
+def test_a_clip_factor_pays_for_the_rounding_of_the_norm(where, flushes, seed, power, width) -> None:
     """Gradients just above C, where the whole of the margin counts, in vectors as wide as any layer."""
     generator = np.random.default_rng(seed)
     clip_norm = max(10.0**power, LEAST_CLIP_NORM)
     vector = any_floats((1, width), "alike" if seed % 2 else "one exponent", generator).double()
     vector = (vector * (clip_norm * (1 + 1e-7 * (seed % 100)) / vector.norm())).float()
-    with processor(flushes):
+    with processor(flushes), summing(where):
         summed = clipped_gradient_sum(GradientFactors(vectors={"b": [vector]}), {"b": (width,)}, clip_norm)
     assert float(summed.tensors["b"].double().norm()) <= clip_norm
     assert float(summed.tensors["b"].double().norm()) >= clip_norm * (1 - 1e-5 - 2 * width * 2.0**-24)
@@ -139,6 +143,7 @@ def test_no_vector_adds_more_than_the_clip_norm(seed, rows, clip_norm) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("where", ["processor", "gpu"])
 @pytest.mark.parametrize("flushes", [False, True], ids=["", "flushed"])
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -148,7 +153,9 @@ def test_no_vector_adds_more_than_the_clip_norm(seed, rows, clip_norm) -> None:
     clip_norm=clip_norms,
 )
 @settings(max_examples=10)
-def test_a_step_moves_by_at_most_the_clip_norm(name, flushes, seed, records, parameters, removed, clip_norm) -> None:
+def test_a_step_moves_by_at_most_the_clip_norm(
+    name, where, flushes, seed, records, parameters, removed, clip_norm
+) -> None:
     """Records of every kind, and parameters as no server should send them: one that is checked by nobody before."""
     generator = np.random.default_rng(seed)
     step = make_step(name, clip_norm)
@@ -161,7 +168,7 @@ def test_a_step_moves_by_at_most_the_clip_norm(name, flushes, seed, records, par
         chosen = sorted(step.params)[seed % len(step.params)]
         crafted = any_floats(tuple(step.params[chosen].shape), parameters, generator)
         step = replace(step, params={**step.params, chosen: crafted})
-    with processor(flushes):
+    with processor(flushes), summing(where):
         whole, rest = step_sum(step, data), step_sum(step, without(data, removed))
         assert moved_by(whole, rest) <= step.sensitivity * (1 + 1e-5)
         check_releasable(whole, step.sensitivity)

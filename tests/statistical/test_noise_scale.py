@@ -14,7 +14,8 @@ import pytest
 import torch
 from scipy import stats
 
-from common.privacy.noise import SecureNoise, TestNoise, add_gaussian
+from common.privacy.mechanism import add_gaussian
+from common.privacy.noise import SecureNoise, TestNoise
 
 NOISE_MULTIPLIER, CLIP_NORM = 2.1, 1.5
 STD = NOISE_MULTIPLIER * CLIP_NORM

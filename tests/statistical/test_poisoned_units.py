@@ -24,6 +24,7 @@ from common.privacy.noise import SecureNoise
 from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, release_statistics, statistics_sum
 from common.records import SiteData, UnitBatch
+from tests.common.privacy.clipping_cases import summing
 from tests.statistical.step_cases import (
     CLASSES,
     DIM,
@@ -130,7 +131,8 @@ def test_every_fault_at_every_operation(name: str) -> None:
 
 @pytest.mark.parametrize("value", [*POISONS, 3e38, 0.0, 1e20, 1e-20])
 @pytest.mark.parametrize("name", STEPS)
-def test_records_of_one_unit_may_hold_anything(name: str, value: float) -> None:
+@pytest.mark.parametrize("where", ["processor", "gpu"])
+def test_records_of_one_unit_may_hold_anything(where: str, name: str, value: float) -> None:
     """Whole rows and single numbers, in the first record too: padding of other patients must not read it."""
     step = make_step(name)
     data = make_data(step)
@@ -139,7 +141,8 @@ def test_records_of_one_unit_may_hold_anything(name: str, value: float) -> None:
         for columns in (slice(None), slice(3, 4)):
             rows = data.embeddings.clone()
             rows[torch.nonzero(data.groups == unit)[0], columns] = value
-            found = step_sum(step, replace(data, embeddings=rows))
+            with summing(where):
+                found = step_sum(step, replace(data, embeddings=rows))
             assert moved_by(found, clean) <= step.sensitivity * (1 + 1e-5), (unit, columns)
 
 
@@ -204,7 +207,10 @@ HUGE = float(torch.finfo(torch.float32).max)
 @pytest.mark.parametrize("length", [1e6, 1e12, 1e30, HUGE / 8, HUGE])  # an eighth has a norm, a hundred no sum
 @pytest.mark.parametrize("right", [0.0, 1e-42, 1e-30])
 @pytest.mark.parametrize("kind", ["shared", "outer", "vectors"])
-def test_long_factors_without_a_norm_do_not_overflow_the_sum(kind: str, right: float, length: float) -> None:
+@pytest.mark.parametrize("where", ["processor", "gpu"])
+def test_long_factors_without_a_norm_do_not_overflow_the_sum(
+    where: str, kind: str, right: float, length: float
+) -> None:
     """The norm counts left x right as (nearly) nothing; the left sides alone add up to more than float32 holds."""
 
     def total(units: int) -> Tensor:
@@ -217,7 +223,8 @@ def test_long_factors_without_a_norm_do_not_overflow_the_sum(kind: str, right: f
         else:  # parts that cancel have no norm together either
             factors.add_vector("b", left)
             factors.add_vector("b", -left)
-        sums = clipping.clipped_gradient_sum([factors, factors], {"w": (4, 3), "b": (4,)}, 0.03).tensors
+        with summing(where):
+            sums = clipping.clipped_gradient_sum([factors, factors], {"w": (4, 3), "b": (4,)}, 0.03).tensors
         return torch.cat([sums["w"].flatten(), sums["b"]])
 
     for units in (1, 2, 100):

@@ -11,7 +11,7 @@ from common.bounds import LARGEST_NORM, held_within
 from common.errors import ConfigError
 from common.generator.cvae import sleep
 from common.generator.hypernetwork import project_code
-from common.generator.objective import data_free_loss, record_factors
+from common.generator.objective import data_free_loss, record_factors, record_normals
 from common.methods.base import RunContext, SiteState, StepInput, Tensors, seeded
 from common.methods.constants import CENTRE, TARGET
 from common.methods.features import normalised
@@ -23,8 +23,9 @@ from common.methods.fedhypevae.rates import (
     step_scale,
     trained_names,
 )
+from common.privacy.ahead import drawn_ahead, numbers_in
 from common.privacy.clipping import clipped_gradient_sum
-from common.privacy.mechanism import noised_sum
+from common.privacy.mechanism import noise_std, noised_sum
 from common.privacy.noise import NoiseSource
 from common.privacy.sampling import draw_units
 from common.records import UnitBatch, by_unit
@@ -132,21 +133,25 @@ def _noised_sum(
         shapes |= {name: value.shape for name, value in encoder.items()}
     if code is not None and mode != "unprotected":
         shapes["code"] = code.shape
-    offsets = params.get(CLASS_OFFSETS)
-    factors = record_factors(shape, config.training, params, code, encoder, batch, source, offsets, joint=joint)
-    if mode == "unprotected":
-        from common.methods.fedhypevae.as_printed import without_code
+    sent = set() if sent_too else set(trained_names(context, params))
+    noised = {name: size for name, size in shapes.items() if name not in sent}
+    sigma, clip_norm = context.plan.training_noise, config.privacy.clip_norm
+    margin = 1.0 if sent_too else 1.0 + ROUNDING_MARGIN
+    latent = record_normals(config.training, shape.model.latent_dim, batch.mask.numel())
+    planned = ((latent, 1.0), (numbers_in(noised), noise_std(sigma, clip_norm * margin))) if latent is not None else ()
+    with drawn_ahead(source, batch.embeddings.device, planned) as drawn:
+        offsets = params.get(CLASS_OFFSETS)
+        factors = record_factors(shape, config.training, params, code, encoder, batch, drawn, offsets, joint=joint)
+        if mode == "unprotected":
+            from common.methods.fedhypevae.as_printed import without_code
 
-        factors = map(without_code, factors)
-    # Eq. (9), the clipped sum; its noise below
-    summed = clipped_gradient_sum(factors, shapes, config.privacy.clip_norm)
-    if sent_too:
-        return noised_sum(summed, context.plan.training_noise, source)
-    sent = set(trained_names(context, params))
-    kept = {name: value for name, value in summed.tensors.items() if name not in sent}
-    bare = {name: summed.tensors[name].double() for name in sent}
-    widened = replace(summed, tensors=kept, sensitivity=summed.sensitivity * (1.0 + ROUNDING_MARGIN))
-    return {**bare, **noised_sum(widened, context.plan.training_noise, source)}
+            factors = map(without_code, factors)
+        # Eq. (9), the clipped sum; its noise below
+        summed = clipped_gradient_sum(factors, shapes, clip_norm)
+        kept = {name: summed.tensors[name] for name in noised}
+        widened = replace(summed, tensors=kept, sensitivity=summed.sensitivity * margin)
+        bare = {name: summed.tensors[name].double() for name in sent}
+        return {**bare, **noised_sum(widened, sigma, drawn)}
 
 
 def _data_free_gradients(

@@ -82,7 +82,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
             noise = normals((*units.labels.shape, config.rivals.noise_dim), source)
             return discriminator_losses(tape, made_by, units, num_classes, noise)
 
-        gradients = noised_gradient_sum(context, discriminator, batch, losses, work.source)
+        gradients = noised_gradient_sum(context, discriminator, batch, losses, work.source, config.rivals.noise_dim)
         discriminator, moments["discriminator"] = adam_step(
             discriminator, gradients, moments["discriminator"], config.rivals.adam_rate, _BETAS
         )

@@ -75,7 +75,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
 
     for _ in range(config.training.local_steps):
         batch = draw_units(data, config.privacy.sampling_rate, config.privacy.records_per_unit, work.source)
-        gradients = noised_gradient_sum(context, params, batch, losses, work.source)
+        gradients = noised_gradient_sum(context, params, batch, losses, work.source, config.rivals.noise_dim)
         params, moments = adam_step(params, gradients, moments, config.rivals.adam_rate)
     return SiteState(with_prefix(params, "encoder.") | moments), with_prefix(params, "decoder.")
 

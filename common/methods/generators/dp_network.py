@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from common.devices import sent_to
 from common.generator.tape import Tape
 from common.methods.base import RunContext, Tensors
+from common.privacy.ahead import drawn_ahead, numbers_in
 from common.privacy.clipping import clipped_gradient_sum
 from common.privacy.factors import GradientFactors
-from common.privacy.mechanism import noised_sum
+from common.privacy.mechanism import noise_std, noised_sum
 from common.privacy.noise import NoiseSource
 from common.records import UnitBatch
 
@@ -20,7 +22,7 @@ Losses = Callable[[Tape, UnitBatch, NoiseSource], Tensor]
 
 
 def noised_gradient_sum(
-    context: RunContext, params: Tensors, batch: UnitBatch, losses: Losses, source: NoiseSource
+    context: RunContext, params: Tensors, batch: UnitBatch, losses: Losses, source: NoiseSource, draws: int = 0
 ) -> dict[str, Tensor]:
     """Clip every unit's gradient of all parameters as one vector, add up, add noise.
 
@@ -30,6 +32,7 @@ def noised_gradient_sum(
         batch: the units drawn; may be none.
         losses: (tape, batch, source) -> (U,), one loss a unit that depends on its own records alone.
         source: secret randomness.
+        draws: standard normals that `losses` draws for each record, before anything else.
 
     Returns:
         The noised sum, by parameter: one Gaussian release with standard deviation σ C, for adding or removing one
@@ -38,13 +41,15 @@ def noised_gradient_sum(
     Raises:
         ConfigError: the plan names no noise.
     """
-    factors = GradientFactors()
-    if batch.labels.shape[0] > 0:
-        tape = Tape(params, None, batch.labels.shape[0])
-        factors = tape.factors(losses(tape, batch, source))
     shapes = {name: value.shape for name, value in params.items()}
-    summed = clipped_gradient_sum(factors, shapes, context.config.privacy.clip_norm)
-    return noised_sum(summed, context.plan.training_noise, source)
+    clip_norm, sigma = context.config.privacy.clip_norm, context.plan.training_noise
+    planned = (draws * batch.mask.numel(), 1.0), (numbers_in(shapes), noise_std(sigma, clip_norm))
+    with drawn_ahead(source, batch.embeddings.device, planned) as drawn:
+        factors = GradientFactors()
+        if batch.labels.shape[0] > 0:
+            tape = Tape(params, None, batch.labels.shape[0])
+            factors = tape.factors(losses(tape, batch, drawn))
+        return noised_sum(clipped_gradient_sum(factors, shapes, clip_norm), sigma, drawn)
 
 
 def with_prefix(tensors: Tensors, *prefixes: str) -> dict[str, Tensor]:
@@ -70,4 +75,4 @@ def mean_of(uploads: Mapping[int, Tensors]) -> dict[str, Tensor]:
 
 def normals(shape: tuple[int, ...], source: NoiseSource) -> Tensor:
     """Standard normal float32 values that meet records: from the secret source, so that no record's draw is known."""
-    return torch.as_tensor(source.gaussian(shape, 1.0), dtype=torch.float32)
+    return sent_to(torch.get_default_device(), torch.from_numpy(source.gaussian(shape, 1.0)).float())

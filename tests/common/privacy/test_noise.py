@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from randomgen import AESCounter
 
 from common.errors import ConfigError, DataError
-from common.privacy.noise import SecureNoise, TestNoise, add_gaussian, add_gaussian_array, noise_grid, round_to_grid
+from common.privacy import mechanism
+from common.privacy.mechanism import add_gaussian
+from common.privacy.noise import SecureNoise, TestNoise, add_gaussian_array, noise_grid, round_to_grid
 
 BAD_STD = [-1.0, -1e-300, 1e-300, 1e300, math.nan, math.inf, -math.inf, True, None, "1"]
 
@@ -197,6 +199,31 @@ def test_add_gaussian_refuses_a_sum_that_is_not_finite_before_any_noise(bad: flo
     with pytest.raises(DataError, match="finite"):
         add_gaussian_array(np.array([0.0, bad]), 1.0, source)
     assert source.drawn == 0
+
+
+SUMS = {
+    "weight": torch.arange(12.0).reshape(3, 4) / 7,
+    "scalar": torch.tensor(2.0),
+    "bias": torch.full((5,), -1e3, dtype=torch.float64),
+    "empty": torch.zeros(0, 2),
+}
+
+
+@pytest.mark.parametrize("std", [0.0, 0.37, 1e-9, 4e7])
+def test_sums_on_a_device_get_the_processors_noise_to_the_last_bit(std: float) -> None:
+    expected = add_gaussian(SUMS, std, TestNoise(3))
+    found = mechanism._add_on_device(SUMS, std, TestNoise(3))  # what a GPU computes, here
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert torch.equal(found[name], value)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_sums_on_a_device_are_refused_where_they_are_not_finite(bad: float) -> None:
+    for std in (0.0, 1.0):
+        with pytest.raises(DataError, match="'b': expected finite"):
+            mechanism._add_on_device({"a": torch.zeros(3), "b": torch.tensor([1.0, bad])}, std, TestNoise(0))
 
 
 @pytest.mark.parametrize("std", BAD_STD)

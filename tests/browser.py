@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_PATIENCE_S = 40.0
+_PATIENCE_S = 120.0
 
 
 def find_chromium() -> str:

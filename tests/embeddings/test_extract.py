@@ -239,7 +239,7 @@ def test_extract_killed_at_random_and_resumed_is_bit_identical(tmp_path: Path) -
     folder = _make(tmp_path, 200)
     (folder / "i0007.png").write_bytes(b"bad")
     whole = _start(tmp_path)
-    _, errors = whole.communicate(timeout=120)
+    _, errors = whole.communicate()
     assert whole.returncode == 0, errors
     expected = (tmp_path / "out.parquet").read_bytes()
     (tmp_path / "out.parquet").unlink()
@@ -258,7 +258,7 @@ def test_extract_killed_at_random_and_resumed_is_bit_identical(tmp_path: Path) -
             break
     assert kills >= 1
     last = _start(tmp_path)
-    _, errors = last.communicate(timeout=120)
+    _, errors = last.communicate()
     assert last.returncode == 0, errors
     assert (tmp_path / "out.parquet").read_bytes() == expected
     leftovers = {path.name for path in tmp_path.iterdir()} - {"images", "labels.csv", "out.parquet"}
@@ -271,13 +271,13 @@ def test_extract_full_disk_keeps_finished_parts(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     _make(tmp_path, 120)
     process = _start(tmp_path, limit=500)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
     assert process.returncode == 1
     assert "finished parts are kept: make room and run the same command again" in errors
     assert not (tmp_path / "out.parquet").exists()
     assert not list(work_folder(tmp_path / "out.parquet").glob("*.partial"))
     again = _start(tmp_path)
-    output, errors = again.communicate(timeout=120)
+    output, errors = again.communicate()
     assert again.returncode == 0, errors
     resumed, embedded = (int(word) for word in output.split()[2::2])
     assert resumed >= 40

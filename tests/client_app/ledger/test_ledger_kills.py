@@ -221,7 +221,7 @@ def kill_two_writers(writer: Writer, site: Path, kills: int, seed: int) -> tuple
         # As long as the machine of the day needs for a round or a few: no kill before the work, none after
         # it.
         progressed = len(set(_lines(site / "server.txt"))) - before >= 2
-        longest_s = max(0.01, longest_s * 0.87) if progressed else min(0.15, longest_s * 1.15)
+        longest_s = max(0.01, longest_s * 0.87) if progressed else min(0.5, longest_s * 1.15)
     return [], killed, failed
 
 

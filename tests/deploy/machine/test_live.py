@@ -25,6 +25,7 @@ from deploy.machine.live import (
     watch_site,
 )
 from tests.deploy.report_cases import command
+from tests.deploy.site.warm.warm_cases import wait
 from tests.harness import Federation
 
 RUNNING: dict[str, Any] = {
@@ -119,9 +120,7 @@ def test_watchers_tell_of_rounds_and_of_releases(tmp_path: Path, monkeypatch: py
         watch_site(folder, stop, site_lines.append),
     ]
     federation.run(num_rounds=2, run_name="study")
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and not any("round 2 sent" in line for line in site_lines):
-        time.sleep(0.02)
+    wait(lambda: any("round 2 sent" in line for line in site_lines) and any("2/2" in line for line in run_lines))
     time.sleep(0.3)  # scores of public data are released too: no line of their own
     stop.set()
     for thread in threads:

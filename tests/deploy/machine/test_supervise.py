@@ -13,7 +13,7 @@ import pytest
 
 from deploy.machine import supervise as module
 from deploy.machine.supervise import Program, last_reason, supervise
-from tests.deploy.site.warm.warm_cases import lives, wait
+from tests.deploy.site.warm.warm_cases import PATIENCE_S, lives, wait
 
 
 def test_supervise_starts_a_failing_program_again_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +94,6 @@ print("stopped")
 """
     root = str(Path(module.__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=30, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=PATIENCE_S, check=False
     )
     assert done.stdout == "stopped\n", done.stderr

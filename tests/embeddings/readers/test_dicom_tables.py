@@ -211,8 +211,8 @@ def test_tables_that_are_none_are_refused_in_one_line(tmp_path: Path) -> None:
     empty = (
         struct.pack("<3H", 0, 1, 7) + struct.pack("<2H", 0, 0) * 40_000 + struct.pack("<4H", 2, 40_000, 6, 0) * 20_000
     )
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(DataError, match=r"^a.dcm: "):  # eight hundred million segments of no entries
         _segmented(tmp_path, empty, 300, 16)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert len(_segmented(tmp_path, struct.pack("<5H", 0, 1, 7, 1, 65_535) + struct.pack("<H", 9), 300, 16)) == 300

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy.site.warm.client import SOCKET
-from tests.deploy.site.warm.warm_cases import COLD, GUARDED, ROOT, Place, end, lives, wait
+from tests.deploy.site.warm.warm_cases import COLD, GUARDED, PATIENCE_S, ROOT, Place, end, lives, wait
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the starter needs Linux")
 # A signal that comes after Python has looked for one and before it blocks: the two calls of a map are made by C alone.
@@ -83,7 +83,7 @@ def test_message_ends_when_its_threads_have_and_its_exit_functions_ran(place: Pl
 def test_messages_run_side_by_side(place: Place) -> None:
     with place.starter("sys.exit(int(sys.argv[1]))"):
         clients = [place.client(str(number)) for number in range(8)]
-        assert [client.wait(30) for client in clients] == list(range(8))
+        assert [client.wait(PATIENCE_S) for client in clients] == list(range(8))
 
 
 def test_long_folder_and_modes(place: Place, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_killed_starter_takes_messages_along_and_none_runs_twice(place: Place, s
     starter.kill()
     wait(lambda: not lives(process))
     end(other)  # as when a cold message is killed, what it started is left
-    assert "not run again" in client.communicate(timeout=20)[1]
+    assert "not run again" in client.communicate(timeout=PATIENCE_S)[1]
     assert client.returncode == 1
     assert place.marks() == ["warm"]
 
@@ -131,8 +131,8 @@ def test_killed_starter_takes_messages_along_and_none_runs_twice(place: Place, s
 def test_stopped_starter_ends_its_messages_and_leaves_no_socket(place: Place, sleeping: Sleeping) -> None:
     starter, client, process, _ = sleeping
     starter.terminate()
-    assert client.wait(20) == 128 + signal.SIGTERM
-    assert starter.wait(20) == 0
+    assert client.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert starter.wait(PATIENCE_S) == 0
     assert not lives(process)
     assert not (place.run / SOCKET).exists()
 
@@ -145,14 +145,14 @@ def test_signals_to_the_client_reach_the_app(place: Place) -> None:
         assert client.stdout is not None
         client.stdout.readline()
         client.terminate()
-        assert client.wait(20) == 9
+        assert client.wait(PATIENCE_S) == 9
         client.communicate()
 
 
 def test_signal_that_comes_as_the_client_begins_to_wait_reaches_the_app(place: Place) -> None:
     with place.starter("time.sleep(600)"):
         command = [sys.executable, "-c", LATE_SIGNAL, str(place.run)]
-        ended = subprocess.run(command, env=place.environment, check=False, timeout=30)
+        ended = subprocess.run(command, env=place.environment, check=False, timeout=PATIENCE_S)
     assert ended.returncode == 128 + signal.SIGTERM
 
 
@@ -172,7 +172,7 @@ def test_message_of_a_starter_that_hangs_runs_once(place: Place) -> None:
     with place.starter("pass") as starter:
         starter.send_signal(signal.SIGSTOP)
         command = [sys.executable, "-c", hasty, str(place.run)]
-        assert subprocess.run(command, env=place.environment, check=False, timeout=30).returncode == COLD
+        assert subprocess.run(command, env=place.environment, check=False, timeout=PATIENCE_S).returncode == COLD
         starter.send_signal(signal.SIGCONT)
         assert place.message()[0] == 0  # its queue holds the other one, too
     assert place.marks() == ["cold", "warm"]
@@ -181,7 +181,9 @@ def test_message_of_a_starter_that_hangs_runs_once(place: Place) -> None:
 def test_nothing_runs_before_the_client_said_go(place: Place) -> None:
     silent = "import sys, deploy.site.warm.client as client; client._hand_over(sys.argv[1], [])"
     with place.starter("pass"):
-        subprocess.run([sys.executable, "-c", silent, str(place.run)], env=place.environment, check=True, timeout=30)
+        subprocess.run(
+            [sys.executable, "-c", silent, str(place.run)], env=place.environment, check=True, timeout=PATIENCE_S
+        )
         assert place.message()[0] == 0
     assert place.marks() == ["warm"]
 
@@ -250,9 +252,9 @@ def test_starter_ends_when_what_is_installed_has_changed(place: Place) -> None:
         wait(lambda: place.marks() == ["warm"])
         file.write_text("x = 1\n")
         assert place.message("0")[0] == COLD
-        assert running.wait(20) == 5  # what runs is not disturbed
+        assert running.wait(PATIENCE_S) == 5  # what runs is not disturbed
         running.communicate()
-        assert starter.wait(20) == 0
+        assert starter.wait(PATIENCE_S) == 0
     assert "has changed" in place.said
 
 
@@ -318,7 +320,7 @@ def test_starter_of_a_site_is_fit_to_fork(place: Place) -> None:
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        wait(lambda: "ready: " in place.said or process.poll() is not None, 120)
+        wait(lambda: "ready: " in place.said or process.poll() is not None)
         assert place.said == "ready: messages start warm\n"
         place.environment = environment
         assert "--root-certificates" in place.message("--help", more={"FEDHYPEVAE_SITE": str(place.folder)})[1]

@@ -15,6 +15,7 @@ from deploy.site.app_guard import guard_folder
 
 ROOT = Path(__file__).resolve().parents[4]
 COLD = 3
+PATIENCE_S = 120.0  # for what a quiet machine does in a second or two, and a crowded one does late
 _SCRIPT = """
 import json, os, random, signal, subprocess, sys, threading, time
 from pathlib import Path
@@ -83,7 +84,7 @@ class Place:
                 command, env=self.environment, cwd=self.folder, stdout=output, stderr=subprocess.STDOUT
             )
         try:
-            wait(lambda: "ready: " in log.read_text() or process.poll() is not None, 60)
+            wait(lambda: "ready: " in log.read_text() or process.poll() is not None)
             yield process
         finally:
             process.kill()
@@ -104,7 +105,7 @@ class Place:
     def message(self, *arguments: str, more: Mapping[str, str] | None = None) -> tuple[int, str, str]:
         """Exit code, output and errors of a message."""
         process = self.client(*arguments, more=more)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE_S)
         return process.returncode, output, errors
 
     def marks(self) -> list[str]:
@@ -112,7 +113,7 @@ class Place:
         return self.ran.read_text().split() if self.ran.exists() else []
 
 
-def wait(test: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait(test: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not test():
         assert time.monotonic() < end, "not in time"

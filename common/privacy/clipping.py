@@ -15,9 +15,11 @@ one has no norm, and its sum would overflow all the same.
 **No unit adds more than C.** Let the widest factor have d numbers, and a unit at most n rows. Whatever the order of
 summation, a squared length in float32 errs by less than (d + 2) u of it, so |g_u| by less than (d + 4) u; the weight,
 its product with a factor, and the product of the factors add 3 u. The weight pays for all of it: it is
-C / (|g_u| (1 + (d + n + 8) u)), or 1. Rows that nearly cancel are in `_outer_squared_norm`. What underflow loses, or a
-processor that flushes subnormal numbers to zero, is an absolute error: below sqrt(d) 2^-63 of a length, hence 10^-13
-sqrt(d) of |g_u|, which is nothing beside C >= 10^-6; nor is a weight, at least 10^-21 then, ever subnormal.
+C / (|g_u| (1 + (d + n + 8) u)), or 1. On a GPU this needs products of float32, not of TensorFloat-32, which
+`devices.computing_on` sees to; sums have another order there (`unit_factors.py`). Rows that nearly cancel are in
+`_outer_squared_norm`. What underflow loses, or a processor that flushes subnormal numbers to zero, is an absolute
+error: below sqrt(d) 2^-63 of a length, hence 10^-13 sqrt(d) of |g_u|, which is nothing beside C >= 10^-6; nor is a
+weight, at least 10^-21 then, ever subnormal.
 
 **What is left** is the rounding of sums over units, which no margin pays for. Those of a tile, of at most 4096 rows,
 are added up in float32, and tiles in float64: a tile of n rows errs by less than n u of the sum of its terms'

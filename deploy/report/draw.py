@@ -181,6 +181,20 @@ def plane(
         limits: (2, 2) smallest and largest x and y, so that two figures share their axes; default: the points'.
     """
     figure, axes = new_figure(4.6, 4.0)
+    middles = scatter_classes(axes, points, labels, names, limits)
+    rows = [
+        (names[label], f"{(labels == label).sum():,}", *(f"{value:.3g}" for value in middle))
+        for label, middle in middles.items()
+    ]
+    grid = Grid(("group", "dots", "middle, across", "middle, up"), tuple(rows), (False, True, True, True))
+    alt = f"Scatter plot of {len(points):,} embeddings in {len(rows)} groups: {', '.join(row[0] for row in rows)}."
+    return as_picture(figure, title, caption, alt, grid, dots=True)
+
+
+def scatter_classes(
+    axes: Axes, points: Points, labels: NDArray[np.int64], names: Sequence[str], limits: Points | None = None
+) -> dict[int, Points]:
+    """Points as `plane` has them, on axes that are there; returns the middle (2,) of each label that is present."""
     order = np.random.default_rng(0).permutation(len(points))  # so that no class covers the others
     colours = np.array([COLOURS[label % len(COLOURS)] for label in labels])
     axes.scatter(points[order, 0], points[order, 1], s=9, c=colours[order], alpha=0.5, linewidths=0)
@@ -191,17 +205,11 @@ def plane(
         axes.set_ylim(limits[0][1] - margin[1], limits[1][1] + margin[1])
     written = list(middles.items())[:_MOST_NAMES]
     _write_names(axes, {names[label]: middle for label, middle in written}, [label for label, _ in written])
-    rows = [
-        (names[label], f"{(labels == label).sum():,}", *(f"{value:.3g}" for value in middle))
-        for label, middle in middles.items()
-    ]
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(True)
     axes.spines[:].set_color(_LINE)
-    grid = Grid(("group", "dots", "middle, across", "middle, up"), tuple(rows), (False, True, True, True))
-    alt = f"Scatter plot of {len(points):,} embeddings in {len(rows)} groups: {', '.join(row[0] for row in rows)}."
-    return as_picture(figure, title, caption, alt, grid, dots=True)
+    return middles
 
 
 def _write_names(axes: Axes, middles: Mapping[str, Points], labels: Sequence[int]) -> None:

@@ -1,21 +1,27 @@
-"""The demonstration around its run: a check before it, a table and a picture after it."""
+"""The demonstration around its run: a check before it; tables, a picture and a page after it."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from common.config.run import RunConfig
-from common.durable import lock_file
+from common.durable import lock_file, write_atomically
 from common.errors import ConfigError
+from common.evaluation.heads import LinearHead, fit_linear_head
+from common.records import on_sphere
 from deploy.console import console
+from deploy.report.run import read_run, render_run
+from deploy.simulation.take_home import as_records, home_table, in_words, take_home
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,8 +34,7 @@ _ROWS = {
     "own_lambda": "mixed, tuned",
     "personal": "own model",
 }
-_SHOWN = 1500
-_NAMED = 30  # classes in a legend
+_SHOWN = 1000
 _TRACES = ("status.json", "summary.json", "checkpoint.safetensors", "sites")  # any of them: a run was here
 
 
@@ -68,23 +73,30 @@ def present(output: Path, work_folder: Path) -> None:
 
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     config = RunConfig.from_flat(summary["config"])
-    try:
-        picture = f"picture {_picture(output, work_folder, config)}"
-    except Exception as error:  # the run is done: what can't be drawn must not hide what it made
-        picture = f"no picture: it could not be drawn ({type(error).__name__}: {error})"
     printed = console()
-    if summary["scores"]:
-        printed.print(_score_table(summary["scores"]))
-    else:
-        printed.print(f"no scores: {why_no_scores(summary)}")
     privacy = summary["privacy"]
     spent = max(privacy["epsilon_spent_per_site"].values())
+    if summary["scores"]:
+        rows, labels = _published(output)
+        found = take_home(work_folder, config, (torch.tensor(rows), torch.tensor(labels)))
+        write_atomically(output / "take_home.json", (json.dumps(as_records(found), indent=1) + "\n").encode())
+        printed.print(_score_table(summary["scores"]))
+        printed.print(home_table(found))
+        printed.print(in_words(found, len(np.unique(labels)), spent) + "\n")
+    else:
+        printed.print(f"no scores: {why_no_scores(summary)}")
     printed.print(
         f"epsilon spent {spent:.2f} of {privacy['epsilon_target']:g} at delta {privacy['delta']:g}, "
         f"{privacy['neighbouring']} ({privacy['unit']}); end to end: {'yes' if privacy['end_to_end'] else 'NO'}"
     )
     printed.print(f"{summary['synthetic_rows']} synthetic embeddings in {output / 'synthetic.parquet'}", soft_wrap=True)
-    printed.print(picture, soft_wrap=True)
+    try:
+        printed.print(f"picture {_picture(output, work_folder, config)}", soft_wrap=True)
+        page = output / "report.html"
+        write_atomically(page, render_run(read_run(output)).encode())
+        printed.print(f"look at it: {sys.executable} -m webbrowser {page}", soft_wrap=True)
+    except Exception as error:  # the run is done: what can't be drawn must not hide what it made
+        printed.print(f"no picture: it could not be drawn ({type(error).__name__}: {error})", soft_wrap=True)
 
 
 def why_no_scores(summary: Mapping[str, Any]) -> str:
@@ -114,23 +126,23 @@ def _cell(scores: Mapping[str, Any]) -> str:
     return f"{100 * scores['accuracy']:.1f}/{100 * scores['balanced_accuracy']:.1f}"
 
 
-def _picture(output: Path, work_folder: Path, config: RunConfig) -> Path:
-    """Real and synthetic embeddings side by side, on the two main axes of the real ones: a simulation is all ours."""
+def _published(output: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The run's synthetic rows (m, d) and labels (m,)."""
     import pyarrow.parquet as pq
 
+    table = pq.read_table(output / "synthetic.parquet")
+    flat = table["embedding"].combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(table), -1), table["label"].to_numpy()
+
+
+def _picture(output: Path, work_folder: Path, config: RunConfig) -> Path:
+    """Real and synthetic embeddings side by side: a simulation is all ours."""
     from embeddings.simulation.simulated import open_pool
 
     pool = open_pool(work_folder, config.federation)
     real = pool.embeddings / np.linalg.norm(pool.embeddings, axis=1, keepdims=True)
-    table = pq.read_table(output / "synthetic.parquet")
-    flat = table["embedding"].combine_chunks().flatten().to_numpy()
-    synthetic = flat.reshape(len(table), -1)
-    return draw_pair(
-        output / "embeddings.png",
-        (real, pool.labels),
-        (synthetic, table["label"].to_numpy()),
-        pool.metadata.class_names,
-    )
+    names = pool.metadata.class_names
+    return draw_pair(output / "embeddings.png", (real, pool.labels), _published(output), names)
 
 
 def draw_pair(
@@ -139,7 +151,7 @@ def draw_pair(
     synthetic: tuple[NDArray[np.float32], NDArray[np.int64]],
     class_names: tuple[str, ...],
 ) -> Path:
-    """Two scatter plots with one pair of axes, coloured by class: those that are there, the first 30 in the legend.
+    """Two maps with one pair of axes, as a classifier of the synthetic set sees both; each class named where it lies.
 
     Args:
         path: the PNG to write.
@@ -150,55 +162,41 @@ def draw_pair(
     Returns:
         `path`.
     """
-    import matplotlib as mpl
+    from deploy.report.draw import new_figure, scatter_classes
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    project, axis_name = _projection(*real)
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5.6), sharex=True, sharey=True, layout="constrained")
-    colours = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(class_names), 2)))
-    present = np.union1d(real[1], synthetic[1]).tolist()
     rng = np.random.default_rng(0)
-    for axis, title, (values, labels) in zip(axes, ("real", "synthetic, private"), (real, synthetic), strict=True):
-        rows = rng.permutation(len(labels))[:_SHOWN]
-        points = project(values[rows])
-        for index in present:
-            chosen = labels[rows] == index
-            axis.scatter(
-                points[chosen, 0], points[chosen, -1], s=7, color=colours[index], label=class_names[index], alpha=0.8
-            )
-        axis.set_title(title)
-        axis.set_xlabel(f"first {axis_name} of the real embeddings")
-    axes[0].set_ylabel("second axis")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles[:_NAMED], names[:_NAMED], loc="outside lower center", ncols=6, markerscale=2)
+    rows, classes = map(torch.tensor, synthetic)
+    shared = fit_linear_head(rows, classes, num_classes=len(class_names))
+    parts = [
+        (values[rows], labels[rows])
+        for values, labels in (real, synthetic)
+        for rows in [rng.permutation(len(labels))[:_SHOWN]]
+    ]
+    points = class_map(shared, np.concatenate([values for values, _ in parts]))
+    limits = np.stack([points.min(axis=0), points.max(axis=0)])
+    figure, whole = new_figure(12, 5.8)
+    whole.remove()
+    for number, half in enumerate(np.split(points, [len(parts[0][1])])):
+        title, labels = ("real", "synthetic, private")[number], parts[number][1]
+        axes = figure.add_subplot(1, 2, number + 1)
+        axes.set_title(f"{title}: {len(labels):,} embeddings", fontsize=12)
+        scatter_classes(axes, half, labels, class_names, limits)
+    figure.supxlabel("where a classifier that was trained on the synthetic set puts them", fontsize=10)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 
-def _projection(
-    values: NDArray[np.float32], labels: NDArray[np.int64]
-) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float64]], str]:
-    """The directions that tell the classes apart, within the fifty that carry most variance; else the latter alone.
+def class_map(head: LinearHead, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Embeddings (n, d) on a plane (n, 2) where those lie together to which a classifier gives the same class scores.
 
-    Args:
-        values: (n, d), n >= 1.
-        labels: (n,).
-
-    Returns:
-        The map from rows to points (n, 1 or 2), and what an axis is called.
+    Neighbours are found by the direction of the centred scores, and drawn by t-SNE (van der Maaten and Hinton 2008):
+    most of an embedding's length is noise there that tells no classes apart.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.manifold import TSNE
 
-    if len(labels) < 2:
-        return lambda rows: rows[:, :2].astype(np.float64), "coordinate"
-    reduce = PCA(min(50, *values.shape), random_state=0).fit(values)
-    classes = len(np.unique(labels))
-    if not 1 < classes < len(labels):  # one class has no other, and a class of one record each no spread
-        return lambda rows: reduce.transform(rows)[:, :2], "component"
-    apart = LinearDiscriminantAnalysis(n_components=min(2, classes - 1, reduce.n_components_))
-    apart.fit(reduce.transform(values), labels)
-    return lambda rows: apart.transform(reduce.transform(rows)), "discriminant axis"
+    scores = head.logits(torch.tensor(embeddings)).double()
+    directions = on_sphere(scores - scores.mean(dim=1, keepdim=True)).numpy()
+    if len(directions) < 4:
+        return np.asarray(directions[:, [0, -1]])
+    placing = TSNE(init="random", perplexity=min(30.0, (len(directions) - 1) / 3), random_state=0)
+    return np.asarray(placing.fit_transform(directions), dtype=np.float64)

@@ -53,7 +53,7 @@ def request_of(context: RunContext, *, wants_metrics: bool = False, least_collud
 
     Args:
         context: the run.
-        wants_metrics: whether scores shall travel.
+        wants_metrics: whether scores are to travel.
         least_colluders: how many colluders the policy assumes under secure aggregation; the events are those to be
             charged then.
 
@@ -66,10 +66,10 @@ def request_of(context: RunContext, *, wants_metrics: bool = False, least_collud
     if method.private:
         # a method without training plans no round; rounds beyond the plan are refused where they are asked for
         rounds, spare = (config.training.num_rounds, privacy.spare_rounds) if plan.num_rounds else (0, 0)
-        told = (plan.sampling_rate, plan.steps_per_round, plan.num_rounds, plan.spare_rounds, plan.delta)
-        done = (privacy.sampling_rate, config.training.local_steps, rounds, spare, privacy.delta)
-        if told != done or not all(isinstance(number, int) for number in told[1:4]):
-            line = f"the plan to be charged is {short(told)}, the settings carry out {done}"
+        declared = (plan.sampling_rate, plan.steps_per_round, plan.num_rounds, plan.spare_rounds, plan.delta)
+        configured = (privacy.sampling_rate, config.training.local_steps, rounds, spare, privacy.delta)
+        if declared != configured or not all(isinstance(number, int) for number in declared[1:4]):
+            line = f"the plan to be charged is {short(declared)}, the settings carry out {configured}"
             raise PolicyRefusal("request", f"{line}; nothing was charged")
     events = charged_under(context, plan.all_events, least_colluders)
     return RunRequest(

@@ -158,7 +158,7 @@ def _secrets(paths: Iterable[Path]) -> Iterable[str]:
 
 def _node_key(site: SiteFolder) -> Iterable[str]:
     if not site.node_key.is_file():
-        return []  # told as a missing secret
+        return []  # reported as a missing secret
     from common.secagg.primitives import load_signer, public_line
 
     public = site.node_key.with_suffix(".pub")

@@ -96,4 +96,4 @@ def _readable_policy(site: SiteFolder) -> SitePolicy | None:
     try:
         return load_policy(site.path / "policy.toml")
     except FedHypeVAEError:
-        return None  # told by the policy's own check
+        return None  # reported by the policy's own check

@@ -83,7 +83,7 @@ def extract(
         salt: of the site; hashes patients and images.
         precision: of the stored embeddings, `float32` or `float16`.
         notes: kept in the store's metadata.
-        advance: told of each image done, those found done included.
+        advance: called for each image done, those found done included.
 
     Returns:
         What was done. Images that can't be used are in the reject file beside the store.

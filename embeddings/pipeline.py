@@ -47,7 +47,7 @@ class Item:
 class Listing:
     """What a site has to embed: `items` in a fixed order, `rejected` (source, reason) pairs, and remarks.
 
-    `column_names` name each item's `columns`. `rendering` is what the reader was told of showing the files (a
+    `column_names` name each item's `columns`. `rendering` is what the reader was asked to show the files by (a
     DICOM window): a part of the preprocessing that sites compare. `shallow` names the pictures of 16 bits that use
     12 at most; it fills while they are read.
     """

@@ -44,7 +44,7 @@ class Charges:
         return cls(most)
 
     def at_least(self, before: Iterable[PrivacyEvent], released: Iterable[PrivacyEvent]) -> Charges:
-        """What a site can have been charged: no fewer releases of a kind than it told of before, or than it made."""
+        """What a site can have been charged: no fewer releases of a kind than it reported before, or than it made."""
         least: dict[str, int] = {}
         for events in (before, released) if self.most else ():
             counts = Counter[str]()
@@ -53,11 +53,11 @@ class Charges:
             least = {text: max(least.get(text, 0), counts[text]) for text in {*least, *counts}}
         return replace(self, least=least)
 
-    def check(self, told: Iterable[tuple[PrivacyEvent, int]]) -> tuple[PrivacyEvent, ...]:
+    def check(self, reported: Iterable[tuple[PrivacyEvent, int]]) -> tuple[PrivacyEvent, ...]:
         """Hold what a site says against what the run can have cost it.
 
         Args:
-            told: events of its ledger, each with how often it follows itself.
+            reported: events of its ledger, each with how often it follows itself.
 
         Returns:
             Each mechanism once, with the number of its releases.
@@ -67,7 +67,7 @@ class Charges:
                 too few.
         """
         found: dict[str, int] = {}
-        for event, times in told:
+        for event, times in reported:
             text = one_release(event)
             found[text] = found.get(text, 0) + event.count * times
             if text not in self.most:

@@ -20,7 +20,7 @@ class Faults:
 
     Attributes:
         dropouts: d of the run: so many sites, at most, are assumed to fail or lie.
-        tell: told of every lie that is found: site's name, the sum's name, what it did.
+        tell: called with every lie that is found: site's name, the sum's name, what it did.
         lies: name -> what it did; kept over a resumed run.
         disputes: between indices, of this process alone: where one stands against one, the next start asks both again.
     """
@@ -31,7 +31,7 @@ class Faults:
     disputes: set[Dispute] = field(default_factory=set)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Who lied, as the end of a line; empty where nobody did."""
         return "".join(f"; {name} {why}" for name, why in self.lies.items())
 

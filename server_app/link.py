@@ -42,7 +42,7 @@ class Link:
         progress: what was done so far; it goes on here.
         watch: tells people who is missing.
         receipts: what sites gave, and get back.
-        refusals: is told whose reply broke a rule.
+        refusals: notes whose reply broke a rule.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Link:
         if lost > spare:
             raise FederationError(
                 f"{what}: lost sums that sites were charged for: {lost}, spare-rounds pays for {spare}"
-                f"{self._faults.told}: find the cause, then start a new run"
+                f"{self._faults.summary}: find the cause, then start a new run"
             )
 
     def _tell_lie(self, name: str, what: str, why: str) -> None:

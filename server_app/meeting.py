@@ -76,8 +76,8 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusal
     Args:
         grid: the link to the sites.
         config: of the run.
-        printer: told of a wait.
-        refusals: is told who is left out.
+        printer: says that the run waits.
+        refusals: notes who is left out.
         least: number of sites that is enough once the others have had a minute; for a run that is resumed.
 
     Raises:
@@ -120,7 +120,7 @@ def say_hello(grid: Grid, config: RunConfig, nodes: Iterable[int], patience: flo
         config: of the run.
         nodes: whom to ask.
         patience: seconds to wait.
-        refusals: is told whose hello broke a rule.
+        refusals: notes whose hello broke a rule.
     """
     settings, (names, _) = config.to_flat(), REQUEST_FIELDS["hello"]
     fields = {name: settings[name.replace("_", "-")] for name in sorted(names)}
@@ -155,7 +155,7 @@ def _check_name(node: int, facts: Mapping[int, SiteFacts], registered: Mapping[i
 
 
 def _wait_for_nodes(grid: Grid, wanted: int, least: int, timeout: float, printer: RoundPrinter) -> list[int]:
-    start, told = time.monotonic(), False
+    start, announced = time.monotonic(), False
     end, enough = start + timeout, start + min(timeout, _RETURN_S)
     while True:
         nodes = sorted(grid.get_node_ids())
@@ -166,9 +166,9 @@ def _wait_for_nodes(grid: Grid, wanted: int, least: int, timeout: float, printer
                 f"expected {wanted} sites, {len(nodes)} are connected after {timeout:g} s; start the others, or lower "
                 "num-sites"
             )
-        if not told:
+        if not announced:
             printer.say(f"waiting for {wanted} sites, {len(nodes)} connected so far")
-            told = True
+            announced = True
         time.sleep(0.5)
 
 

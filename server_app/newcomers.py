@@ -32,7 +32,7 @@ class Newcomers:
         known: index of every site that ever was in the run, by name.
         is_open: whether sites that were not there before are taken in, see `Method.takes_newcomers`.
         tell: gets a line for each site that comes.
-        refusals: is told whose hello broke a rule.
+        refusals: notes whose hello broke a rule.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ _PACE_ROUNDS = 10
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """A finished round, in quantities that may be told: what was asked, charged and counted, nothing of a loss.
+    """A finished round, in quantities that may be shown: what was asked, charged and counted, nothing of a loss.
 
     Attributes:
         number: of the round, from 1. rounds: how many the run has.
@@ -86,7 +86,7 @@ class Pace:
     """How long a round takes, from the last ten."""
 
     def __init__(self) -> None:
-        """Start the clock: the time left is told from the rounds alone."""
+        """Start the clock: the time left follows from the rounds alone."""
         self._ends = [time.monotonic()]
 
     def lap(self) -> float:

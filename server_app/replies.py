@@ -114,8 +114,8 @@ def read_reply(message: Message, expected: Expected) -> Reply:
             raise Declined("refused the app: its digest is not one that the site approved, so none of it was run")
         raise Declined(_ERROR_CODES.get(message.error.code, f"failed (code {message.error.code})"))
     content, kind = message.content, expected.kind
-    told = (content.array_records, content.config_records, content.metric_records)
-    if any(set(records) - {name} for records, name in zip(told, ("tensors", "words", "scores"), strict=True)):
+    records_of = (content.array_records, content.config_records, content.metric_records)
+    if any(set(records) - {name} for records, name in zip(records_of, ("tensors", "words", "scores"), strict=True)):
         raise WireError(f"message {kind}: a record is not on the allow-list; nothing of it is used")
     words = dict(content.config_records.get("words", {}))
     if "error" in words:
@@ -155,10 +155,10 @@ def read_charged(text: str, charges: Charges) -> tuple[PrivacyEvent, ...]:
     """
     try:
         runs = _RUNS.validate_json(text)
-        told = [(PrivacyEvent.from_json(event), times) for event, times in runs]
+        reported = [(PrivacyEvent.from_json(event), times) for event, times in runs]
     except (ValidationError, FedHypeVAEError, RecursionError, OverflowError):
         raise WireError("word charged must be events and how often; nothing of it is used") from None
-    return charges.check(told)
+    return charges.check(reported)
 
 
 def known_codes() -> frozenset[str]:

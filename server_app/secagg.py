@@ -152,9 +152,9 @@ def _accepted(known: Attempt, replies: Mapping[int, Reply], sent: set[int]) -> d
         disputes |= {(own, index) for index in refused}
     if disputes:
         names = {member.index: member.name for member in known.members.values()}
-        told = "; ".join(f"{names[by]} refuses what {names[of]} sent" for by, of in sorted(disputes))
+        refusals = "; ".join(f"{names[by]} refuses what {names[of]} sent" for by, of in sorted(disputes))
         known.faults.disputed(known.members.values(), known.session.what, disputes)
-        raise known.lost(f"{told}; nobody was charged: the log of the site that refuses says why")
+        raise known.lost(f"{refusals}; nobody was charged: the log of the site that refuses says why")
     return kept
 
 

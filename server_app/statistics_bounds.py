@@ -50,7 +50,7 @@ class StatisticsBounds:
         """The bounds of a run's statistics.
 
         Args:
-            config: its public number of units, where it is told, bounds the records of one site.
+            config: its public number of units, where it is set, bounds the records of one site.
             spec: what is released.
             noise_multiplier: σ of one site's release, over `spec.sensitivity`.
             sites: how many sites' releases are added up.

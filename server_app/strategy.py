@@ -58,7 +58,7 @@ class FederatedStrategy(Strategy):
         progress: what was done so far.
         folder: where checkpoints go.
         watch: tells people how far it is.
-        refusals: is told whose reply broke a rule.
+        refusals: notes whose reply broke a rule.
         admit: (grid, members) -> members of the next round, sites that came meanwhile among them.
         receipts: what sites gave in earlier runs, and get back.
     """
@@ -241,7 +241,7 @@ class FederatedStrategy(Strategy):
         if statistics is not None:
             self.state = self.method.prepare(self.context, self.state, statistics)
             self._save()
-        self._pace = Pace()  # the time left is told from the rounds alone
+        self._pace = Pace()  # the time left follows from the rounds alone
 
     @property
     def _shared(self) -> bool:

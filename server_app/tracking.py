@@ -1,7 +1,7 @@
 """How a run can be watched: a status file, and tracking files that a tool draws curves from.
 
 Only what the server knows anyway and what may leave: ε charged at each site, who answered, seconds and bytes. No loss,
-no score: there are none. Everything is written to local files. A tracker that fails is told of once and left out: a
+no score: there are none. Everything is written to local files. A tracker that fails is reported once and left out: a
 run does not end for want of a curve.
 """
 

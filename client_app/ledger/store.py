@@ -175,7 +175,7 @@ class EntryStore:
             if len(self._entries) > 1 or self._entries[0].body.get("witnessed", False):
                 raise LedgerError(
                     f"the ledger's witness {self.witness_path} is missing, so a rolled-back ledger could not "
-                    "be told: put it back, or accept the ledger as it stands with `fedhypevae ledger witness`"
+                    "be noticed: put it back, or accept the ledger as it stands with `fedhypevae ledger witness`"
                 )
             return
         if witness.cohort_id != self.cohort_id:

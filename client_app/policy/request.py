@@ -27,7 +27,7 @@ class RunRequest:
         events: every release of the run, statistics included; what the ledger will charge.
         max_records_per_patient: cap on the records used of one patient.
         noise: `secure`, or `test` for noise from a known seed.
-        wants_metrics: whether scores on the site's data shall travel.
+        wants_metrics: whether scores on the site's data are to travel.
         trust: `local` or `secagg`.
         announced: the events that the server counts, where the site is charged worse ones; empty: the same.
     """

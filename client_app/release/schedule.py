@@ -22,10 +22,10 @@ def reply_seconds(node_config: Mapping[str, object], kind: Kind) -> float:
     Raises:
         ConfigError: what the site was started with is no such number.
     """
-    told = node_config.get("reply-seconds", 0.0)
-    if isinstance(told, bool) or not isinstance(told, (int, float)) or not 0.0 <= told <= _LONGEST_S:
-        raise ConfigError(f"reply_seconds in site.toml must lie between 0 and {_LONGEST_S:g}, found {told!r:.80}")
-    return float(told) if kind in _SCHEDULED else 0.0
+    seconds = node_config.get("reply-seconds", 0.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0.0 <= seconds <= _LONGEST_S:
+        raise ConfigError(f"reply_seconds in site.toml must lie between 0 and {_LONGEST_S:g}, found {seconds!r:.80}")
+    return float(seconds) if kind in _SCHEDULED else 0.0
 
 
 def wait_for_turn(arrived: float, step: float) -> None:

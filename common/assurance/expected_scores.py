@@ -60,7 +60,7 @@ def simulate_noise(
             σ sqrt(sites) n / N: as much for each record as the sum over the planned sites of N in all.
         test: public records to score on.
         seeds: of the repetitions.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Returns:
         The scores: an estimate for records like these, without the differences between sites.
@@ -99,7 +99,7 @@ def smallest_cohort(
         config, cohort, train, test: as for `simulate_noise`; the number of sites stays.
         wanted: balanced accuracy in [0, 1].
         seed: of the simulations.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Returns:
         Records of each site, from 1/64 to 64 times those of `cohort`; None if not even the most suffice.

@@ -29,7 +29,7 @@ class ReleasedStatistics:
         class_offsets: (K, d_x), noised class means less the centre, not shrunk; or None.
         site_counts: (m, K), each site's noised counts, in the order of its index; equal rows where only their sum is
             known; None where they were not kept.
-        site_indices: (m,), the sites' indices in the run; None where they were not told.
+        site_indices: (m,), the sites' indices in the run; None where they are unknown.
     """
 
     total: float

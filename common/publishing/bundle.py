@@ -234,8 +234,8 @@ def load_bundle(path: Path | str) -> Bundle:
     try:
         context = load_context(metadata["context"])
         artifact = Artifact(metadata["kind"], tensors, json.loads(metadata["settings"]))
-        told = json.loads(metadata.get("encoder", "null"))
-        encoder = None if told is None else EncoderIdentity.from_json(told)
+        stored = json.loads(metadata.get("encoder", "null"))
+        encoder = None if stored is None else EncoderIdentity.from_json(stored)
         forced = tuple(str(reason) for reason in json.loads(metadata.get(FORCED, "[]")))
     except (KeyError, ValueError, TypeError, RecursionError, FedHypeVAEError) as error:
         raise DataError(f"{file} is no generator of this project, or of another version ({error})") from None

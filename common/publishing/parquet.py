@@ -201,7 +201,7 @@ def _check_chunks(path: Path, metadata: Any, dim: int, num_classes: int) -> None
     with path.open("rb") as raw:
         for group, index in np.ndindex(metadata.num_row_groups, 2):
             rows, chunk = metadata.row_group(group).num_rows, metadata.row_group(group).column(index)
-            pages, told = pages_of(raw, chunk, str(path)), chunk.statistics
+            pages, bounds = pages_of(raw, chunk, str(path)), chunk.statistics
             size = rows * (8 if index else 4 * dim + _ROW_LEVEL_BYTES)
             # the writer ends a page at 1 MiB or 20,000 rows; twice as many are let pass
             most = size + _PAGE_BYTES * (1 + (size >> 19) + rows // 10_000) if rows else 0
@@ -211,8 +211,8 @@ def _check_chunks(path: Path, metadata: Any, dim: int, num_classes: int) -> None
                 and pages.values == chunk.num_values == rows * (1 if index else dim)
                 and max(pages.size, chunk.total_uncompressed_size, chunk.total_compressed_size) <= most
                 and (chunk.data_page_offset == place or not rows)
-                and (told is not None) == (index == 1 and rows > 0)
-                and (told is None or (told.has_min_max and 0 <= told.min <= told.max < num_classes))
+                and (bounds is not None) == (index == 1 and rows > 0)
+                and (bounds is None or (bounds.has_min_max and 0 <= bounds.min <= bounds.max < num_classes))
             )
             if not same:
                 raise DataError(

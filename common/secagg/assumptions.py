@@ -89,7 +89,7 @@ def charged_events(
     Args:
         events: of the run, with the noise of the whole sum.
         run: what the run assumes.
-        least_colluders: how many colluders the site's policy is told to assume at least.
+        least_colluders: how many colluders the site's policy assumes at least.
 
     Returns:
         The events, with less noise where `least_colluders` is above the run's number: some of the shares are then known

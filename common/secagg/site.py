@@ -268,7 +268,7 @@ def check_survivors(
     for other, signature in survivors.items():
         if not is_masked_signed(session, known[other], cards, masked_for, asked, signature):
             raise ProtocolError(
-                f"{known[other].name} did not sign the same lists and task as this site: the server told them apart"
+                f"{known[other].name} did not sign the same lists and task as this site: the server sent different ones"
             )
 
 

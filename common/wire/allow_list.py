@@ -130,7 +130,7 @@ def _word(dtype: torch.dtype) -> str:
 def encode_events(events: Sequence[str]) -> str:
     """What a site was charged, as the word of a reply: each event once with how often it follows itself.
 
-    A ledger holds an event for every round; told one by one they would outgrow the sums that they are about.
+    A ledger holds an event for every round; listed one by one they would outgrow the sums that they are about.
     """
     return json.dumps([[event, len(list(same))] for event, same in groupby(events)])
 
@@ -174,6 +174,6 @@ def load_context(text: str) -> RunContext:
         ConfigError: the text is not a context, or a field is out of its public range (`common.wire.context_fields`).
     """
     config, problem, plan = read_context(text)
-    told = problem.model_dump()
-    sequences = {name: tuple(told[name]) for name in ("class_names", "site_dims")}
-    return RunContext(config, Problem(**{**told, **sequences}), PrivacyPlan(**plan.model_dump()))
+    facts = problem.model_dump()
+    sequences = {name: tuple(facts[name]) for name in ("class_names", "site_dims")}
+    return RunContext(config, Problem(**{**facts, **sequences}), PrivacyPlan(**plan.model_dump()))

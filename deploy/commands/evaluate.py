@@ -67,7 +67,7 @@ def evaluate(
     scores = found.scores[first]
     printed.print(table_of(class_grid(ways_of(scores), intervals=False), f"AUROC of each class, {HEADS[first]}"))
     weights = ", ".join(f"{HEADS[kind]} {scores.mixing:.1f}" for kind, scores in found.scores.items())
-    told = (
+    notes = (
         HOW_TO_READ,
         few_in_words(scores.local_only),
         calibration_in_words(ways_of(scores)),
@@ -75,7 +75,7 @@ def evaluate(
         f"{found.train_rows} own rows to train, {found.validation_rows} to choose the mixing, {found.test_rows} to "
         f"test; {found.synthetic_rows} synthetic rows. These scores depend on your records: keep them here.",
     )
-    for line in filter(None, told):
+    for line in filter(None, notes):
         printed.print(line, highlight=False)
     for reason in published.not_private:
         printed.print(f"The published set is not private: {reason}", style="red")

@@ -46,12 +46,12 @@ def join(
         if get_method(bundle.config.method).personal_scores is not None:
             trained = personal_model(bundle, train, model)
             save_head(out, trained)
-            told = f"{model}, {len(bundle.class_names)} classes"
+            content = f"{model}, {len(bundle.class_names)} classes"
             if len(test[1]):
                 found = score(trained.probabilities(test[0]), *test)
-                told += f"; {100 * found.accuracy:.1f}/{100 * found.balanced_accuracy:.1f} % on own test records"
+                content += f"; {100 * found.accuracy:.1f}/{100 * found.balanced_accuracy:.1f} % on own test records"
         else:
             written = personal_set(bundle, train, rows, seed, out)
-            told = f"{written.rows} rows of width {bundle.dim}; sha256 {written.sha256}"
-    printed.print(f"{out}: {told}", soft_wrap=True)
+            content = f"{written.rows} rows of width {bundle.dim}; sha256 {written.sha256}"
+    printed.print(f"{out}: {content}", soft_wrap=True)
     printed.print(f"NOT PRIVATE: {STAYS}", style="red")

@@ -76,7 +76,7 @@ def register(
     from deploy.coordinator.folder import server_folder
 
     site = registry.register(server_folder(folder), name, key)
-    say(f"registered {site.name} with key {site.fingerprint}: is it what you were told by telephone?")
+    say(f"registered {site.name} with key {site.fingerprint}: is it the one that the site read out by telephone?")
 
 
 @app.command("list")

@@ -57,7 +57,7 @@ def init(
         witness=witness,
         **others,
     )
-    say(f"send {folder / 'keys' / 'node.pub'} to the coordinator, and tell by telephone: {shown}")
+    say(f"send {folder / 'keys' / 'node.pub'} to the coordinator, and read out by telephone: {shown}")
     say(f"read {folder / 'policy.toml'}: it is the site's own law")
     chosen = load_policy(folder / "policy.toml").witness_path(folder)
     say(f"witness {chosen}: shows when an old ledger is put back; never copy or restore it with the ledger")
@@ -127,7 +127,7 @@ def renew_key(folder: SiteFolder) -> None:
     from deploy.site.set_up import renew_site_key
 
     shown = renew_site_key(site_folder(folder).path)
-    say(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae server rotate`, and tell by telephone: {shown}")
+    say(f"send {folder / 'keys' / 'node.pub'} for `fedhypevae server rotate`, and read out by telephone: {shown}")
 
 
 @app.command("report")

@@ -115,8 +115,8 @@ def provision(plan: FederationPlan, out: Path) -> list[Path]:
     unit = templates.unit(f"FedHypeVAE server of {plan.name}", command, "server start", plan.server_folder, plan.user)
     write_new(server / "fedhypevae-server.service", unit.encode())
     write_new(server / "proxy.conf", templates.proxy(plan.server_names[0], plan.fleet_port).encode())
-    told = {"classes": plan.classes, "encoder": plan.encoder, "encoder_revision": plan.encoder_revision}
-    agreed = json.dumps({"name": plan.name, "versions": versions(), **told}, indent=2) + "\n"
+    facts = {"classes": plan.classes, "encoder": plan.encoder, "encoder_revision": plan.encoder_revision}
+    agreed = json.dumps({"name": plan.name, "versions": versions(), **facts}, indent=2) + "\n"
     for name, site in sites.items():
         folder = out / "sites" / name
         write_new(folder / "ca.crt", ca)

@@ -147,7 +147,7 @@ def site_line(folder: Path) -> str:
 
 
 def watch_run(find: Callable[[], RunStatus], stop: threading.Event, tell: Tell) -> threading.Thread:
-    """Tell each new line of the newest run, in a thread, until told to stop."""
+    """Print each new line of the newest run, in a thread, until it is stopped."""
     lines = new_lines(find)
 
     def look() -> None:
@@ -160,7 +160,7 @@ def watch_run(find: Callable[[], RunStatus], stop: threading.Event, tell: Tell) 
 
 
 def watch_site(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thread:
-    """Tell a line after each release of a site, in a thread, until told to stop."""
+    """Print a line after each release of a site, in a thread, until it is stopped."""
     log = folder / "releases.jsonl"
 
     def stamp() -> tuple[int, int]:

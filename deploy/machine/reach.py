@@ -27,7 +27,7 @@ def examine_link(address: str, ca: Path, environment: Mapping[str, str]) -> Iter
     """
     host, port = split_address(address)
     if not ca.is_file():
-        return []  # told by the certificate's own check
+        return []  # reported by the certificate's own check
     context = ssl.create_default_context(cafile=str(ca))
     context.set_alpn_protocols(["h2"])
     proxy = proxy_of(host, environment)

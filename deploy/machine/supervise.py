@@ -58,7 +58,7 @@ def supervise(
     tell: Callable[[str], None],
     alive: Path | None = None,
 ) -> None:
-    """Run programs until told to stop; then end them, by their process ids.
+    """Run programs until they are to stop; then end them, by their process ids.
 
     Args:
         programs: what to run.

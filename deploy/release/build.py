@@ -149,10 +149,10 @@ def _ledgers(found: Inspection, statement: Mapping[str, Any], reasons: Sequence[
     run, public = statement["run"], bool(statement["guarantee"]["data_is_public"])
     sites = {}
     for site, facts in statement["sites"].items():
-        told = [PrivacyEvent(**event) for event in facts["events"]]
+        charged = [PrivacyEvent(**event) for event in facts["events"]]
         sites[site] = {
             "receipt": facts["ledger_receipt"],
-            **published_rows(found.ledgers.get(site), run, site, told, public),
+            **published_rows(found.ledgers.get(site), run, site, charged, public),
         }
     return {
         "format": LEDGERS_FORMAT,

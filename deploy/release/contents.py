@@ -96,11 +96,11 @@ class Contents:
         reasons = list(self.json("bundle.json")["not_private_because"])
         private = not reasons
         notes = read_notes(self._folder / DATA_FILE)
-        told: dict[str, Mapping[str, Any]] = {
+        stated: dict[str, Mapping[str, Any]] = {
             name: self.json(name) for name in ("bundle.json", "audit.json", "ledgers.json", SIGNATURE)
         }
-        told |= {DATA_FILE: notes}
-        for name, content in told.items():
+        stated |= {DATA_FILE: notes}
+        for name, content in stated.items():
             same = content["private"] is private and list(content["not_private_because"]) == reasons
             require(same, f"{name} says otherwise than bundle.json whether the set is private")
         guarantee = self.json(STATEMENT)["guarantee"]
@@ -115,16 +115,16 @@ class Contents:
     def check_config(self) -> None:
         """Whether every file names the same settings, classes, encoder and run."""
         bundle = self.bundle
-        told, config = self.json("bundle.json"), bundle.config.to_flat()
+        stated, config = self.json("bundle.json"), bundle.config.to_flat()
         for name in ("bundle.json", "audit.json"):
             found = RunConfig.from_flat(self.json(name)["config"]).to_flat()
             require(found == config, f"{name} has another configuration than {GENERATOR}")
         encoder = None if bundle.encoder is None else bundle.encoder.to_json()
-        same = told["class_names"] == list(bundle.class_names) and told["dim"] == bundle.dim
+        same = stated["class_names"] == list(bundle.class_names) and stated["dim"] == bundle.dim
         require(
-            same and told["encoder"] == encoder, f"bundle.json has other classes or another encoder than {GENERATOR}"
+            same and stated["encoder"] == encoder, f"bundle.json has other classes or another encoder than {GENERATOR}"
         )
-        runs = {told["run"], self.json(STATEMENT)["run"], self.json("ledgers.json")["run"]}
+        runs = {stated["run"], self.json(STATEMENT)["run"], self.json("ledgers.json")["run"]}
         require(len(runs) == 1, "the files name different runs")
 
     def check_statement(self) -> None:
@@ -143,9 +143,9 @@ class Contents:
         context = self.bundle.context
         require(set(sites) == set(shown), "ledgers.json and the privacy statement name different sites")
         for site, facts in sites.items():
-            told = [PrivacyEvent(**event) for event in facts["events"]]
+            stated = [PrivacyEvent(**event) for event in facts["events"]]
             require(shown[site]["receipt"] == facts["ledger_receipt"], f"ledgers.json: another receipt of {site}")
-            check_published(shown[site], self.json(STATEMENT)["run"], site, facts["ledger_receipt"], told, context)
+            check_published(shown[site], self.json(STATEMENT)["run"], site, facts["ledger_receipt"], stated, context)
 
     def check_audit(self) -> None:
         """Whether the audit is of this claim, and does not contradict it."""
@@ -174,15 +174,15 @@ class Contents:
 
     def check_data(self) -> None:
         """Whether the set's file holds its rows, as many as said, and nothing else."""
-        told, bundle = self.json("bundle.json"), self.bundle
+        stated, bundle = self.json("bundle.json"), self.bundle
         check_layout(self._folder / DATA_FILE, bundle.dim, bundle.class_names)
-        due = set_notes(bundle.context, told["not_private_because"])
+        due = set_notes(bundle.context, stated["not_private_because"])
         require(read_notes(self._folder / DATA_FILE) == due, f"{DATA_FILE} notes other facts than the bundle's")
-        counts = [0] * len(told["class_names"])
-        for _, labels in stream_rows(self._folder / DATA_FILE, told["dim"], len(counts)):
+        counts = [0] * len(stated["class_names"])
+        for _, labels in stream_rows(self._folder / DATA_FILE, stated["dim"], len(counts)):
             for label, count in enumerate(labels.bincount(minlength=len(counts)).tolist()):
                 counts[label] += count
-        same = counts == told["class_counts"] and sum(counts) == told["rows"]
+        same = counts == stated["class_counts"] and sum(counts) == stated["rows"]
         require(same, f"{DATA_FILE} holds other rows than bundle.json counts")
 
     def check_rows(self, quick: bool, watch: Watch) -> None:
@@ -197,28 +197,29 @@ class Contents:
 
     def check_descriptions(self) -> None:
         """Whether what people read first follows from the rest, to the letter: it is written again and compared."""
-        told = self.json("bundle.json")
-        check_title(told["name"], told["license"])
-        require(date.fromisoformat(told["date"]).isoformat() == told["date"], "bundle.json has another form of date")
+        stated = self.json("bundle.json")
+        check_title(stated["name"], stated["license"])
+        same = date.fromisoformat(stated["date"]).isoformat() == stated["date"]
+        require(same, "bundle.json has another form of date")
         for name, text in self.described().items():
             found = (self._folder / name).read_text(encoding="utf-8")
             require(found == text, f"{name} says other than follows from the rest of the bundle, or more")
 
     def described(self) -> dict[str, str]:
         """The descriptions as they have to be, and the other JSON files in their one form, by name."""
-        told, audit = self.json("bundle.json"), self.json("audit.json")
+        stated, audit = self.json("bundle.json"), self.json("audit.json")
         bundle, data = load_bundle(self._folder), self._folder / DATA_FILE
         facts = Facts(
             bundle=bundle,
-            data=Written(told["rows"], tuple(told["class_counts"]), data.stat().st_size, sha256_of(data)),
+            data=Written(stated["rows"], tuple(stated["class_counts"]), data.stat().st_size, sha256_of(data)),
             statement=self.json(STATEMENT),
             audits=audit["audits"],
             why_none=audit["why_none"],
-            not_private_because=told["not_private_because"],
-            name=told["name"],
-            license=told["license"],
-            signed_by=told["signed_by"],
-            date=told["date"],
+            not_private_because=stated["not_private_because"],
+            name=stated["name"],
+            license=stated["license"],
+            signed_by=stated["signed_by"],
+            date=stated["date"],
         )
         due = audit_file(bundle.context, facts.audits, facts.why_none, facts.not_private_because)
         return {

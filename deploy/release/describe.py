@@ -191,6 +191,6 @@ def croissant(facts: Facts) -> dict[str, Any]:
 
 def _field(name: str, kind: str, **more: Any) -> dict[str, Any]:
     source = {"fileObject": {"@id": "rows"}, "extract": {"column": name}}
-    told = {"embedding": "Coordinates of the embedding.", "label": "Number of the class."}[name]
-    common = {"@type": "cr:Field", "@id": f"synthetic/{name}", "name": name, "description": told, "dataType": kind}
+    words = {"embedding": "Coordinates of the embedding.", "label": "Number of the class."}[name]
+    common = {"@type": "cr:Field", "@id": f"synthetic/{name}", "name": name, "description": words, "dataType": kind}
     return {**common, **more, "source": source}

@@ -2,7 +2,7 @@
 
 A ledger names the data set's fingerprint, which is a function of the records without noise. So a ledger's own rows are
 published only where every site declares its data public (a demonstration). Else the bundle shows what was charged, as
-the ledger told it, and the ledger's receipt, which the site alone can hold against its ledger
+the ledger stated it, and the ledger's receipt, which the site alone can hold against its ledger
 (`fedhypevae ledger verify --receipt`).
 """
 
@@ -29,7 +29,7 @@ _LINKED = ("event", "previous", "digest")
 # what a site's part says of itself
 _SHOWN = "the site's ledger, and shown here"
 _CHECKED = "the site's ledger, by the coordinator"
-_TOLD = "what the ledger told with each release, and its receipt"
+_STATED = "what the ledger stated with each release, and its receipt"
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,15 @@ def check_entries(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def check_charges(
-    ledger: SiteLedger, run: str, receipt: str, told: Sequence[PrivacyEvent], context: RunContext
+    ledger: SiteLedger, run: str, receipt: str, stated: Sequence[PrivacyEvent], context: RunContext
 ) -> None:
-    """Hold a site's ledger against what the coordinator was told of it.
+    """Hold a site's ledger against what the coordinator knows of it.
 
     Args:
         ledger: the site's.
         run: the run's lasting name.
         receipt: head of the ledger after the site's last release.
-        told: events that the statement charges the site.
+        stated: events that the statement charges the site.
         context: as the published generator has it: a set is drawn by its settings.
 
     Raises:
@@ -98,11 +98,11 @@ def check_charges(
     check_receipt(ledger.path, ledger.entries, Head.parse(receipt))
     found = ledger.run(run)
     charged = () if found is None else found.charged
-    if mechanism_counts(charged) != mechanism_counts(told):
+    if mechanism_counts(charged) != mechanism_counts(stated):
         count = sum(event.count for event in charged)
         raise LedgerError(
             f"privacy ledger {ledger.path} charged {count} releases for run {run}, and the privacy statement has "
-            f"{sum(event.count for event in told)}, or others: the statement is not the run's"
+            f"{sum(event.count for event in stated)}, or others: the statement is not the run's"
         )
     agreed = "" if found is None else found.settings
     if agreed and agreed != settings_digest(context):  # older ledgers noted none
@@ -112,7 +112,7 @@ def check_charges(
         )
 
 
-def published_rows(ledger: SiteLedger | None, run: str, site: str, told: Sequence[PrivacyEvent], public: bool) -> Any:
+def published_rows(ledger: SiteLedger | None, run: str, site: str, stated: Sequence[PrivacyEvent], public: bool) -> Any:
     """A site's part of ledgers.json: the ledger's own rows where its data is public, else what it charged."""
     if ledger is not None and public:
         return {
@@ -120,11 +120,11 @@ def published_rows(ledger: SiteLedger | None, run: str, site: str, told: Sequenc
             "rows": [dict(zip(COLUMNS, entry.row, strict=True)) for entry in ledger.entries],
         }
     rows, previous = [], _start(run, site)
-    for event in told:
+    for event in stated:
         digest = _link(event.to_json(), previous)
         rows.append({"event": event.to_json(), "previous": previous, "digest": digest})
         previous = digest
-    return {"checked": _TOLD if ledger is None else _CHECKED, "rows": rows}
+    return {"checked": _STATED if ledger is None else _CHECKED, "rows": rows}
 
 
 def check_published(
@@ -132,7 +132,7 @@ def check_published(
     run: str,
     site: str,
     receipt: str | None,
-    told: Sequence[PrivacyEvent],
+    stated: Sequence[PrivacyEvent],
     context: RunContext,
 ) -> None:
     """Check a site's part of ledgers.json: every row, the receipt, and that it charges what the statement says.
@@ -146,12 +146,12 @@ def check_published(
     fields = set(COLUMNS if shown else _LINKED)
     if set(part) - {"receipt"} != {"checked", "rows"} or any(set(row) != fields for row in rows):
         raise LedgerError(f"{name}: other fields than `fedhypevae release` writes")
-    if shown != (part["checked"] == _SHOWN) or part["checked"] not in {_SHOWN, _CHECKED, _TOLD}:
+    if shown != (part["checked"] == _SHOWN) or part["checked"] not in {_SHOWN, _CHECKED, _STATED}:
         raise LedgerError(f"{name}: says of itself that it was checked otherwise than it shows")
     if shown:
         entries = [Entry(*(row[field] for field in COLUMNS)) for row in rows]
         check_entries(name, entries)
-        check_charges(SiteLedger(name, tuple(entries)), run, receipt or "", told, context)
+        check_charges(SiteLedger(name, tuple(entries)), run, receipt or "", stated, context)
         return
     previous, charged = _start(run, site), []
     for place, row in enumerate(rows, start=1):
@@ -161,7 +161,7 @@ def check_published(
         charged.append(PrivacyEvent.from_json(row["event"]))
     if receipt is not None:
         Head.parse(receipt)
-    if mechanism_counts(charged) != mechanism_counts(told):
+    if mechanism_counts(charged) != mechanism_counts(stated):
         raise LedgerError(f"{name}: its rows charge other events than the privacy statement")
 
 
@@ -203,10 +203,10 @@ def checked_sites(
     for site, facts in sites.items():
         receipt, path = facts["ledger_receipt"], find_ledger(site, places)
         try:
-            told = [PrivacyEvent(**event) for event in facts["events"]]
+            stated = [PrivacyEvent(**event) for event in facts["events"]]
             if path is not None:
                 ledger = read_ledger(path)
-                check_charges(ledger, run, receipt or "", told, context)
+                check_charges(ledger, run, receipt or "", stated, context)
                 found[site] = ledger
             elif expected:
                 raise LedgerError(f"no ledger of {site} in {' or '.join(str(place) for place in places)}: it was lost")

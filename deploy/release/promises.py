@@ -62,8 +62,8 @@ def faults_of(statement: Mapping[str, Any], context: RunContext, withdrawn: Sequ
     for site, facts in statement["sites"].items():
         faults += _differences(f"site {site}", facts, expected["sites"][site], _SITE_FIGURES)
     faults += _missing_charges(statement["sites"], context)
-    told, due = (sorted(tuple(one["names"]) for one in which["released"]) for which in (statement, expected))
-    if told != due:
+    stated, due = (sorted(tuple(one["names"]) for one in which["released"]) for which in (statement, expected))
+    if stated != due:
         faults.append("the list of what was released is not the run's")
     return faults
 
@@ -153,29 +153,29 @@ def _missing_charges(sites: Mapping[str, Mapping[str, Any]], context: RunContext
 def _missing(charged: Sequence[PrivacyEvent], due: Sequence[PrivacyEvent]) -> list[str]:
     """Releases that are due and not charged, in words; one charged with less noise, as sites that fear more colluders
     are, pays for one with more."""
-    told, wanted = mechanism_counts(charged), mechanism_counts(due)
+    stated, wanted = mechanism_counts(charged), mechanism_counts(due)
 
     def up_to(counts: Sequence[MechanismKey], noise: float, rate: float) -> int:
         return sum(count for sigma, its_rate, count in counts if sigma <= noise and its_rate == rate)
 
-    lacking = {(sigma, rate): up_to(wanted, sigma, rate) - up_to(told, sigma, rate) for sigma, rate, _ in wanted}
+    lacking = {(sigma, rate): up_to(wanted, sigma, rate) - up_to(stated, sigma, rate) for sigma, rate, _ in wanted}
     return [f"{count} releases with noise multiplier {sigma:g}" for (sigma, _), count in lacking.items() if count > 0]
 
 
-def _differences(where: str, told: Mapping[str, Any], due: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _differences(where: str, stated: Mapping[str, Any], due: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [
-        f"{where}: {name} is {_short(told[name])}, and comes out as {_short(due[name])}"
+        f"{where}: {name} is {_short(stated[name])}, and comes out as {_short(due[name])}"
         for name in names
-        if not _same(told[name], due[name])
+        if not _same(stated[name], due[name])
     ]
 
 
-def _same(told: Any, due: Any) -> bool:
-    if isinstance(due, Mapping) and isinstance(told, Mapping):
-        return set(told) == set(due) and all(_same(told[key], due[key]) for key in due)
-    if isinstance(due, float) and isinstance(told, int | float) and not isinstance(told, bool):
-        return math.isclose(told, due, rel_tol=_SAME_EPSILON, abs_tol=1e-12)
-    return bool(told == due)
+def _same(stated: Any, due: Any) -> bool:
+    if isinstance(due, Mapping) and isinstance(stated, Mapping):
+        return set(stated) == set(due) and all(_same(stated[key], due[key]) for key in due)
+    if isinstance(due, float) and isinstance(stated, int | float) and not isinstance(stated, bool):
+        return math.isclose(stated, due, rel_tol=_SAME_EPSILON, abs_tol=1e-12)
+    return bool(stated == due)
 
 
 def _words(part: Any) -> Iterator[str]:

@@ -82,13 +82,13 @@ def epsilon_curves(history: Sequence[Mapping[str, Any]], target: float | None) -
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="lower right", fontsize=9.5)
     last = {site: history[-1]["epsilon"].get(site) for site in sites}
-    told = ", ".join(f"{site} {number(value)}" for site, value in list(last.items())[:_MOST_SITES])
+    words = ", ".join(f"{site} {number(value)}" for site, value in list(last.items())[:_MOST_SITES])
     rows = [(str(entry["round"]), *(number(entry["epsilon"].get(site)) for site in sites)) for entry in history]
     return as_picture(
         figure,
         "Privacy spent, round by round",
         "Each round costs a little; the curve must stay below the dashed line.",
-        f"Line chart of epsilon over {len(rounds)} rounds. After the last round: {told}; limit {number(target)}.",
+        f"Line chart of epsilon over {len(rounds)} rounds. After the last round: {words}; limit {number(target)}.",
         Grid(("round", *sites), tuple(rows), (False, *[True] * len(sites))),
     )
 
@@ -118,12 +118,12 @@ def participation(taken: Sequence[Sequence[str]], sites: Sequence[str]) -> Pictu
     axes.spines[["left", "bottom"]].set_visible(False)
     missed = {site: int((~there[row]).sum()) for row, site in enumerate(sites)}
     rows = [(site, str(len(taken) - missed[site]), str(missed[site])) for site in sites]
-    told = "No site missed a round." if not any(missed.values()) else f"{sum(map(bool, missed.values()))} missed some."
+    words = "No site missed a round." if not any(missed.values()) else f"{sum(map(bool, missed.values()))} missed some."
     return as_picture(
         figure,
         "Who answered in which round",
         "Blue: the site's contribution was used. Dark red with a cross: it was missing, and the round went on without.",
-        f"Strip chart of {len(sites)} sites over {len(taken)} rounds. {told}",
+        f"Strip chart of {len(sites)} sites over {len(taken)} rounds. {words}",
         Grid(("site", "rounds used", "rounds missing"), tuple(rows), (False, True, True)),
     )
 
@@ -157,10 +157,10 @@ def score_dots(scores: Mapping[str, Mapping[str, float]], title: str, caption: s
     if len(places) <= _MOST_SITES:
         figure.legend(loc="outside upper center", ncols=min(4, len(places)), frameon=False, fontsize=9.5)
     means = {way: float(np.mean(list(values.values()))) for way, values in scores.items()}
-    told = ", ".join(f"{way} {100 * mean:.1f} %" for way, mean in means.items())
+    words = ", ".join(f"{way} {100 * mean:.1f} %" for way, mean in means.items())
     rows = [(way, *(f"{100 * scores[way][p]:.1f}" for p in places), f"{100 * means[way]:.1f}") for way in ways]
     grid = Grid(("trained on", *places, "mean"), tuple(rows), (False, *[True] * (len(places) + 1)))
-    return as_picture(figure, title, caption, f"Dot chart of balanced accuracy by {what}. Means: {told}.", grid)
+    return as_picture(figure, title, caption, f"Dot chart of balanced accuracy by {what}. Means: {words}.", grid)
 
 
 def plane(
@@ -261,8 +261,8 @@ def agreement(values: Mapping[str, tuple[float | None, float | None]], title: st
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9.5)
-    told = ", ".join(f"{name} {number(pair[0], 'unknown')}" for name, pair in values.items())
-    return as_picture(figure, title, caption, f"Dot chart for each class, synthetic set: {told}.", None)
+    words = ", ".join(f"{name} {number(pair[0], 'unknown')}" for name, pair in values.items())
+    return as_picture(figure, title, caption, f"Dot chart for each class, synthetic set: {words}.", None)
 
 
 def number(value: float | None, none: str = "no limit") -> str:

@@ -64,7 +64,7 @@ def fidelity_by_class(
         count = min(len(own), len(made))
         enough = min(count, len(real)) > _CONFIG.neighbours
         both = torch.cat([own, real])
-        told = min(len(both), len(made)) >= 2 * _FEWEST
+        enough_rows = min(len(both), len(made)) >= 2 * _FEWEST
         found.append(
             ClassFidelity(
                 len(real),
@@ -72,7 +72,7 @@ def fidelity_by_class(
                 manifold_scores(real, made[:count], _CONFIG.neighbours) if enough else None,
                 manifold_scores(real, own[:count], _CONFIG.neighbours) if enough else None,
                 chunked_mmd2(real, made[:count], _CONFIG.bandwidths) if enough else None,
-                two_sample_accuracy(both, made, generator, _CONFIG.two_sample) if told else None,
+                two_sample_accuracy(both, made, generator, _CONFIG.two_sample) if enough_rows else None,
                 _cosine(real_middle, made_middle),
                 _cosine(real_middle, own_middle),
             )

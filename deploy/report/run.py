@@ -77,7 +77,7 @@ def is_bundle(folder: Path) -> bool:
 
 
 def _read_bundle(folder: Path) -> RunFacts:
-    told, statement = read_object(folder / "bundle.json", _CURE), read_object(folder / STATEMENT, _CURE)
+    about, statement = read_object(folder / "bundle.json", _CURE), read_object(folder / STATEMENT, _CURE)
     check_statement(statement)
     bundle = load_bundle(folder)
     used = [site["rounds_used"] for site in statement["sites"].values()]
@@ -87,7 +87,7 @@ def _read_bundle(folder: Path) -> RunFacts:
         "rounds_taken_part": [],
         "rounds_missing": [],
         "scores": {},
-        "synthetic_rows": told.get("rows", bundle.config.synthesis.synthetic_rows),
+        "synthetic_rows": about.get("rows", bundle.config.synthesis.synthetic_rows),
         "config": bundle.config.to_flat(),
     }
     return RunFacts(summary, statement, bundle, is_bundle=True)

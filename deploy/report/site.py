@@ -173,8 +173,8 @@ def _findings(measured: Measured) -> list[str]:
     if middles:
         good = sum(value > 0.5 for value in middles)
         lines.append(f"For {good} of {len(middles)} classes, the synthetic class lies mainly where yours does.")
-    told = [one.told_apart for one in measured.fidelity if one.told_apart is not None]
-    if told and np.mean(told) > 0.9:
+    separations = [one.told_apart for one in measured.fidelity if one.told_apart is not None]
+    if separations and np.mean(separations) > 0.9:
         lines.append(
             "Single synthetic rows are easily told from real ones. That is what a small privacy budget buys: the set "
             "carries the boundaries between classes, not the look of records."

@@ -100,8 +100,8 @@ def download(source: Source, folder: Path, started: Callable[[str, int | None], 
     Args:
         source: what to fetch.
         folder: where to; made when missing.
-        started: called with a file's name and size in bytes when its transfer begins; what it returns is told of
-            every piece.
+        started: called with a file's name and size in bytes when its transfer begins; what it returns is called
+            with every piece.
 
     Raises:
         FedHypeVAEError: the publisher can't be reached. DataError: a file differs from the publisher's sum, or does

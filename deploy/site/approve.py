@@ -1,6 +1,6 @@
 """A site approves an app: a person sees all that is inside, then its digest takes the old one's place in the policy.
 
-One package of each app is in force, told by publisher and name. Which ones were approved before, and when, stands in
+One package of each app is in force, by publisher and name. Which ones were approved before, and when, stands in
 `approvals.jsonl` beside the policy: it is a record, and lets nothing run.
 """
 

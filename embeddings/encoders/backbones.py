@@ -290,8 +290,8 @@ def _public_name(network: Any, source: str, local: bool) -> str:
 def _describe(processor: Any) -> str:
     """Describe the preprocessing by the processor's settings, without those that name files or versions."""
     settings = processor.to_dict()
-    told = ("do_", "size", "crop_size", "image_", "resample", "rescale", "pad", "data_config")
-    kept = {key: value for key, value in settings.items() if key.startswith(told) and value is not None}
+    prefixes = ("do_", "size", "crop_size", "image_", "resample", "rescale", "pad", "data_config")
+    kept = {key: value for key, value in settings.items() if key.startswith(prefixes) and value is not None}
     return f"pil {type(processor).__name__} {json.dumps(kept, sort_keys=True, default=str)}"
 
 

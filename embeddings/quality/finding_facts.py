@@ -46,11 +46,11 @@ class FindingFacts:
         pairs = np.triu(self.together, 1)
         commonest = np.argsort(-pairs, axis=None, kind="stable")[:_PAIRS]
         both = [(*np.unravel_index(place, pairs.shape), int(pairs.flat[place])) for place in commonest]
-        told = [f"{self.names[i]} + {self.names[j]} {count:,}" for i, j, count in both if count]
+        parts = [f"{self.names[i]} + {self.names[j]} {count:,}" for i, j, count in both if count]
         lines = [
             ("prevalence", ", ".join(f"{self.names[k]} {self.prevalence(k)}" for k in some) + more),
             ("unknown", self._unknown()),
-            ("found together", ", ".join(told) or "none"),
+            ("found together", ", ".join(parts) or "none"),
             ("findings a record", _how_many(self.a_record)),
         ]
         return [*lines, ("findings a patient", _how_many(self.a_patient))] if self.patients is not None else lines
@@ -120,13 +120,13 @@ def against_each_other(sites: Mapping[str, Path]) -> list[str]:
             counts.setdefault(name, {})[site] = int(present[finding]), int(known[finding])
     lines = [f"{len(counts):,} findings; the share of those who have it, among the records in which it is known:"]
     for name in sorted(counts):
-        told = [
+        parts = [
             f"{site} {_share(*counts[name][site])} of {counts[name][site][1]:,}"
             if site in counts[name]
             else f"{site} -"
             for site in sites
         ]
-        lines.append(f"{name}: {', '.join(told)}")
+        lines.append(f"{name}: {', '.join(parts)}")
     missing = [name for name in sorted(counts) if len(counts[name]) < len(sites)]
     if missing:
         lines.append(f"not labelled everywhere, and unknown where not: {', '.join(missing)}")
@@ -139,5 +139,5 @@ def _share(part: int | np.int64, whole: int | np.int64) -> str:
 
 def _how_many(counts: tuple[int, ...]) -> str:
     words = ["none", "one", "two"]
-    told = [f"{word} {count:,}" for word, count in zip(words, counts, strict=False)]
-    return ", ".join(told + ([f"three or more {sum(counts[3:]):,}"] if len(counts) > 3 else [])) or "none"
+    parts = [f"{word} {count:,}" for word, count in zip(words, counts, strict=False)]
+    return ", ".join(parts + ([f"three or more {sum(counts[3:]):,}"] if len(counts) > 3 else [])) or "none"

@@ -93,8 +93,8 @@ class Quality:
 
     def shown(self, pairs: Pairs) -> str:
         """The first pairs, with their images' names where they are known."""
-        told = ", ".join(f"{self._row(i)} = {self._row(j)}" for i, j in pairs.shown[:_PAIRS])
-        return told + (", ..." if pairs.count > _PAIRS else "")
+        listed = ", ".join(f"{self._row(i)} = {self._row(j)}" for i, j in pairs.shown[:_PAIRS])
+        return listed + (", ..." if pairs.count > _PAIRS else "")
 
     def _some(self, rows: tuple[int, ...]) -> str:
         return ", ".join(map(self._row, rows[:10])) + (", ..." if len(rows) > 10 else "")

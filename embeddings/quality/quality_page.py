@@ -106,9 +106,9 @@ def _together(quality: Quality) -> tuple[Picture, ...]:
     chosen, counts = quality.findings.pairs()
     names = [quality.metadata.class_names[finding] for finding in chosen]
     rows = tuple((name, *map(int, row)) for name, row in zip(names, counts, strict=True))
-    told = "Records that have both findings, as a share of those that have the one on the left."
+    legend = "Records that have both findings, as a share of those that have the one on the left."
     grid = Grid(("finding", *names), rows, (False, *[True] * len(names)))
-    return (_picture("Found together", told, co_occurrence(counts, names), grid),)
+    return (_picture("Found together", legend, co_occurrence(counts, names), grid),)
 
 
 def _picture(title: str, caption: str, png: bytes, grid: Grid | None = None) -> Picture:

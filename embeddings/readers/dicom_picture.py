@@ -199,8 +199,8 @@ def _own(source: Source, modality: _Rescale | _ByTable, blocks: list[NDArray[Any
         # several windows are alternatives: the first that can be used
         for center, width in zip(_several(place.get("WindowCenter")), _several(place.get("WindowWidth")), strict=False):
             if center is not None and width is not None and width > 0:
-                told = place.get("VOILUTFunction") or source.dataset.get("VOILUTFunction")
-                function = str(told or "LINEAR").strip().upper()
+                law = place.get("VOILUTFunction") or source.dataset.get("VOILUTFunction")
+                function = str(law or "LINEAR").strip().upper()
                 if function not in {"LINEAR", "LINEAR_EXACT", "SIGMOID"}:
                     raise DataError(f"{source.name}: a window by an unknown function; give a window (--window)")
                 return _Function(function, center, width)

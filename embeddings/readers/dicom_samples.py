@@ -92,9 +92,9 @@ def sample_form(
     if encoded is not None and count == 3:
         fits &= bool(signed) == bool(encoded.signed) and not (encoded.mixed and colour.startswith("YBR_FULL"))
     if not fits or (signed and colour.startswith("YBR")):
-        told = "" if encoded is None else f", in a frame of {encoded.bits} bits"
+        depth = "" if encoded is None else f", in a frame of {encoded.bits} bits"
         raise DataError(
-            f"{name}: samples of {bits} bits below bit {high} in {allocated}, sign {signed}{told}, as {colour}: they "
+            f"{name}: samples of {bits} bits below bit {high} in {allocated}, sign {signed}{depth}, as {colour}: they "
             "can't be placed; correct the header or leave the file out"
         )
     narrow = encoded is not None and encoded.bits <= 8 < allocated

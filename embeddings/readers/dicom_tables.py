@@ -44,9 +44,9 @@ def read_table(item: Any, *, little: bool, signed: bool, name: str) -> Table:
     Raises:
         DataError: it is no table.
     """
-    count, first, told = _descriptor(item, "LUTDescriptor", little, signed, name)
-    entries, width = _entries(_bytes(item, "LUTData", little, name), count, told, name)
-    return Table(first, entries, _depth(entries, told, width))
+    count, first, stated = _descriptor(item, "LUTDescriptor", little, signed, name)
+    entries, width = _entries(_bytes(item, "LUTData", little, name), count, stated, name)
+    return Table(first, entries, _depth(entries, stated, width))
 
 
 def read_palette(dataset: Any, *, little: bool, signed: bool, name: str) -> tuple[Table, ...]:
@@ -56,20 +56,20 @@ def read_palette(dataset: Any, *, little: bool, signed: bool, name: str) -> tupl
         DataError: there is none.
     """
     tables: list[Table] = []
-    told = width = 0
+    stated = width = 0
     for colour in ("Red", "Green", "Blue"):
-        count, first, told = _descriptor(dataset, f"{colour}PaletteColorLookupTableDescriptor", little, signed, name)
+        count, first, stated = _descriptor(dataset, f"{colour}PaletteColorLookupTableDescriptor", little, signed, name)
         if f"{colour}PaletteColorLookupTableData" in dataset:
             data = _bytes(dataset, f"{colour}PaletteColorLookupTableData", little, name)
         else:
             raw = _bytes(dataset, f"Segmented{colour}PaletteColorLookupTableData", little, name)
             data = _expand(
-                np.frombuffer(raw[: len(raw) & ~1], _WORDS) if told > 8 else np.frombuffer(raw, np.uint8), count
+                np.frombuffer(raw[: len(raw) & ~1], _WORDS) if stated > 8 else np.frombuffer(raw, np.uint8), count
             )
-        entries, width = _entries(data, count, told, name)
+        entries, width = _entries(data, count, stated, name)
         tables.append(Table(first, entries, width))
     entries, width = np.concatenate([table.entries for table in tables]), max(table.bits for table in tables)
-    depth = _depth(entries, told, width, (8,))
+    depth = _depth(entries, stated, width, (8,))
     return tuple(dataclasses.replace(table, bits=depth) for table in tables)
 
 
@@ -96,29 +96,29 @@ def _bytes(item: Any, keyword: str, little: bool, name: str) -> bytes:
     return np.frombuffer(element.value[: len(element.value) & ~1], ">u2").astype(_WORDS).tobytes()
 
 
-def _entries(data: bytes, count: int, told: int, name: str) -> tuple[NDArray[np.uint16], int]:
+def _entries(data: bytes, count: int, stated: int, name: str) -> tuple[NDArray[np.uint16], int]:
     """The entries, and the bits that each takes in the file: 8 where there are as many bytes as entries, else 16."""
     padded = count + count % 2
-    if len(data) >= 2 * count and not (len(data) == padded and told <= 8):
+    if len(data) >= 2 * count and not (len(data) == padded and stated <= 8):
         return np.frombuffer(data, _WORDS, count).astype(np.uint16), 16
     if count <= len(data) <= padded:
         return np.frombuffer(data, np.uint8, count).astype(np.uint16), 8
     raise DataError(f"{name}: a lookup table of {len(data):,} bytes; expected {count:,} entries of one or two bytes")
 
 
-def _depth(entries: NDArray[np.uint16], told: int, width: int, depths: tuple[int, ...] = (8, 10, 12, 14)) -> int:
+def _depth(entries: NDArray[np.uint16], stated: int, width: int, depths: tuple[int, ...] = (8, 10, 12, 14)) -> int:
     """How many bits entries take: as the descriptor says, where that can be.
 
     It says 8 of some tables of 16 bits. It says 16 of some tables of fewer, which come out black by it: viewers look at
     the entries, and so does this, if they fill one of the `depths` that devices have.
     """
     needed = int(entries.max()).bit_length()
-    told = min(told or width, width)
-    if needed > told:
-        return 16 if told <= 8 else needed
-    if told > 8:
-        return next((depth for depth in depths if needed == depth < told or needed < depth == 8), told)
-    return told
+    stated = min(stated or width, width)
+    if needed > stated:
+        return 16 if stated <= 8 else needed
+    if stated > 8:
+        return next((depth for depth in depths if needed == depth < stated or needed < depth == 8), stated)
+    return stated
 
 
 def _expand(segments: NDArray[Any], count: int) -> bytes:

@@ -156,11 +156,11 @@ def array_labels(
     if form.task != "multilabel":
         names, numbers, expected = array_classes([columns[0] for columns in parts], form.classes, own)
         check_grades(form, names, stated=own is not None)
-        told = [
+        notes = [
             {int(row): _none_of_them(column[row], expected) for row in np.flatnonzero(values < 0)}
             for (column, *_), values in zip(parts, numbers, strict=True)
         ]
-        return ArrayLabels(names, tuple(numbers), tuple(told))
+        return ArrayLabels(names, tuple(numbers), tuple(notes))
     listed = form.classes if form.classes is not None else form.findings or own
     if not cells:
         form = dataclasses.replace(form, classes=None if listed is None else tuple(listed))

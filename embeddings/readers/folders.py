@@ -71,7 +71,7 @@ def list_folder(
         labels: the label file, whose paths are relative to `root`; a path may name a folder (a DICOM series).
             None takes the names of the sub-folders as classes.
         options: columns, classes, slices and window.
-        advance: told of each file looked at.
+        advance: called for each file looked at.
 
     Returns:
         The listing, sorted by path.

@@ -170,8 +170,8 @@ def _add(table: LabelTable, number: int, names: list[str], cells: list[str], col
     elif not row.label:
         table.rejected[key] = f"the label file has no label in line {number}"
     elif patient is not None and not patient_identifier(patient):
-        told = f"{patient!r}, which names nobody," if patient else "nothing"
-        table.rejected[key] = f"the label file has {told} as the patient in line {number}"
+        shown = f"{patient!r}, which names nobody," if patient else "nothing"
+        table.rejected[key] = f"the label file has {shown} as the patient in line {number}"
     elif key in table.rows and table.rows[key] != row:
         table.rejected[key] = f"the label file has two rows that differ (the second in line {number})"
     elif key in table.rows:

@@ -70,7 +70,7 @@ def serve(folder: Path, run: Callable[[], None], modules: Sequence[str] = MODULE
     Raises:
         OSError: no socket can lie in the folder. Every message then starts cold.
     """
-    listener = _bind(folder)  # before the imports: a folder that can hold no socket is told at once
+    listener = _bind(folder)  # before the imports: a folder that can hold no socket is reported at once
     environment = dict(os.environ)
     os.environ.update(_ONE_THREAD)
     for name in modules:

@@ -262,7 +262,7 @@ def test_survivors_who_masked_for_others_are_refused(masked: tuple[Round, dict[i
         b"garbage",
     ]
     for other in others:
-        with pytest.raises(ProtocolError, match="told them apart"):
+        with pytest.raises(ProtocolError, match="the server sent different ones"):
             survive(now, {**signatures, 1: other})
 
 

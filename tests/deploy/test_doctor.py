@@ -30,6 +30,7 @@ from embeddings.encoders.efficientnet import offline_identity
 from embeddings.store.sets import EmbeddingSet, SetMetadata
 from embeddings.store.writing import write_store
 from tests.harness import Handler, HarnessSite
+from tests.ports import free_ports
 from tests.secagg_cases import ROUNDS_ONLY, SHARED, keyed_federation
 
 
@@ -73,10 +74,7 @@ def healthy(tmp_path: Path) -> Iterator[SiteFolder]:
     listener = Listener(tmp_path / "out" / "server")
     folder = tmp_path / "out" / "sites" / "st-anna"
     text = (folder / "site.toml").read_text()
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            ports.append(one.getsockname()[1])
+    ports = free_ports(2)
     for before, after in (
         ("runtime_port = 9094", f"runtime_port = {ports[0]}"),
         ("health_port = 9095", f"health_port = {ports[1]}"),
@@ -113,8 +111,7 @@ def changed_ledger(site: SiteFolder) -> None:
 
 
 def nobody_there(site: SiteFolder) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port = one.getsockname()[1]
+    (port,) = free_ports(1)
     text = (site.path / "site.toml").read_text()
     before = site.settings.server
     (site.path / "site.toml").write_text(text.replace(before, f"127.0.0.1:{port}"))

@@ -13,6 +13,7 @@ import pytest
 from deploy.coordinator.provision import FederationPlan, provision
 from deploy.machine.reach import examine_link
 from tests.deploy.test_doctor import Listener
+from tests.ports import free_ports
 
 
 class Forwarder:
@@ -66,8 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int
 
 @pytest.fixture
 def unused() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return f"http://127.0.0.1:{one.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_ports(1)[0]}"
 
 
 @pytest.mark.parametrize("variable", ["grpc_proxy", "https_proxy", "http_proxy"])
@@ -120,8 +120,7 @@ def test_examine_link_names_variables_that_grpc_does_not_take(server: tuple[Path
     ca, port = server
     for variables in ({"HTTPS_PROXY": "http://proxy:1"}, {"https_proxy": "proxy:1"}):
         assert list(examine_link(f"localhost:{port}", ca, variables)) == []
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            closed = one.getsockname()[1]
+        (closed,) = free_ports(1)
         (line,) = examine_link(f"localhost:{closed}", ca, variables)
         assert "nobody listens" in line
         assert f"{next(iter(variables))} is set" in line

@@ -30,6 +30,7 @@ from deploy.machine.environment import SETTINGS
 from deploy.site.folder import SiteFolder
 from deploy.site.set_up import init_site
 from server_app.checkpoint import load_checkpoint
+from tests.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTS = ("common", "server_app", "client_app", "embeddings")
@@ -44,23 +45,6 @@ RUN_SETTINGS: dict[str, Scalar] = {
     "synthetic-rows": 500,
     "meta-steps": 20,
 }
-
-
-_given: dict[int, int] = {}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, of this worker's own range, below those that the kernel hands out: federations
-    side by side use theirs up to a minute after they asked for them."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    found: list[int] = []
-    while len(found) < count:
-        port = 20_000 + 500 * (worker % 20) + _given.get(worker, 0)
-        _given[worker] = (_given.get(worker, 0) + 1) % 500
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            found.append(port)
-    return found
 
 
 def wait_for(what: str, test: Callable[[], bool], seconds: float, every: float = 0.3) -> None:

@@ -31,11 +31,11 @@ from tests.integration.federation_cases import (
     charged_events,
     children_of,
     demo_data,
-    free_ports,
     summary_of,
     wait_for,
     wait_for_round,
 )
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -29,11 +29,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from PIL import Image
 
 from embeddings.encoders.base import Encoder, EncoderOptions
 from embeddings.encoders.load import load_encoder
-from embeddings.pipeline import Item, core_count, embed_batches
+from embeddings.pipeline import Item, embed_batches
 from embeddings.readers.images import read_image
 
 # Dense bfloat16 peak of the card that the GPU figures are for, in floating-point operations a second.
@@ -78,7 +79,7 @@ def bare_per_core(encoder: Encoder, batches: list[np.ndarray]) -> int:
                 return
             encoder.forward(batch)
 
-    threads = [threading.Thread(target=worker) for _ in range(core_count())]
+    threads = [threading.Thread(target=worker) for _ in range(cpu_count())]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -245,7 +246,7 @@ def main() -> None:
         }
         report: dict[str, Any] = json.loads(options.out.read_text()) if options.only and options.out.is_file() else {}
         conditions = {
-            "cores": core_count(),
+            "cores": cpu_count(),
             "processor": platform.processor() or platform.machine(),
             "torch": torch.__version__,
             "images": "given" if options.images is not None else "drawn",

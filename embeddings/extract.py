@@ -12,7 +12,7 @@ import csv
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from common.wire.agreement import encode, same_canary
 from common.wire.identity import EncoderIdentity
 from embeddings.canary import embed_canary
 from embeddings.encoders.base import Encoder, former_identity, identity_of
-from embeddings.pipeline import Item, Listing, embed_batches
+from embeddings.pipeline import Batch, Item, Listing, embed_batches
 from embeddings.readers.patients import KEY_BYTES, image_key, patient_number
 from embeddings.store.file import iterate_store, read_metadata, stored_precision
 from embeddings.store.parts import Parts
@@ -34,6 +34,7 @@ from embeddings.store.sets import EmbeddingSet, SetMetadata
 from embeddings.store.writing import check_path, content_fingerprint, write_chunks
 
 PART_ROWS = 256
+ENOUGH = 256  # images for which it pays to start processes that read them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Outcome:
     """What an extraction did.
 
     `rows` in the store, of which `embedded` in this run, `resumed` from an interrupted one and `reused` from
-    the store before; `dropped` rows whose image is gone; `rejected` (source, reason).
+    the store before; `dropped` rows whose image is gone; `rejected` (source, reason). `shallow` names pictures of
+    16 bits that use 12 at most, of those embedded in this run.
     """
 
     rows: int
@@ -52,6 +54,7 @@ class Outcome:
     rejected: tuple[tuple[str, str], ...]
     seconds: float
     fingerprint: str
+    shallow: tuple[str, ...] = ()
 
 
 def work_folder(out: Path) -> Path:
@@ -72,6 +75,7 @@ def extract(
     *,
     precision: str = "float32",
     notes: Mapping[str, str] | None = None,
+    processes: int = 1,
     advance: Callable[[int], None] = lambda amount: None,
 ) -> Outcome:
     """Embed a listing into a store.
@@ -83,6 +87,7 @@ def extract(
         salt: of the site; hashes patients and images.
         precision: of the stored embeddings, `float32` or `float16`.
         notes: kept in the store's metadata.
+        processes: that read the images, where there are enough of them; the loads of more than one are pickled.
         advance: called for each image done, those found done included.
 
     Returns:
@@ -105,8 +110,9 @@ def extract(
         parts = Parts(work_folder(out), *marks, canary=canary, precision=identity.precision)
         resumed = {key.tobytes() for _, chunk in parts.load() for key in chunk} & keys.keys() - reused
         advance(len(reused) + len(resumed))
-        pending = (item for key, item in keys.items() if key not in reused and key not in resumed)
-        embedded, failed = _embed_pending(pending, encoder, parts, salt, advance)
+        pending = [item for key, item in keys.items() if key not in reused and key not in resumed]
+        batches = embed_batches(pending, encoder, processes=processes if len(pending) >= ENOUGH else 1)
+        embedded, failed, shallow = _save_batches(batches, parts, salt, advance)
         rejected = tuple(sorted([*listing.rejected, *failed]))
         _write_rejects(reject_file(out), rejected)
         rows = len(reused) + len(resumed) + embedded
@@ -128,6 +134,7 @@ def extract(
         rejected=rejected,
         seconds=time.monotonic() - start,
         fingerprint=fingerprint,
+        shallow=tuple(shallow),
     )
 
 
@@ -176,10 +183,11 @@ def _renewed(before: SetMetadata, now: EncoderIdentity, former: EncoderIdentity,
     )
 
 
-def _embed_pending(
-    pending: Iterator[Item], encoder: Encoder, parts: Parts, salt: bytes, advance: Callable[[int], None]
-) -> tuple[int, list[tuple[str, str]]]:
+def _save_batches(
+    batches: Iterable[Batch], parts: Parts, salt: bytes, advance: Callable[[int], None]
+) -> tuple[int, list[tuple[str, str]], list[str]]:
     failed: list[tuple[str, str]] = []
+    shallow: list[str] = []
     vectors: list[NDArray[np.float32]] = []
     keys: list[bytes] = []
     embedded = 0
@@ -191,16 +199,17 @@ def _embed_pending(
             vectors.clear()
             keys.clear()
 
-    for batch in embed_batches(pending, encoder):
+    for batch in batches:
         vectors.append(batch.embeddings)
         keys += [image_key(salt, *item.stamp) for item in batch.items]
         failed += [(item.source, reason) for item, reason in batch.rejected]
+        shallow += [item.source for item in batch.shallow]
         embedded += len(batch.items)
         if len(keys) >= PART_ROWS:
             save()
         advance(len(batch.items) + len(batch.rejected))
     save()
-    return embedded, failed
+    return embedded, failed, shallow
 
 
 def _assemble(

@@ -8,8 +8,10 @@ than the file a content may be. What goes beyond is refused like any damaged fil
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import threading
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 from common.errors import DataError
 
@@ -34,7 +36,7 @@ MAX_TEXT = 1_000  # characters of a label, a patient's name or a cell of a set
 LABEL_FILE_BYTES = 256 * MIB  # of a label file, which is held in memory
 LABEL_ROWS = 2_000_000  # of the same; a row takes some hundred bytes
 
-_ONE_LARGE = threading.Lock()
+_one_large: contextlib.AbstractContextManager[object] = threading.Lock()
 
 
 def check_size(name: str, width: int, height: int) -> None:
@@ -101,5 +103,28 @@ def check_frame(name: str, size: int, packed: int) -> None:
 @contextlib.contextmanager
 def decoding(pixels: int) -> Iterator[None]:
     """Hold back a large picture while another one is decoded, so that memory does not grow with the cores."""
-    with _ONE_LARGE if pixels > LARGE_PIXELS else contextlib.nullcontext():
+    with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
         yield
+
+
+class _FileLock:
+    """A lock of a file that forks share; the system lifts that of a process that dies."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
+def one_large_in_all(file: IO[bytes]) -> None:
+    """From now on, `decoding` holds a large picture back while any fork of this process decodes one.
+
+    Args:
+        file: open for writing; it is locked meanwhile.
+    """
+    global _one_large
+    _one_large = _FileLock(file)

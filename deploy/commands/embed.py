@@ -76,6 +76,8 @@ def embed(
     """
     import warnings
 
+    from joblib import cpu_count
+
     from embeddings.encoders.base import EncoderOptions
     from embeddings.readers.classes import given_classes
     from embeddings.readers.findings import label_form
@@ -112,12 +114,13 @@ def embed(
     listing = _archive(images, out, reading) if archive else _folder(images, labels, reading)
     for remark in listing.remarks:
         printed.print(remark)
-    outcome = _extract(listing, encoder, options, out, secret, store_precision)
+    processes = 1 if archive else cpu_count()  # an archive's arrays need no decoding
+    outcome = _extract(listing, encoder, options, out, secret, store_precision, processes)
     _report(outcome, out, printed)
-    if listing.shallow:
+    if outcome.shallow:
         printed.print(
             "remark: pictures of 16 bits that use 12 of them at most, and so are nearly black: "
-            f"{len(listing.shallow):,} (such as {min(listing.shallow)}); store their whole range, or 8 bits",
+            f"{len(outcome.shallow):,} (such as {min(outcome.shallow)}); store their whole range, or 8 bits",
             soft_wrap=True,
         )
     if outcome.rejected:
@@ -147,7 +150,13 @@ def _archive(images: Path, out: Path, reading: FolderOptions) -> Listing:
 
 
 def _extract(
-    listing: Listing, encoder: str, options: EncoderOptions, out: Path, salt: bytes, store_precision: str
+    listing: Listing,
+    encoder: str,
+    options: EncoderOptions,
+    out: Path,
+    salt: bytes,
+    store_precision: str,
+    processes: int,
 ) -> Outcome:
     import shutil
 
@@ -158,8 +167,10 @@ def _extract(
     if not listing.items and not listing.rejected:
         raise DataError("expected at least one image, found none")
     network = load_encoder(encoder, options)
+    if network.remark:
+        console(stderr=True).print(f"remark: {network.remark}", soft_wrap=True)
     with progress(f"Embedding with {network.name} on {network.device}", len(listing.items)) as advance:
-        outcome = extract(listing, network, out, salt, precision=store_precision, advance=advance)
+        outcome = extract(listing, network, out, salt, precision=store_precision, processes=processes, advance=advance)
     folder = work_folder(out)
     shutil.rmtree(folder.with_name(folder.name + ".images"), ignore_errors=True)
     return outcome

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from common.devices import bytes_of, rows_that_fit
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError
+from embeddings.canary import draw
 from embeddings.encoders.base import EncoderOptions
 from embeddings.encoders.features import (
     check_loaded,
@@ -29,6 +28,7 @@ from embeddings.encoders.features import (
     state_digest,
     tokens_before_patches,
 )
+from embeddings.encoders.preparation import Preparation, as_numbers, on_device
 
 _SIZES = ("small", "base", "large", "giant")
 SHORT_NAMES = {
@@ -40,6 +40,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")  # a branch or tag may move: two sites woul
 _NEEDS_TIMM = re.compile(r"(?i)(timm|torchvision)['\"]? library|(dependencies:|No module named).*(timm|torchvision)")
 _BATCH = {"cpu": 8, "cuda": 128}  # as many images at once as make it faster, where they fit
 _BYTES_PER_INPUT_BYTE = 64  # activations of one image on the processor, by the size of its pixels
+_SLOWER = "the encoder's processor gives no bytes: pictures travel to the GPU in its own numbers, which is slower"
 _TRIAL_SHAPES = ((64, 64, 3), (64, 128, 3), (128, 64, 3))
 # Of a row's length: rows so near each other have a cosine of at least 0.99999 in float32.
 _LARGEST_STEP = {"float32": 4e-3, "float16": 4e-2, "bfloat16": 0.14}
@@ -50,7 +51,7 @@ class TransformersEncoder:
     """A backbone with its processor. `pooling` chooses the class token, the mean patch token, or both."""
 
     network: Any
-    processor: Any
+    prepare: Preparation
     name: str
     revision: str
     dimension: int
@@ -62,7 +63,8 @@ class TransformersEncoder:
     prefix_tokens: int
     device: str
     batch_size: int
-    input_shape: tuple[int, ...] | None = None
+    table: Any = None  # of `prepare`, where the network is
+    remark: str = ""
 
     @staticmethod
     def load(name: str, options: EncoderOptions) -> TransformersEncoder:
@@ -119,25 +121,8 @@ class TransformersEncoder:
                 "whose processor gives pixel_values alone"
             ) from None
 
-    def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Apply the model's processor to one image, (h, w) or (h, w, 3) uint8; returns (3, s, s) float32.
-
-        Raises:
-            DataError: the processor gives another shape than for other pictures.
-        """
-        colour = np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
-        if hasattr(self.processor, "val_transforms"):  # timm's, which takes pictures and gives tensors
-            values = self.processor(images=[Image.fromarray(colour)], return_tensors="pt")["pixel_values"].numpy()
-        else:
-            settings = {"input_data_format": "channels_last", "return_tensors": "np"}
-            values = self.processor(images=[colour], **settings)["pixel_values"]
-        result: NDArray[np.float32] = values[0]
-        if self.input_shape is not None and result.shape != self.input_shape:
-            raise DataError(f"expected an input of {self.input_shape} of the processor, found {result.shape}")
-        return result
-
-    def forward(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
-        """Run the backbone on (b, 3, s, s) float32; returns (b, d) float32."""
+    def forward(self, prepared: Any) -> NDArray[np.float32]:
+        """Run the backbone on what `prepare` gives, (b, 3, s, s), an array or a tensor; returns (b, d) float32."""
         import torch
 
         with torch.inference_mode():
@@ -145,15 +130,12 @@ class TransformersEncoder:
         result: NDArray[np.float32] = features.float().cpu().numpy()
         return result
 
-    def output(self, prepared: NDArray[Any]) -> Any:
-        """Return what the backbone makes of (b, 3, s, s) float32: tensors by name, among them `last_hidden_state`."""
+    def output(self, prepared: Any) -> Any:
+        """Return what the backbone makes of (b, 3, s, s): tensors by name, among them `last_hidden_state`."""
         import torch
 
-        pixels = torch.from_numpy(np.ascontiguousarray(prepared))
-        if self.device != "cpu":
-            pixels = pixels.pin_memory()
-        pixels = pixels.to(self.device, getattr(torch, self.precision), non_blocking=True)
-        return self.network(pixel_values=pixels)
+        pixels = as_numbers(on_device(prepared, self.device), self.table)
+        return self.network(pixel_values=pixels.to(getattr(torch, self.precision)))
 
     def _pool(self, hidden: Any, size: tuple[int, ...]) -> Any:
         import torch
@@ -182,14 +164,15 @@ def _made(
 
     # Of a model of images and texts (CLIP, SigLIP) the images' half.
     network = getattr(whole, "vision_model", whole).to(options.device).eval().requires_grad_(True)
-    description = _describe(processor)
+    prepare = Preparation(processor)
+    description = prepare.describe()
     if network.config.model_type == "vit_mae":
         network.embeddings.random_masking = _keep_all
         description += "; nothing masked"
     former = state_digest(network.state_dict())
     encoder = TransformersEncoder(
         network=network,
-        processor=processor,
+        prepare=prepare,
         name=_public_name(network, source, local),
         revision="",
         dimension=0,
@@ -204,13 +187,13 @@ def _made(
     )
     rng = np.random.default_rng(2026)
     pictures = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in _TRIAL_SHAPES]
-    shapes = {encoder.prepare(picture).shape for picture in pictures}
+    shapes = {prepare(picture).shape for picture in pictures}
     if len(shapes) > 1:
         raise ConfigError(
             f"encoder {name}: its processor gives pictures of different sizes ({', '.join(map(str, sorted(shapes)))}); "
             "set do_center_crop and crop_size in its preprocessor_config.json"
         )
-    trial = encoder.prepare(pictures[0])[None]
+    trial = prepare(pictures[0])[None]
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):  # the graph alone
         output = encoder.output(trial)
     hidden, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
@@ -223,6 +206,7 @@ def _made(
     if options.pooling != "cls" and hidden.ndim == 3 and prefix != named_tokens(network):
         description += f"; {prefix} tokens before the patches"
     digest = state_digest({key: value for key, value in network.state_dict().items() if key in used})
+    prepare = dataclasses.replace(prepare, shape=trial.shape[1:]).in_bytes([*pictures, draw()])
     encoder = dataclasses.replace(
         encoder,
         revision=digest[:16] if options.revision is None else options.revision,
@@ -230,7 +214,9 @@ def _made(
         weights_digest=digest,
         former_digest="" if was_random else former,
         prefix_tokens=prefix,
-        input_shape=trial.shape[1:],
+        prepare=prepare,
+        table=None if prepare.table is None else torch.from_numpy(prepare.table).to(options.device),
+        remark=_SLOWER if prepare.table is None and options.device != "cpu" else "",
     )
     alone, together = np.concatenate([encoder.embed([picture]) for picture in pictures]), encoder.embed(pictures)
     if not np.isfinite([alone, together]).all() or (alone == alone[0]).all():
@@ -258,6 +244,7 @@ def _sized(encoder: TransformersEncoder, options: EncoderOptions, trial: NDArray
         device = torch.device(options.device)
         encoder.forward(trial)  # the first image also loads kernels; the second tells what each one takes
         taken = bytes_of(device, lambda: encoder.forward(trial), _BYTES_PER_INPUT_BYTE * float(trial.nbytes))
+        taken *= 2 if device.type == "cuda" else 1  # the pipeline runs two batches
         size = rows_that_fit(device, taken, _BATCH.get(device.type, 128))
     # A compiled network is compiled here, for the batch it will get, before several threads call it.
     trial = np.repeat(trial, size if options.compile else 1, axis=0)
@@ -285,14 +272,6 @@ def _keep_all(sequence: Any, noise: Any = None) -> tuple[Any, None, None]:
 def _public_name(network: Any, source: str, local: bool) -> str:
     """Name a local folder by its architecture: a path would differ between sites, and tell about them."""
     return f"local:{network.config.model_type}" if local else source
-
-
-def _describe(processor: Any) -> str:
-    """Describe the preprocessing by the processor's settings, without those that name files or versions."""
-    settings = processor.to_dict()
-    prefixes = ("do_", "size", "crop_size", "image_", "resample", "rescale", "pad", "data_config")
-    kept = {key: value for key, value in settings.items() if key.startswith(prefixes) and value is not None}
-    return f"pil {type(processor).__name__} {json.dumps(kept, sort_keys=True, default=str)}"
 
 
 def _first_line(error: Exception) -> str:

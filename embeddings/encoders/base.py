@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,7 +23,8 @@ class Encoder(Protocol):
     `name`, `revision`, `dimension` (width d), `preprocessing` (a description), `weights_digest` (SHA-256) and
     `precision` identify it; two encoders equal in these give the same vector for the same image. `former_digest`
     stood for `weights_digest` before unused weights were left out of it, empty where some were random. `device`
-    is where it runs (`cpu`, `cuda`), `batch_size` the number of images it runs at once.
+    is where it runs (`cpu`, `cuda`), `batch_size` the number of images it runs at once; `remark` is what users should
+    know of it, or empty.
     """
 
     @property
@@ -44,13 +45,16 @@ class Encoder(Protocol):
     def device(self) -> str: ...
     @property
     def batch_size(self) -> int: ...
+    @property
+    def remark(self) -> str: ...
 
-    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
-        """Turn one decoded image, (h, w) or (h, w, 3) uint8, into the network's input; needs no device."""
+    @property
+    def prepare(self) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
+        """Turns one decoded image, (h, w) or (h, w, 3) uint8, into the network's input; pickled without the network."""
         ...
 
-    def forward(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
-        """Run the network on stacked inputs (b, ...); returns (b, d) float32. Thread-safe."""
+    def forward(self, prepared: Any) -> NDArray[np.float32]:
+        """Run the network on stacked inputs (b, ...), an array or a tensor; returns (b, d) float32. Thread-safe."""
         ...
 
     def embed(self, batch: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

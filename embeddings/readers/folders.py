@@ -116,14 +116,13 @@ def list_folder(
     elif options.patients and (nobody := [one.stated for one in found if one.stated]):
         remarks.append(f"no patient is known: {nobody[0]!r} {_NOBODY} ({len(nobody)} images)")
     items = []
-    shallow: list[str] = []
     for one in found:
         try:
             label = known.number(one.row.label)
         except DataError as error:
             rejected[_source(one)] = str(error)
         else:
-            items.append(_item(one, label, patients, window, shallow))
+            items.append(_item(one, label, patients, window))
     return Listing(
         items=tuple(items),
         rejected=tuple(sorted(rejected.items())),
@@ -131,7 +130,6 @@ def list_folder(
         column_names=options.columns.extra if labels is not None else (),
         remarks=tuple(remarks),
         rendering="" if window is None else f"dicom window {window.center:g},{window.width:g}; ",
-        shallow=shallow,
         task=options.form.task,
     )
 
@@ -254,11 +252,11 @@ def _has_patients(root: Path, found: list[_Found]) -> bool:
     return known > 0
 
 
-def _item(one: _Found, label: Label, patients: bool, window: Window | None, shallow: list[str]) -> Item:
+def _item(one: _Found, label: Label, patients: bool, window: Window | None) -> Item:
     source = _source(one)
     status = one.path.stat()
     load = (
-        partial(read_image, one.path, source, shallow.append)
+        partial(read_image, one.path, source)
         if one.frame is None
         else partial(read_frame, one.path, source, one.frame, window)
     )

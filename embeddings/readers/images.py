@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,11 @@ _TIFF_BLOCKS = ((322, 323), (256, 278))  # width and height of a tile, and of a 
 _STRIP_PIXELS = 4_000_000
 
 
-def read_image(path: Path, name: str, shallow: Callable[[str], None] = lambda name: None) -> NDArray[np.uint8]:
+class Shallow(np.ndarray[Any, Any]):
+    """Pixels of a picture of 16 bits that uses 12 of them at most, and so is nearly black."""
+
+
+def read_image(path: Path, name: str) -> NDArray[np.uint8]:
     """Decode the first picture of a file.
 
     Orientation marks are applied; transparency lies on black; 12 and 16 bits are mapped to 8 by their upper ones (a
@@ -44,10 +47,9 @@ def read_image(path: Path, name: str, shallow: Callable[[str], None] = lambda na
     Args:
         path: the file.
         name: how messages name it.
-        shallow: called with the name of a picture of 16 bits that uses 12 of them at most, and so is nearly black.
 
     Returns:
-        (h, w) uint8 for grey images, (h, w, 3) uint8 for others.
+        (h, w) uint8 for grey images, (h, w, 3) uint8 for others; `Shallow` where they are that.
 
     Raises:
         DataError: the file can't be read, is no image, is damaged or too large, or has no fixed range.
@@ -69,7 +71,7 @@ def read_image(path: Path, name: str, shallow: Callable[[str], None] = lambda na
                 ImageOps.exif_transpose(picture, in_place=True)
                 pixels = _pixels(picture, form)
                 if form.bits == 16 and (pixels.min() > 239 if form.inverted else pixels.max() < 16):
-                    shallow(name)
+                    return pixels.view(Shallow)
                 return pixels
     except DataError:
         raise

@@ -24,7 +24,7 @@ from embeddings.store.file import read_store
 CORRUPTED = 200
 
 
-def _seeds(folder: Path) -> list[bytes]:
+def seeds(folder: Path) -> list[bytes]:
     """Good files of several kinds, as bytes."""
     rng = np.random.default_rng(0)
     pixels = np.cumsum(rng.integers(0, 9, (48, 64, 3)), axis=0).astype(np.uint8)
@@ -58,11 +58,11 @@ def _corrupt(content: bytes, kind: int, rng: np.random.Generator) -> bytes:
 @pytest.mark.slow
 def test_extract_survives_200_corrupted_files(tmp_path: Path, tiny_dinov2: Path) -> None:
     rng = np.random.default_rng(11)
-    seeds = _seeds(tmp_path)
+    kinds = seeds(tmp_path)
     folder = tmp_path / "images" / "a"
     folder.mkdir(parents=True)
     for number in range(CORRUPTED):
-        content = _corrupt(seeds[number % len(seeds)], number // len(seeds) % 4, rng)
+        content = _corrupt(kinds[number % len(kinds)], number // len(kinds) % 4, rng)
         (folder / f"bad{number:03d}").write_bytes(content)
     good = 30
     for number in range(good):

@@ -15,6 +15,7 @@ from deploy.classifier.predict import encoder_of
 from embeddings.encoders.backbones import TransformersEncoder
 from embeddings.encoders.base import EncoderOptions, identity_of
 from embeddings.encoders.load import load_encoder
+from embeddings.encoders.preparation import Preparation
 from embeddings.extract import Outcome, extract, work_folder
 from embeddings.pipeline import Item, embed_batches
 from embeddings.readers.folders import FolderOptions, list_folder
@@ -131,7 +132,7 @@ def test_identity_of_the_offline_encoder_is_as_ever() -> None:
 
 def test_picture_that_can_not_be_prepared_costs_itself_alone(tiny_dinov2: Path) -> None:
     encoder = _load(tiny_dinov2)
-    processor = encoder.processor
+    processor = encoder.prepare.processor
 
     class Fragile:
         """The model's processor, which fails over two pictures: with an error, and with another shape."""
@@ -144,7 +145,7 @@ def test_picture_that_can_not_be_prepared_costs_itself_alone(tiny_dinov2: Path) 
 
     pictures = [np.full((20, 20, 3), number, np.uint8) for number in range(6)]
     items = [Item(f"{number}.png", lambda number=number: pictures[number], number) for number in range(6)]
-    batches = list(embed_batches(items, dataclasses.replace(encoder, processor=Fragile())))
+    batches = list(embed_batches(items, dataclasses.replace(encoder, prepare=Preparation(Fragile(), (3, 28, 28)))))
     rows = np.concatenate([batch.embeddings for batch in batches])
     np.testing.assert_allclose(rows, encoder.embed([pictures[number] for number in (0, 2, 3, 5)]), atol=1e-5)
     rejected = [(item.source, reason) for batch in batches for item, reason in batch.rejected]

@@ -92,10 +92,10 @@ def test_canary_finds_a_wrong_resizing_rule_and_wrong_weights(tiny_dinov2: Path,
     encoder = load_encoder(str(tiny_dinov2))
     right = embed_canary(encoder)
     same = embed_canary(load_encoder(str(tiny_dinov2), EncoderOptions(batch_size=3)))
-    original = encoder.processor.resample
-    encoder.processor.resample = 0
+    original = encoder.prepare.processor.resample
+    encoder.prepare.processor.resample = 0
     nearest = embed_canary(encoder)
-    encoder.processor.resample = original
+    encoder.prepare.processor.resample = original
     with torch.no_grad():
         encoder.network.encoder.layer[0].mlp.fc1.weight.mul_(1.05)
     changed = embed_canary(encoder)

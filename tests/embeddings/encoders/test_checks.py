@@ -71,7 +71,7 @@ def test_load_counts_the_tokens_of_every_family(tmp_path: Path, family: str, rng
     model = make().eval()
     encoder = load_encoder(str(_save(tmp_path / "m", model)), EncoderOptions(pooling="mean-patch", device="cpu"))
     images = [rng.integers(0, 256, (40, 60, 3), dtype=np.uint8) for _ in range(3)]
-    prepared = np.stack([encoder.prepare(image) for image in images])
+    prepared = np.stack([encoder.prepare.numbers(image) for image in images])
     with torch.inference_mode():
         hidden = model(pixel_values=torch.from_numpy(prepared)).last_hidden_state
     wanted = hidden[:, before:].mean(dim=1).numpy()
@@ -128,7 +128,8 @@ def test_load_leaves_a_pooler_that_was_never_trained_out_of_the_digest(
     assert (first.weights_digest, first.revision) == (second.weights_digest, second.revision)
     images = [rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)]
     with torch.inference_mode():
-        wanted = model.vit(pixel_values=torch.from_numpy(first.prepare(images[0])[None])).last_hidden_state[:, 0]
+        pixels = torch.from_numpy(first.prepare.numbers(images[0])[None])
+        wanted = model.vit(pixel_values=pixels).last_hidden_state[:, 0]
     np.testing.assert_allclose(first.embed(images), wanted.numpy(), rtol=1e-4, atol=1e-5)
     _change(folder, lambda keys: {key: one + (0.01 if key == "vit.layernorm.bias" else 0) for key, one in keys.items()})
     assert load_encoder(str(folder), EncoderOptions(device="cpu")).weights_digest != first.weights_digest

@@ -56,7 +56,7 @@ def test_efficientnet_crops_the_centre(offline: object) -> None:
 
 def test_efficientnet_refuses_options_it_does_not_have() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
-    for options in (EncoderOptions(pooling="both"), EncoderOptions(revision="x"), EncoderOptions(precision="float16")):
+    for options in (EncoderOptions(pooling="both"), EncoderOptions(revision="x")):
         with pytest.raises(ConfigError, match="one pooled vector"):
             load_encoder("efficientnet-lite0", options)
 
@@ -103,7 +103,7 @@ def test_dinov2_registers_are_no_patches(tiny_dinov2_registers: Path, rng: np.ra
     from transformers import AutoModel
 
     encoder = load_encoder(str(tiny_dinov2_registers), EncoderOptions(pooling="mean-patch"))
-    prepared = encoder.prepare(rng.integers(0, 256, (30, 30), dtype=np.uint8))[None]
+    prepared = encoder.prepare.numbers(rng.integers(0, 256, (30, 30), dtype=np.uint8))[None]
     with torch.no_grad():
         model = AutoModel.from_pretrained(tiny_dinov2_registers).eval()
         hidden = model(pixel_values=torch.from_numpy(prepared)).last_hidden_state.numpy()
@@ -217,7 +217,7 @@ def test_other_backbones_are_pooled_by_what_they_have(tmp_path: Path, rng: np.ra
     with pytest.raises(ConfigError, match="no class token"):
         load_encoder(str(tmp_path / "swin"))
     mean = load_encoder(str(tmp_path / "swin"), EncoderOptions(pooling="mean-patch"))
-    pixels = torch.from_numpy(np.stack([mean.prepare(image) for image in images]))
+    pixels = torch.from_numpy(np.stack([mean.prepare.numbers(image) for image in images]))
     with torch.no_grad():
         expected = swin.eval()(pixels).last_hidden_state.mean(dim=1).numpy()
         hidden = clip.eval().vision_model(pixels).last_hidden_state.numpy()

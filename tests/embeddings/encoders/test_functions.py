@@ -87,7 +87,7 @@ def _same_row_always(encoder: Encoder) -> None:
 def test_rows_are_those_of_the_models_own_forward(models: Path, family: str) -> None:
     before, whole = TOKENS[family]
     encoder = load_encoder(str(models / family), _with("mean-patch"))
-    pixels = np.stack([encoder.prepare(picture) for picture in _pictures()])
+    pixels = np.stack([encoder.prepare.numbers(picture) for picture in _pictures()])
     hidden = _own_forward(models / family, family, torch.from_numpy(pixels))
     token, patches = hidden[:, 0], hidden[:, before:].mean(axis=1)
     np.testing.assert_allclose(encoder.embed(_pictures()), patches, atol=1e-5)
@@ -129,7 +129,7 @@ def test_map_of_as_many_channels_as_rows_is_averaged_over_its_positions(models: 
         settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
         encoder = load_encoder(str(folder), _with("mean-patch"))
-        pixels = torch.from_numpy(np.stack([encoder.prepare(picture) for picture in _pictures()]))
+        pixels = torch.from_numpy(np.stack([encoder.prepare.numbers(picture) for picture in _pictures()]))
         hidden = _own_forward(folder, "resnet", pixels)
         assert hidden.shape[:2] == (4, 16)
         np.testing.assert_allclose(encoder.embed(_pictures()), hidden.mean((2, 3)), atol=1e-5)
@@ -315,7 +315,7 @@ def test_class_token_of_a_head_is_no_token_of_the_patches(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="no class token"):
         load_encoder(str(folder))
     encoder = load_encoder(str(folder), _with("mean-patch"))
-    pixels = torch.from_numpy(np.stack([encoder.prepare(picture) for picture in _pictures()]))
+    pixels = torch.from_numpy(np.stack([encoder.prepare.numbers(picture) for picture in _pictures()]))
     with torch.no_grad():
         hidden = network(pixel_values=pixels).last_hidden_state
     assert hidden.shape[1] == 16
@@ -369,7 +369,7 @@ class TestTimm:
         model.load_state_dict({key.removeprefix("timm_model."): value for key, value in stored.items()})
         before = int(tokens.get("reg_tokens", 0)) + bool(tokens.get("class_token", True))
         encoder = load_encoder(str(tmp_path), _with("mean-patch"))
-        pixels = torch.from_numpy(np.stack([encoder.prepare(picture) for picture in _pictures()]))
+        pixels = torch.from_numpy(np.stack([encoder.prepare.numbers(picture) for picture in _pictures()]))
         with torch.no_grad():
             hidden = model.forward_features(pixels)
         np.testing.assert_allclose(encoder.embed(_pictures()), hidden[:, before:].mean(1), atol=1e-5)
@@ -389,7 +389,9 @@ class TestTimm:
         settings = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
         prepare = timm.data.create_transform(**settings, crop_pct=0.8)
         for picture in (one for one in _pictures() if one.ndim == 3):
-            np.testing.assert_allclose(encoder.prepare(picture), prepare(Image.fromarray(picture)).numpy(), atol=1e-6)
+            np.testing.assert_allclose(
+                encoder.prepare.numbers(picture), prepare(Image.fromarray(picture)).numpy(), atol=1e-6
+            )
         assert '"crop_pct": 0.8' in encoder.preprocessing
 
     def test_maps_are_averaged_over_their_positions(self, tmp_path: Path) -> None:
@@ -401,7 +403,7 @@ class TestTimm:
         ):
             save_timm(tmp_path / name, architecture, **arguments)
             encoder = load_encoder(str(tmp_path / name), _with("mean-patch"))
-            pixels = torch.from_numpy(np.stack([encoder.prepare(picture) for picture in _pictures()]))
+            pixels = torch.from_numpy(np.stack([encoder.prepare.numbers(picture) for picture in _pictures()]))
             network = transformers.AutoModel.from_pretrained(tmp_path / name).eval().timm_model
             with torch.no_grad():
                 expected = network.forward_features(pixels).mean(positions)

@@ -1,20 +1,22 @@
 """Throughput of the embedding pipeline against the bare network, and its memory at 1,000 and 10,000 images.
 
-    python benchmarks/embedding.py --images ../shared/data/ham/images --out benchmarks/results/embedding.json
+    python -m benchmarks.embedding --images FOLDER_OF_JPEGS
+    python -m benchmarks.embedding --device cuda      # embedding_cuda.json: throughput alone, DINOv2 by size
 
 The pipeline reads JPEG files, decodes, prepares and embeds them; the bare network runs on tensors that were
 prepared beforehand, in the faster of two ways (one pass per core with one thread each; one pass at a time
-with all threads). Both are timed in turns, since a machine that is shared is now faster and now slower; CPU
-seconds are reported beside wall seconds for the same reason. DINOv2-small has random weights: the arithmetic
-is the same.
+with all threads). On a GPU it is given what lies there already, and what lies on the host, and the other floor is
+reading the files in all processes without a network; each pass ends with its rows on the host. All are timed in turns,
+since a machine that is shared is now faster and now slower; CPU seconds, those of processes that read included, are
+reported beside wall seconds for the same reason. DINOv2 has random weights: the arithmetic is the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,13 +35,25 @@ import torch
 from joblib import cpu_count
 from PIL import Image
 
-from embeddings.encoders.base import Encoder, EncoderOptions
+from benchmarks.records import RESULTS, conditions, write_result
+from common.devices import choose_device
+from embeddings.decoding import Decoders
+from embeddings.encoders.base import Encoder, EncoderOptions, Precision
 from embeddings.encoders.load import load_encoder
+from embeddings.encoders.preparation import on_device
 from embeddings.pipeline import Item, embed_batches
 from embeddings.readers.images import read_image
 
+_HELD = 4_096  # images whose inputs are held
 # Dense bfloat16 peak of the card that the GPU figures are for, in floating-point operations a second.
 PEAK_BF16 = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
+
+
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+# What is timed on a GPU: size and arithmetic.
+ON_GPU: tuple[tuple[str, Precision], ...] = (
+    ("small", "bfloat16"), ("base", "bfloat16"), ("base", "float32"), ("large", "bfloat16")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,9 +67,14 @@ class Timing:
 
 def timed(work: Callable[[], int]) -> Timing:
     """Run `work`, which returns the number of images it embedded."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), processor_seconds()
     images = work()
-    return Timing(images, time.perf_counter() - wall, time.process_time() - cpu)
+    return Timing(images, time.perf_counter() - wall, processor_seconds() - cpu)
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it waited for."""
+    return sum(os.times()[:4])
 
 
 def bare_all_threads(encoder: Encoder, batches: list[np.ndarray]) -> int:
@@ -64,8 +84,8 @@ def bare_all_threads(encoder: Encoder, batches: list[np.ndarray]) -> int:
     return sum(len(batch) for batch in batches)
 
 
-def bare_per_core(encoder: Encoder, batches: list[np.ndarray]) -> int:
-    """One forward pass per core, each on one thread."""
+def bare_per_core(encoder: Encoder, batches: list[np.ndarray], passes: int) -> int:
+    """So many forward passes at once, on a processor one per core, each on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     queue = iter(batches)
@@ -79,7 +99,7 @@ def bare_per_core(encoder: Encoder, batches: list[np.ndarray]) -> int:
                 return
             encoder.forward(batch)
 
-    threads = [threading.Thread(target=worker) for _ in range(cpu_count())]
+    threads = [threading.Thread(target=worker) for _ in range(passes)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -91,21 +111,34 @@ def bare_per_core(encoder: Encoder, batches: list[np.ndarray]) -> int:
 def pipeline(encoder: Encoder, files: list[Path]) -> int:
     """Files to embeddings, as the command does."""
     items = (Item(path.name, partial(read_image, path, path.name), 0) for path in files)
-    return sum(len(batch.items) for batch in embed_batches(items, encoder))
+    return sum(len(batch.items) for batch in embed_batches(items, encoder, processes=cpu_count()))
+
+
+def reading(encoder: Encoder, files: list[Path]) -> int:
+    """Files to the network's inputs in all processes, without a network."""
+    loads = [partial(read_image, path, path.name) for path in files]
+    batches = [loads[start : start + encoder.batch_size] for start in range(0, len(loads), encoder.batch_size)]
+    with Decoders(encoder.prepare, cpu_count()) as decoders, ThreadPoolExecutor(cpu_count()) as pool:
+        return sum(len(answers) for answers in pool.map(decoders.read, batches))
 
 
 def throughput(encoder: Encoder, files: list[Path], turns: int) -> dict[str, Any]:
     """Time pipeline and bare network in turns on the same images."""
     size = encoder.batch_size
     files = files[: len(files) // size * size]
-    prepared = [encoder.prepare(read_image(path, path.name)) for path in files]
+    prepared = [encoder.prepare(read_image(path, path.name)) for path in files[: _HELD // size * size or size]]
     batches = [np.stack(prepared[start : start + size]) for start in range(0, len(prepared), size)]
     ways: dict[str, Callable[[], int]] = {
         "pipeline": partial(pipeline, encoder, files),
-        "bare_per_core": partial(bare_per_core, encoder, batches),
     }
     if encoder.device == "cpu":
+        ways["bare_per_core"] = partial(bare_per_core, encoder, batches, cpu_count())
         ways["bare_all_threads"] = partial(bare_all_threads, encoder, batches)
+    else:
+        there: list[Any] = [on_device(batch, encoder.device) for batch in batches]
+        ways["bare_on_the_card"] = partial(bare_per_core, encoder, there, 2)
+        ways["bare_from_the_host"] = partial(bare_per_core, encoder, batches, 2)
+        ways["reading"] = partial(reading, encoder, files)
     timings: dict[str, list[Timing]] = {name: [] for name in ways}
     for work in ways.values():
         work()
@@ -114,8 +147,8 @@ def throughput(encoder: Encoder, files: list[Path], turns: int) -> dict[str, Any
             timings[name].append(timed(work))
     rates = {name: statistics.median(one.images / one.wall for one in turn) for name, turn in timings.items()}
     per_cpu = {name: statistics.median(one.images / one.cpu for one in turn) for name, turn in timings.items()}
-    bare = max(rate for name, rate in rates.items() if name != "pipeline")
-    bare_cpu = max(rate for name, rate in per_cpu.items() if name != "pipeline")
+    bare = max(rate for name, rate in rates.items() if name.startswith("bare"))
+    bare_cpu = max(rate for name, rate in per_cpu.items() if name.startswith("bare"))
     result: dict[str, Any] = {
         "encoder": encoder.name,
         "device": encoder.device,
@@ -130,6 +163,7 @@ def throughput(encoder: Encoder, files: list[Path], turns: int) -> dict[str, Any
     }
     if encoder.device != "cpu":
         card = torch.cuda.get_device_name()
+        result["pipeline_over_smaller_floor"] = round(rates["pipeline"] / min(bare, rates["reading"]), 3)
         flops = flops_per_image(encoder, batches[0])
         result |= {"card": card, "gigaflops_per_image": round(flops / 1e9, 2)}
         if card in PEAK_BF16:
@@ -167,14 +201,15 @@ def child(files: Path, count: int, folder: Path, encoder: str) -> None:
         for number, path in enumerate(names)
     )
     memory_before = peak_memory()
-    wall, cpu = time.perf_counter(), time.process_time()
-    outcome = extract(Listing(items, (), ("a", "b")), network, folder / "out.parquet", bytes(32))
+    wall, cpu = time.perf_counter(), processor_seconds()
+    listing = Listing(items, (), ("a", "b"))
+    outcome = extract(listing, network, folder / "out.parquet", bytes(32), processes=cpu_count())
     print(
         json.dumps(
             {
                 "images": outcome.rows,
                 "seconds": round(time.perf_counter() - wall, 2),
-                "cpu_seconds": round(time.process_time() - cpu, 2),
+                "cpu_seconds": round(processor_seconds() - cpu, 2),
                 "images_per_second": round(outcome.rows / (time.perf_counter() - wall), 2),
                 "peak_mebibytes": peak_memory(),
                 "peak_mebibytes_before": memory_before,
@@ -189,12 +224,13 @@ def peak_memory() -> float:
     return round(int(line.split()[1]) / 1024, 1)
 
 
-def random_dinov2_small(folder: Path) -> Path:
-    """Save a DINOv2-small with random weights, as a download would lie there."""
+def random_dinov2(folder: Path, size: str) -> Path:
+    """Save a DINOv2 with random weights, as a download would lie there."""
     from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 518}
+    width, layers, heads = SIZES[size]
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "image_size": 518}
     Dinov2Model(Dinov2Config(patch_size=14, **sizes)).save_pretrained(folder)
     BitImageProcessorPil(
         size={"shortest_edge": 256},
@@ -220,51 +256,47 @@ def main() -> None:
     """Measure and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of JPEG files; without it they are drawn")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "embedding.json")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--turns", type=int, default=None, help="by default 5, on a GPU 2")
     parser.add_argument("--large", type=int, default=10_000, help="images of the larger extraction")
     parser.add_argument("--small", type=int, default=320, help="images of the small encoder's timing on a CPU")
     parser.add_argument("--only", choices=["throughput", "extraction"], help="measure one part, keep the other")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
+    parser.add_argument("--count", type=int, default=16_384, help="files of a turn on a GPU, each again and again")
     options = parser.parse_args()
+    gpu = choose_device(options.device).type != "cpu"
+    out = options.out or RESULTS / ("embedding_cuda.json" if gpu else "embedding.json")
+    turns = options.turns or (2 if gpu else 5)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.images
         if folder is None:
             folder = Path(scratch) / "images"
             folder.mkdir()
-            list(drawn_jpegs(folder, options.large))
+            list(drawn_jpegs(folder, _HELD if gpu else options.large))
         files = sorted(path for path in folder.iterdir() if path.suffix == ".jpg")
-        gpu = options.device != "cpu"
-        dinov2 = random_dinov2_small(Path(scratch) / "dinov2-small")
-        encoders = {
-            "efficientnet-lite0": (EncoderOptions(device=options.device), 4096 if gpu else options.small),
-            str(dinov2): (
-                EncoderOptions(device=options.device, precision=options.precision),
-                4096 if gpu else max(options.small // 8, 8),
-            ),
-        }
-        report: dict[str, Any] = json.loads(options.out.read_text()) if options.only and options.out.is_file() else {}
-        conditions = {
-            "cores": cpu_count(),
-            "processor": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            "images": "given" if options.images is not None else "drawn",
-            "load_average_at_start": round(os.getloadavg()[0], 1),
-        }
+        report: dict[str, Any] = json.loads(out.read_text()) if options.only and out.is_file() else {}
+        about = {**conditions(), "torch": torch.__version__, "images": "drawn" if options.images is None else "given"}
         if options.only != "extraction":
-            results = [
-                throughput(load_encoder(name, chosen), files[:count], options.turns)
-                for name, (chosen, count) in encoders.items()
+            cases: list[tuple[str, Precision, list[Path]]] = [
+                ("efficientnet-lite0", "float32", files[: options.small]),
+                ("small", "float32", files[: max(options.small // 8, 8)]),
             ]
-            report["throughput"] = {"conditions": conditions, "results": results}
-        if options.only != "throughput":
+            if gpu:
+                again = list(itertools.islice(itertools.cycle(files), options.count))
+                cases = [(size, precision, again) for size, precision in ON_GPU]
+            results = []
+            for name, precision, chosen in cases:
+                model = str(random_dinov2(Path(scratch) / name, name)) if name in SIZES else name
+                encoder = load_encoder(model, EncoderOptions(device=options.device, precision=precision))
+                results.append({"size": name, **throughput(encoder, chosen, turns)})
+                print(results[-1], flush=True)
+            report["throughput"] = {"conditions": about, "results": results}
+        if options.only != "throughput" and not gpu:
             counts = (1_000, min(options.large, len(files)))
             sizes = [extraction(folder, count, "efficientnet-lite0") for count in counts]
-            report["extraction"] = {"conditions": conditions, "results": sizes}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=2))
+            print(sizes)
+            report["extraction"] = {"conditions": about, "results": sizes}
+    write_result("embedding", report, out)
 
 
 if __name__ == "__main__":

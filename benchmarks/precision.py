@@ -124,7 +124,7 @@ def measure(items: list[Item], groups: NDArray[np.int64] | None, count: int, dev
 
 
 def main() -> None:
-    """Measure, print, and write results/precision.json, or precision-cuda.json, beside this script."""
+    """Measure, print, and write results/precision.json, or precision_cuda.json, beside this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_015, help="images of each set")
     parser.add_argument("--divisions", type=int, default=5)
@@ -136,7 +136,7 @@ def main() -> None:
     for name, made in (("organ", organ_items), ("ham", ham_items)):
         result[name] = measure(*made(asked.rows), asked.divisions, device)
         print(name, result[name], flush=True)
-    write_result("precision" if device == "cpu" else "precision-cuda", result, asked.out)
+    write_result("precision" if device == "cpu" else "precision_cuda", result, asked.out)
 
 
 if __name__ == "__main__":

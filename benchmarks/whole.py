@@ -7,15 +7,20 @@ is drawn: one gradient of the sum a step by autograd, with the same sleep phase 
 
     python -m benchmarks.whole --rounds 3        # rounds of each in a turn
     python -m benchmarks.whole --rounds 50       # the paper's number
+    python -m benchmarks.whole --device cuda     # by the wall clock, with the card's work done; whole_cuda.json
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import statistics
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -25,17 +30,23 @@ from benchmarks.flame import draw_flame, own_times, sample_stack
 from benchmarks.records import RESULTS, conditions, write_result
 from benchmarks.server import CLASSES, DIM, made_records
 from benchmarks.step_ways import DECODERS
+from client_app.local_step import client_step
+from client_app.place import Place
+from common import loop
 from common.config.run import RunConfig
+from common.devices import choose_device
 from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood
 from common.generator.hypernetwork import GeneratorShape, class_prior, class_scores, decode
 from common.generator.layers import PlainLayers
 from common.loop import run_loop
-from common.methods.base import ServerState, Tensors
+from common.methods import get_method
+from common.methods.base import Method, ServerState, Tensors
 from common.methods.fedhypevae import site as hypevae_site
 from common.privacy.noise import NoiseSource
 from common.records import UnitBatch
 
 SITES, RECORDS, ROUNDS, EPOCHS = 10, 1_613, 50, 5
+_CPU = torch.device("cpu")
 
 
 def paper_config(rounds: int) -> RunConfig:
@@ -44,22 +55,33 @@ def paper_config(rounds: int) -> RunConfig:
     return RunConfig.from_flat({**DECODERS["paper-sized"], **fixed})
 
 
-def seconds_of_rounds(rounds: int, *, private: bool) -> float:
-    """Processor seconds of some rounds, the first left out, in the plain loop."""
+def seconds_of_rounds(rounds: int, *, private: bool, device: torch.device = _CPU, records: int = RECORDS) -> float:
+    """Seconds of some rounds, the first left out, in the plain loop: of the processor, or of the wall with a GPU."""
     config, marks = paper_config(rounds + 1), list[float]()
 
     def note(round_index: int, state: ServerState) -> None:
         del round_index, state
-        marks.append(time.process_time())
+        if device.type == "cpu":
+            marks.append(time.process_time())
+        else:
+            torch.cuda.synchronize(device)
+            marks.append(time.perf_counter())
 
     names = tuple(f"class-{index}" for index in range(CLASSES))
-    data = made_records(RECORDS, DIM)
-    if private:
-        run_loop(config, [data] * SITES, names, note)
-    else:
-        with without_privacy(config):
-            run_loop(config, [data] * SITES, names, note)
+    with stepping_on(device), contextlib.nullcontext() if private else without_privacy(config):
+        run_loop(config, [made_records(records, DIM)] * SITES, names, note)
     return marks[-1] - marks[0]
+
+
+def stepping_on(device: torch.device) -> Any:
+    """Clients' steps of the loop on a device, as a site's app makes them; the server stays on the processor."""
+
+    def chosen(name: str) -> Method:
+        method = get_method(name)
+        place = cast(Place, SimpleNamespace(device=str(device)))
+        return dataclasses.replace(method, client_step=partial(client_step, place, method))
+
+    return mock.patch.object(loop, "get_method", chosen)
 
 
 def without_privacy(config: RunConfig) -> Any:
@@ -83,7 +105,7 @@ def without_privacy(config: RunConfig) -> Any:
         leaves = {name: value.clone().requires_grad_() for name, value in {**trained, **own}.items()}
         layers = PlainLayers.at(leaves, leaves.get("code"))
         mean, log_scale = encode(shape, PlainLayers(encoder), x, hot)
-        normals = torch.from_numpy(source.gaussian(tuple(mean.shape), 1.0)).float()
+        normals = torch.from_numpy(source.gaussian(tuple(mean.shape), 1.0)).to(mean)
         latent = mean + torch.exp(log_scale) * normals
         divergence = gaussian_kl(mean, log_scale, *class_prior(layers, hot))
         likelihood = gaussian_log_likelihood(x, decode(shape, layers, latent, hot), shape.observation_variance)
@@ -97,12 +119,12 @@ def without_privacy(config: RunConfig) -> Any:
     return mock.patch.object(hypevae_site, "_noised_sum", gradient)
 
 
-def ratio_to_plain(rounds: int, turns: int) -> dict[str, Any]:
+def ratio_to_plain(rounds: int, turns: int, device: torch.device, records: int) -> dict[str, Any]:
     """Private and plain rounds in turns: seconds a round, and the paired ratio."""
-    private, plain = [], []
+    private, plain = list[float](), list[float]()
     for _ in range(turns):
-        private.append(seconds_of_rounds(rounds, private=True) / rounds)
-        plain.append(seconds_of_rounds(rounds, private=False) / rounds)
+        for spent, with_privacy in ((private, True), (plain, False)):
+            spent.append(seconds_of_rounds(rounds, private=with_privacy, device=device, records=records) / rounds)
     ratios = [one / other for one, other in zip(private, plain, strict=True)]
     return {
         "rounds_timed": rounds * turns,
@@ -114,11 +136,13 @@ def ratio_to_plain(rounds: int, turns: int) -> dict[str, Any]:
     }
 
 
-def run(rounds: int, turns: int) -> dict[str, Any]:
-    """The ratio, the profile and its picture."""
+def run(rounds: int, turns: int, device: torch.device = _CPU, records: int = RECORDS) -> dict[str, Any]:
+    """The ratio; on the processor also the profile and its picture."""
     torch.set_num_threads(1)
-    result = {**conditions(), "sites": SITES, "records": RECORDS, "local_steps": EPOCHS, "dim": DIM}
-    result |= ratio_to_plain(rounds, turns)
+    result = {**conditions(), "device": str(device), "sites": SITES, "records": records}
+    result |= {"local_steps": EPOCHS, "dim": DIM, **ratio_to_plain(rounds, turns, device, records)}
+    if device.type != "cpu" or records != RECORDS:
+        return result
     root = sample_stack(lambda: seconds_of_rounds(1, private=True))
     result["own_time"] = own_times(root)
     draw_flame(root, RESULTS / "flame.png", "Two paper-sized rounds of ten sites, with their statistics")
@@ -126,16 +150,19 @@ def run(rounds: int, turns: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, and write results/whole.json and results/flame.png beside this script."""
+    """Measure, print, and write results/whole.json and results/flame.png, or whole_cuda.json, beside this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="rounds of each kind in a turn")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--records", type=int, default=RECORDS, help="of a site; fewer to try it out")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
     parser.add_argument("--out", type=Path, default=None)
     asked = parser.parse_args()
-    result = run(asked.rounds, asked.turns)
+    device = choose_device(asked.device)
+    result = run(asked.rounds, asked.turns, device, asked.records)
     for name in ("seconds_per_round", "seconds_per_round_without_privacy", "ratio", "spread"):
         print(f"{name}: {result[name]}")
-    write_result("whole", result, asked.out)
+    write_result("whole" if device.type == "cpu" else "whole_cuda", result, asked.out)
 
 
 if __name__ == "__main__":

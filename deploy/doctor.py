@@ -23,6 +23,7 @@ from deploy.machine.keys import fingerprint, read_certificate
 from deploy.machine.reach import examine_link
 from deploy.machine.versions import unmet, versions
 from deploy.site.folder import ALIVE, SiteFolder
+from embeddings.encoders.base import precision_advice
 
 if TYPE_CHECKING:
     from common.wire.identity import EncoderIdentity
@@ -65,7 +66,7 @@ def examine_site(site: SiteFolder, *, online: bool = True, now: datetime | None 
 
 def advise_site(site: SiteFolder) -> list[str]:
     """What a site does well to change, and may run without: faults are `examine_site`'s."""
-    return _all([lambda: ledger_advice(site), lambda: unit_advice(site)])
+    return _all([lambda: ledger_advice(site), lambda: unit_advice(site), precision_advice])
 
 
 def examine_server(server: ServerFolder, *, now: datetime | None = None) -> list[str]:

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -157,7 +158,7 @@ def _read(load: Load, prepare: Prepare) -> Answer:
 def serve() -> None:
     """Be the process that the decoders are forks of: one for each socket that comes through standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that started this one
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing is left of a decoder that ends
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not leave a picture on the disk
     warnings.simplefilter("ignore")  # a damaged file's warning may quote its header
     control = socket.socket(fileno=0)
     with Connection(os.dup(0)) as start:
@@ -172,7 +173,8 @@ def serve() -> None:
         while True:
             _, links, _, _ = socket.recv_fds(control, 1, 1)
             if not links:
-                return
+                break
+            _reap(os.WNOHANG)
             if os.fork() == 0:
                 control.close()
                 try:
@@ -180,6 +182,14 @@ def serve() -> None:
                 finally:
                     os._exit(0)
             os.close(links[0])
+    _reap(0)
+
+
+def _reap(how: int) -> None:
+    """Take the decoders that have ended off the system's list, or wait for all (0): each ends with its link."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, how)[0]:
+            pass
 
 
 def _work(link: Connection, prepare: Prepare) -> None:

@@ -41,9 +41,8 @@ ENOUGH = 256  # images for which it pays to start processes that read them
 class Outcome:
     """What an extraction did.
 
-    `rows` in the store, of which `embedded` in this run, `resumed` from an interrupted one and `reused` from
-    the store before; `dropped` rows whose image is gone; `rejected` (source, reason). `shallow` names pictures of
-    16 bits that use 12 at most, of those embedded in this run.
+    `rows` in the store, of which `embedded` in this run, `resumed` from an interrupted one and `reused` from the
+    store before; `dropped` rows whose image is gone; `rejected` (source, reason); `shallow` names nearly black ones.
     """
 
     rows: int
@@ -113,8 +112,7 @@ def extract(
         pending = [item for key, item in keys.items() if key not in reused and key not in resumed]
         batches = embed_batches(pending, encoder, processes=processes if len(pending) >= ENOUGH else 1)
         embedded, failed, shallow = _save_batches(batches, parts, salt, advance)
-        rejected = tuple(sorted([*listing.rejected, *failed]))
-        _write_rejects(reject_file(out), rejected)
+        _write_rejects(reject_file(out), rejected := tuple(sorted([*listing.rejected, *failed])))
         rows = len(reused) + len(resumed) + embedded
         if rows == 0:
             raise DataError(
@@ -186,10 +184,8 @@ def _renewed(before: SetMetadata, now: EncoderIdentity, former: EncoderIdentity,
 def _save_batches(
     batches: Iterable[Batch], parts: Parts, salt: bytes, advance: Callable[[int], None]
 ) -> tuple[int, list[tuple[str, str]], list[str]]:
-    failed: list[tuple[str, str]] = []
-    shallow: list[str] = []
+    failed, shallow, keys = list[tuple[str, str]](), list[str](), list[bytes]()
     vectors: list[NDArray[np.float32]] = []
-    keys: list[bytes] = []
     embedded = 0
 
     def save() -> None:

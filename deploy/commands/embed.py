@@ -30,7 +30,12 @@ def embed(
     ] = "efficientnet-lite0",
     revision: Annotated[str | None, typer.Option(help="Commit of the hub's model; needed for a hub name.")] = None,
     pooling: Annotated[str, typer.Option(help="cls, mean-patch or both.")] = "cls",
-    precision: Annotated[str, typer.Option(help="Arithmetic: float32, bfloat16 or float16.")] = "float32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Arithmetic, the same at all sites: float32; bfloat16 or float16, faster on a GPU (`doctor` says)."
+        ),
+    ] = "float32",
     store_precision: Annotated[str, typer.Option(help="Stored as float32 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Images at once; by default what fits the device.")] = None,

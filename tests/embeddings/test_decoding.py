@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -37,6 +38,10 @@ def same(image: np.ndarray) -> np.ndarray:
 
 def process_number() -> np.ndarray:
     return np.full((2, 2), os.getpid(), np.int64)
+
+
+def core_limit() -> np.ndarray:
+    return np.array(resource.getrlimit(resource.RLIMIT_CORE))
 
 
 def end_process(how: int) -> np.ndarray:
@@ -103,6 +108,13 @@ def test_crash_costs_the_file_that_it_happens_over(how: int) -> None:
             found = [None if one.row is None else int(one.row[0, 0]) for one in answers]
             assert found == [None if place in (0, 5, 6, 11) else place for place in range(12)]
             assert all(CRASHED in one.reason for one in answers if one.row is None)
+
+
+def test_crash_leaves_no_picture_on_the_disk() -> None:
+    with Decoders(same, 2) as decoders:
+        (answer,) = decoders.read([core_limit])
+    assert answer.row is not None
+    assert not answer.row.any()
 
 
 def test_process_that_was_ended_while_idle_costs_no_file() -> None:

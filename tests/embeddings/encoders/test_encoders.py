@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from common.errors import ConfigError
-from embeddings.encoders.base import EncoderOptions, identity_of
+from common.wire.identity import compare
+from embeddings.encoders.base import EncoderOptions, fast_precision, identity_of
 from embeddings.encoders.load import load_encoder
 
 
@@ -250,3 +251,23 @@ def test_folder_that_brings_code_is_refused_and_its_code_not_run(tmp_path: Path)
     with pytest.raises(ConfigError, match="can't be loaded"):
         load_encoder(str(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("capability", "fast"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")]
+)
+def test_arithmetic_that_a_card_is_fast_in(capability: tuple[int, int], fast: str) -> None:
+    assert fast_precision(capability) == fast
+
+
+def test_efficientnet_in_bfloat16_is_another_encoder(offline: object, rng: np.random.Generator) -> None:
+    """A site in float32 and one in bfloat16 are told apart, though their rows are near each other."""
+    half = load_encoder("efficientnet-lite0", EncoderOptions(precision="bfloat16"))
+    assert identity_of(half, ["a"]).fingerprint() != identity_of(offline, ["a"]).fingerprint()
+    found = compare({"one": identity_of(half, ["a"]), "two": identity_of(offline, ["a"])})
+    assert {mismatch.field for mismatch in found} == {"precision"}
+    images = _images(rng, 3)
+    rows, whole = half.embed(images), offline.embed(images)
+    assert rows.dtype == np.float32
+    distance = np.linalg.norm(rows - whole, axis=1) / np.linalg.norm(whole, axis=1)
+    assert 1e-4 < distance.max() < 0.2

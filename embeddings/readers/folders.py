@@ -138,7 +138,7 @@ def items_of_file(base: Path, path: Path, options: FolderOptions) -> list[Item]:
     """The pictures of one file below a folder, whatever their labels; raises `DataError` where it holds none."""
     name = path.relative_to(base).as_posix()
     found = _pictures(path, name, LabelRow(name, "", None, ()), options)
-    return [_item(one, 0, False, options.window, []) for one in found]
+    return [_item(one, 0, False, options.window) for one in found]
 
 
 def _by_folder(base: Path, rejected: dict[str, str]) -> dict[Path, LabelRow]:

@@ -255,9 +255,9 @@ def test_lie_in_the_hello_leaves_the_liar_out_and_the_others_go_on(
     assert "\x1b" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("field", ["dimension", "class_names", "encoder"])
+@pytest.mark.parametrize("field", ["dimension", "class_names", "weights_digest"])
 def test_site_that_differs_from_all_others_is_left_out(federation: Federation, field: str) -> None:
-    value: Any = {"dimension": 13, "class_names": ["liver", "lung", "heart"] * 3000, "encoder": "another"}[field]
+    value: Any = {"dimension": 13, "class_names": ["liver", "lung", "heart"] * 3000, "weights_digest": "f" * 64}[field]
     summary = run(federation, lie("query.hello", with_identity(**{field: value})))
     assert summary["rounds_taken_part"] == [HONEST]
     assert refused(summary, "hello")[0] == LIAR

@@ -194,12 +194,12 @@ def _listing() -> Listing:
 
 
 def _extract(path: Path) -> None:
-    from embeddings.encoders.base import OFFLINE_ENCODER
-    from embeddings.encoders.load import load_encoder
+    from embeddings.encoders.base import EncoderOptions
+    from embeddings.encoders.efficientnet import EfficientNetLite0
     from embeddings.extract import extract
     from embeddings.progress import progress
 
     listing = _listing()
     notes = {"images": "OrganAMNIST, MedMNIST v2 (Yang et al. 2023), CC BY 4.0"}
     with progress("Embedding the demonstration's images (once)", len(listing.items)) as advance:
-        extract(listing, load_encoder(OFFLINE_ENCODER), path, _PUBLIC_SALT, notes=notes, advance=advance)
+        extract(listing, EfficientNetLite0.load(EncoderOptions()), path, _PUBLIC_SALT, notes=notes, advance=advance)

@@ -59,6 +59,7 @@ def hello(message: Message, context: Context) -> Message:
             "identity": json.dumps(metadata.identity.to_json()),
             "canary": metadata.canary,
             "public": place.policy.data_is_public,
+            "task": metadata.task,
         }
         return RecordDict({"words": ConfigRecord(facts)})
 

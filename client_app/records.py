@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from common.evaluation.splits import split_by_unit
 from common.methods.base import RunContext
-from common.records import SiteData, unit_length
+from common.records import SiteData, cumulative, unit_length
 
 if TYPE_CHECKING:
     from embeddings.store.sets import EmbeddingSet, SetMetadata
@@ -86,8 +86,10 @@ def training_data(source: Path | Simulated, cache_dir: Path, context: RunContext
 
 def no_data(context: RunContext, site_index: int) -> SiteData:
     """As `training_data`, of a site without a record."""
-    labels = torch.zeros(0, dtype=torch.long)
-    groups = labels.clone() if context.config.privacy.unit == "patient" else None
+    none = torch.zeros(0, dtype=torch.long)
+    groups = none.clone() if context.config.privacy.unit == "patient" else None
+    problem = context.problem
+    labels = torch.zeros(0, problem.num_classes, dtype=torch.int8) if problem.findings else none
     return SiteData(torch.zeros(0, context.problem.dim_of(site_index)), labels, groups)
 
 
@@ -101,14 +103,21 @@ def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
     """
     part = records.split(name)
     groups = torch.from_numpy(np.asarray(part.groups)) if unit == "patient" else None
-    return unit_length(SiteData(torch.from_numpy(part.embeddings), torch.from_numpy(part.labels), groups))
+    labels = torch.from_numpy(part.labels)
+    if part.metadata.task == "ordinal":
+        labels = cumulative(labels, part.num_classes)
+    return unit_length(SiteData(torch.from_numpy(part.embeddings), labels, groups))
 
 
 def check_matches(metadata: SetMetadata, context: RunContext, site_index: int) -> None:
-    """Refuse a file that is not what the run is about (DataError): of another width or class set."""
+    """Refuse a file that is not what the run is about (DataError): of another width, task or class set."""
     expected, found = context.problem.dim_of(site_index), metadata.identity.dimension
     if found != expected:
         raise DataError(f"the run has embeddings of width {expected} here, this site's have {found}")
+    if metadata.task != context.problem.task:
+        raise DataError(
+            f"the run has labels of a {context.problem.task} task, this site's file those of {metadata.task}"
+        )
     if metadata.class_names != context.problem.class_names:
         raise DataError("the run has another class set than this site's file: embed with the federation's class list")
 

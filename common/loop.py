@@ -9,7 +9,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from common.config.run import RunConfig
-from common.methods import get_method
+from common.methods import get_method, method_of
 from common.methods.base import Artifact, Method, Problem, RunContext, ServerState, SiteState, StepInput, Tensors
 from common.methods.shared_sums import (
     check_shares_noise,
@@ -21,6 +21,7 @@ from common.methods.shared_sums import (
 )
 from common.methods.site_release import noise_source, site_statistics
 from common.methods.uploads import gather
+from common.names import Task
 from common.privacy.combined import ReleasedStatistics, combine_statistics
 from common.privacy.robust import settled
 from common.records import SiteData, unit_length
@@ -69,10 +70,10 @@ def run_statistics(context: RunContext, method: Method, sites: Sequence[SiteData
     )
 
 
-def problem_of(sites: Sequence[SiteData], class_names: Sequence[str]) -> Problem:
+def problem_of(sites: Sequence[SiteData], class_names: Sequence[str], task: Task = "multiclass") -> Problem:
     """The public facts of these sites; each one's width where they differ."""
     dims = tuple(site.embeddings.shape[1] for site in sites)
-    return Problem(dims[0], tuple(class_names), len(sites), dims if len(set(dims)) > 1 else ())
+    return Problem(dims[0], tuple(class_names), len(sites), dims if len(set(dims)) > 1 else (), task)
 
 
 def run_loop(
@@ -86,14 +87,15 @@ def run_loop(
     Args:
         config: the run; `num_sites` must be the number of sites given.
         sites: what each site trains on.
-        class_names: names of the classes.
+        class_names: names of the classes, findings or grades.
         progress: called after every round with its number and the server's state.
 
     Returns:
         The result. No ledger is charged: anybody who calls this owns all the data.
     """
-    plan = get_method(config.method).plan(config)
-    return run_context(RunContext(config, problem_of(sites, class_names), plan), sites, progress)
+    method = method_of(config)
+    problem = problem_of(sites, class_names, config.federation.task)
+    return run_context(RunContext(config, problem, method.plan(config)), sites, progress)
 
 
 def run_context(

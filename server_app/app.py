@@ -76,10 +76,11 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     least = config.operation.min_sites if known and is_open else None
     refusals = Refusals(printer.say, () if before is None else before[1].refused)
     meeting = with_known_indices(meet(grid, config, printer, refusals, least), known, is_open)
-    problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), meeting.site_dims)
+    task = config.federation.task
+    problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), meeting.site_dims, task)
     if before is not None:  # some may be missing now; each that is there is held against the width that it had
         earlier = load_context(before[1].context).problem
-        problem = Problem(earlier.dim, meeting.class_names, earlier.num_sites, earlier.site_dims)
+        problem = Problem(earlier.dim, meeting.class_names, earlier.num_sites, earlier.site_dims, task)
     run_context = RunContext(config, problem, plan)
     if config.privacy.trust == "secagg":
         check_shares_noise(method, run_context)
@@ -135,7 +136,7 @@ def _publish(
     if synthetic is not None:
         write_synthetic(folder / "synthetic.parquet", context, *synthetic)
     scores: Mapping[str, Any] = {}
-    if meeting.data_is_public:
+    if meeting.data_is_public and not context.problem.findings:
         scores = evaluate(grid, strategy, context, artifact, synthetic)
     return build_summary(
         context,

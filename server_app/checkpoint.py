@@ -33,6 +33,8 @@ _STATISTICS = (
     "class_offsets",
     "site_counts",
     "site_indices",
+    "known_counts",
+    "pair_counts",
 )
 
 

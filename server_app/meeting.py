@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from common.config.run import RunConfig
 from common.errors import MeetingError, WireError
+from common.names import Task
 from common.wire.agreement import check_sites
 from common.wire.allow_list import REQUEST_FIELDS, SiteFacts
 from common.wire.identity import EncoderIdentity, compare
@@ -98,7 +99,7 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusal
         )
     for node in sorted(set(heard.missing) - heard.refused):
         printer.say(f"hello: site {node} is missing: {heard.missing[node]}")
-    facts = _that_agree(heard.facts, enough, refusals, own_encoders=config.rivals.own_encoders)
+    facts = _that_agree(heard.facts, enough, refusals, own_encoders=config.rivals.own_encoders, task=federation.task)
     order = sorted(facts, key=lambda node: (facts[node].position, facts[node].site))
     members = {node: Member(node, facts[node].site, index) for index, node in enumerate(order)}
     # where the weights are the same, a hub's name tells more than a folder's
@@ -173,13 +174,13 @@ def _wait_for_nodes(grid: Grid, wanted: int, least: int, timeout: float, printer
 
 
 def _that_agree(
-    facts: Mapping[int, SiteFacts], least: int, refusals: Refusals, *, own_encoders: bool
+    facts: Mapping[int, SiteFacts], least: int, refusals: Refusals, *, own_encoders: bool, task: Task
 ) -> dict[int, SiteFacts]:
     """The sites whose embeddings mean the same, if there are at least so many."""
     kept, odd = dict(facts), dict[str, str]()
     while True:
         in_order = sorted(kept.values(), key=lambda fact: (fact.position, fact.site))
-        found = check_sites({fact.site: fact for fact in in_order}, own_encoders=own_encoders)
+        found = check_sites({fact.site: fact for fact in in_order}, own_encoders=own_encoders, task=task)
         if not found:
             break
         odd |= {mismatch.site: str(mismatch) for mismatch in reversed(found)}

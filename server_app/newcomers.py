@@ -83,8 +83,8 @@ class Newcomers:
             raise MeetingError("a site of that name is connected already: give each its own site-name")
         if fact.site not in self.known and not self._is_open:
             raise MeetingError("this run is shared out among the sites that met at its start: it can join the next")
-        own_encoders = self._config.rivals.own_encoders
-        require_agreement({**self._meeting.facts, fact.site: fact}, own_encoders=own_encoders)
+        own_encoders, task = self._config.rivals.own_encoders, self._config.federation.task
+        require_agreement({**self._meeting.facts, fact.site: fact}, own_encoders=own_encoders, task=task)
         if self._meeting.data_is_public and not fact.public:
             raise MeetingError("its data is not public, and this run publishes scores of public data")
         index = self.known.setdefault(fact.site, max(self.known.values(), default=-1) + 1)

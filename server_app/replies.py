@@ -144,7 +144,7 @@ def facts_of(reply: Reply) -> SiteFacts:
         raise WireError(f"message hello: {which}; nothing of it is used") from None
     if words["canary"] and (canary.size != identity.dimension or not np.isfinite(canary).all()):
         raise WireError("message hello: canary is no embedding of the encoder's width; nothing of it is used")
-    return SiteFacts(words["site"], words["position"], identity, words["canary"], words["public"])
+    return SiteFacts(words["site"], words["position"], identity, words["canary"], words["public"], words["task"])
 
 
 def read_charged(text: str, charges: Charges) -> tuple[PrivacyEvent, ...]:

@@ -23,10 +23,10 @@ ACCOUNTANT = "privacy loss distributions (dp-accounting), within the run"
 
 
 def write_synthetic(path: Path, context: RunContext, embeddings: Tensor, labels: Tensor) -> None:
-    """Save a synthetic set as parquet: `embedding` (fixed-size list of float32) and `label`."""
+    """Save a synthetic set as parquet: `embedding` (fixed-size list of float32) and `label` (findings: of int8)."""
     notes = set_notes(context, why_not_private(context))
-    rows, names = [(embeddings, labels)], context.problem.class_names
-    write_rows(path, rows, dim=embeddings.shape[1], class_names=names, notes=notes)
+    rows, names, task = [(embeddings, labels)], context.problem.class_names, context.problem.task
+    write_rows(path, rows, dim=embeddings.shape[1], class_names=names, notes=notes, task=task)
 
 
 def build_summary(

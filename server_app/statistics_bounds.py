@@ -1,7 +1,8 @@
 """What statistics an honest site can release: parts that contradict each other, or the noise, are refused.
 
 Before the noise, a site's counts, sums and moments are of the same records, each of norm at most R. So the sum of a
-class is no longer than R times its count, the class sums add up to the total, and no count is below zero. The noise is
+class is no longer than R times its count, the class sums add up to the total, and no count is below zero; of findings
+the sums need not add up, and no count is larger than that of the records. The noise is
 known in distribution; an honest release falls outside of these bounds less than once in 10^9 releases.
 
 What they leave open: a site may invent records. It may claim as many as the run lets one site have, and place them
@@ -70,14 +71,21 @@ class StatisticsBounds:
             WireError: names the part and what it contradicts.
         """
         parts = {name: value.double() for name, value in released.items()}
-        counts = parts["class_counts"]
-        margin = _DEVIATIONS * self.noise_std["class_counts"]
-        if float(counts.min()) < -margin:
-            raise WireError("sent class_counts below zero by more than the noise allows")
-        if float(counts.sum()) > self.most_records + math.sqrt(len(counts)) * margin:
-            raise WireError(f"sent class_counts of more than the {self.most_records:.3g} records that a site can have")
+        counts, margin = parts["class_counts"], _DEVIATIONS * self.noise_std["class_counts"]
+        of_records = "records" if "records" in parts else "class_counts"
+        records = parts[of_records]
+        room = math.sqrt(len(records)) * _DEVIATIONS * self.noise_std[of_records]
+        for name in ("class_counts", "records", "unknown_counts", "pair_counts"):
+            # a set of one finding has no pairs
+            if name in parts and bool((parts[name] < -_DEVIATIONS * self.noise_std[name]).any()):
+                raise WireError(f"sent {name} below zero by more than the noise allows")
+        if float(records.sum()) > self.most_records + room:
+            raise WireError(f"sent {of_records} of more than the {self.most_records:.3g} records that a site can have")
         most = counts.clamp(min=0.0) + margin
-        everything = float(counts.sum().clamp(min=0.0)) + math.sqrt(len(counts)) * margin
+        everything = float(records.sum().clamp(min=0.0)) + room
+        for name in ("class_counts", "unknown_counts", "pair_counts"):
+            if name in parts and self.spec.max_positives > 0:
+                self._no_more(name, parts[name], everything)
         radius = self.spec.radius
         for name, longest in (("class_sums", radius), ("class_features", 1.0)):
             if name in parts:
@@ -85,8 +93,13 @@ class StatisticsBounds:
         for name, longest in (("total_sum", radius), ("second_moment", radius**2)):
             if name in parts:
                 self._within(name, parts[name][None], [longest * everything], "the number of records")
-        if "class_sums" in parts and "total_sum" in parts:
+        if "class_sums" in parts and "total_sum" in parts and self.spec.max_positives == 0:
             self._same_total(parts["class_sums"], parts["total_sum"])
+
+    def _no_more(self, name: str, counts: Tensor, records: float) -> None:
+        """None of these counts is larger than that of all records."""
+        if bool((counts > records * (1.0 + _FLOAT32) + _DEVIATIONS * self.noise_std[name]).any()):
+            raise WireError(f"sent {name} of more records than there are")
 
     def _within(self, name: str, rows: Tensor, longest: list[float], what: str) -> None:
         """Each row of a part is no longer than it can be without noise, and the noise."""

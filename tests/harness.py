@@ -32,6 +32,7 @@ from client_app.ledger.runs import Run
 from client_app.policy.policy import load_policy
 from client_app.policy.template import policy_template
 from client_app.release.log import Release, ReleaseLog
+from common.names import Task
 from common.wire.identity import EncoderIdentity
 from embeddings.store.sets import EmbeddingSet, SetMetadata
 from embeddings.store.writing import write_store
@@ -312,16 +313,22 @@ def make_set(
     classes: tuple[str, ...] = CLASSES,
     patients: bool = False,
     spread: float = 0.3,
+    task: Task = "multiclass",
 ) -> EmbeddingSet:
-    """Made-up records: a cluster for each class, the same clusters at every site."""
+    """Made-up records: a cluster for each class, the same clusters at every site; of findings their sums."""
     centres = np.random.default_rng(5).normal(size=(len(classes), dim))
     rng = np.random.default_rng([11, seed])
     labels = rng.integers(len(classes), size=records)
-    rows = centres[labels] + spread * rng.normal(size=(records, dim))
+    if task == "multilabel":
+        labels = (rng.random((records, len(classes))) < 0.3).astype(np.int8)
+        rows = 0.5 + labels @ centres + spread * rng.normal(size=(records, dim))
+        labels[rng.random(labels.shape) < 0.1] = -1
+    else:
+        rows = centres[labels] + spread * rng.normal(size=(records, dim))
     return EmbeddingSet(
         embeddings=rows.astype(np.float32),
-        labels=labels.astype(np.int64),
-        metadata=SetMetadata(make_identity(dim, classes)),
+        labels=labels.astype(np.int8 if task == "multilabel" else np.int64),
+        metadata=SetMetadata(make_identity(dim, classes), task=task),
         groups=np.arange(records, dtype=np.int64) // 3 if patients else None,
     )
 

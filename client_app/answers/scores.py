@@ -26,6 +26,8 @@ _HEADS = ("synthetic", "statistics")
 
 def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     """Scores on the site's own test split: only where the policy declares the data public and lets metrics leave."""
+    if work.context.problem.findings:
+        raise PolicyRefusal("request", "scores of a run are of one class a record; nothing was charged")
     _check_public(place, work)
     _check_sent(work)
     records = load_records(place.records, place.cache_dir)

@@ -169,20 +169,7 @@ def build_statement(context: RunContext, facts: StatementFacts) -> dict[str, Any
             "cross_checks": [{"name": name, "library": "opacus", "version": _version("opacus")} for name in _CHECKS],
             "composition": _ADAPTIVITY,
         },
-        "mechanism": {
-            "name": "Gaussian noise on sums of clipped contributions",
-            "clip_norm": _finite(privacy.clip_norm),
-            "noise_multiplier_training": plan.training_noise,
-            "noise_multiplier_statistics": plan.statistics_noise,
-            "sampling_rate": plan.sampling_rate,
-            "steps_per_round": plan.steps_per_round,
-            "rounds_declared": plan.num_rounds,
-            "spare_rounds_declared": plan.spare_rounds,
-            "steps_declared": (plan.num_rounds + plan.spare_rounds) * plan.steps_per_round,
-            "encoder_training": privacy.encoder_training,
-            "sampling_assumed": "poisson",
-            "sampling_done": _SAMPLING,
-        },
+        "mechanism": _mechanism(context),
         "sites": {name: _site(charge, privacy.delta, bool(reasons)) for name, charge in sorted(facts.charges.items())},
         "released": _released(context, facts.data_is_public),
         "not_covered": [*_NOT_COVERED, *facts.notes],
@@ -213,6 +200,30 @@ _CHECKS = {"prv": epsilon_prv, "rdp": epsilon_rdp}
 @lru_cache(maxsize=1)
 def _schema() -> Any:
     return json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+
+
+def _mechanism(context: RunContext) -> dict[str, Any]:
+    privacy, plan, problem = context.config.privacy, context.plan, context.problem
+    mechanism: dict[str, Any] = {
+        "name": "Gaussian noise on sums of clipped contributions",
+        "clip_norm": _finite(privacy.clip_norm),
+        "noise_multiplier_training": plan.training_noise,
+        "noise_multiplier_statistics": plan.statistics_noise,
+        "sampling_rate": plan.sampling_rate,
+        "steps_per_round": plan.steps_per_round,
+        "rounds_declared": plan.num_rounds,
+        "spare_rounds_declared": plan.spare_rounds,
+        "steps_declared": (plan.num_rounds + plan.spare_rounds) * plan.steps_per_round,
+        "encoder_training": privacy.encoder_training,
+        "sampling_assumed": "poisson",
+        "sampling_done": _SAMPLING,
+    }
+    if problem.findings:
+        grades = problem.task == "ordinal"
+        most, unknown = (problem.num_classes, 0) if grades else (privacy.max_positives, privacy.max_unknowns)
+        whole = f"a record with up to {most} findings present and {unknown} unknown; one with more is scaled down"
+        mechanism["findings"] = {"task": problem.task, "statistics_keep_whole": whole}
+    return mechanism
 
 
 def _site(charge: SiteCharge, delta: float, unprotected: bool) -> dict[str, Any]:

@@ -20,6 +20,8 @@ class PrivacyConfig(Concern):
     `epsilon` may be infinite: no noise is drawn then, and everything the run writes says that it is not private.
     `spare_rounds` are paid for on top of those asked for: a round that a crash interrupts is charged and has to be done
     again. `statistics_share` is the part of the budget (in mu^2 of Gaussian DP) that buys the one-shot statistics.
+    `max_positives` and `max_unknowns` say how many findings of a record may be present, or unknown, before the
+    statistics of a multi-label run scale the record down; higher caps mean more noise.
     `dropouts` and `colluders` are what secure aggregation assumes of the sites; -1 stands for max(1, sites // 10) each.
     """
 
@@ -27,6 +29,8 @@ class PrivacyConfig(Concern):
     delta: float = Field(1e-5, ge=1e-15, lt=0.1)
     unit: Literal["record", "patient"] = "record"
     max_records_per_patient: int = Field(2, ge=1, le=64)
+    max_positives: int = Field(2, ge=1, le=64)
+    max_unknowns: int = Field(4, ge=0, le=4096)
     sampling_rate: float = Field(1.0, ge=1e-6, le=1.0)
     clip_norm: float = Field(0.03, ge=LEAST_CLIP_NORM, allow_inf_nan=True)
     statistics_share: NoneOrSome = Field(0.02, ge=0.0, lt=1.0)

@@ -52,6 +52,8 @@ class RunConfig(BaseModel):
             raise ValueError("several pools are of several encoders: set own-encoders, or name one pool")
         if self.federation.robust_statistics != "off" and self.federation.num_sites < LEAST_SITES:
             raise ValueError(f"robust-statistics needs at least {LEAST_SITES} sites, num-sites is less")
+        if self.federation.task != "multiclass":
+            self._check_findings()
         if self.privacy.trust == "secagg":
             if self.federation.robust_statistics != "off":
                 raise ValueError(
@@ -59,6 +61,16 @@ class RunConfig(BaseModel):
                 )
             self._check_shared_noise()
         return self
+
+    def _check_findings(self) -> None:
+        """What is made for one class a record is refused where records have findings."""
+        for name, value, needed in (
+            ("mmd", self.training.mmd, "off"),
+            ("covariance-weight", self.synthesis.covariance_weight, 0.0),
+            ("robust-statistics", self.federation.robust_statistics, "off"),
+        ):
+            if value != needed:
+                raise ValueError(f"{name} needs one class a record: set it to {needed} for task {self.federation.task}")
 
     def _check_shared_noise(self) -> None:
         """What secure aggregation can't protect is refused here, before any site is asked."""

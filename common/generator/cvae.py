@@ -100,8 +100,7 @@ def sleep(
     for _ in range(steps):
         trained = {name: value.detach().requires_grad_() for name, value in trained.items()}
         with torch.no_grad():
-            labels = torch.randint(shape.num_classes, (batch_size,), generator=generator)
-            one_hot = functional.one_hot(labels, shape.num_classes).float()
+            one_hot = _any_labels(shape, batch_size, generator)
             latent, embeddings = sample_given_labels(shape, generated, one_hot, generator)
         mean, log_scale = encode(shape, PlainLayers(trained), embeddings, one_hot)
         loss = (log_scale + 0.5 * ((latent - mean) * torch.exp(-log_scale)).square()).sum(-1).mean()
@@ -110,6 +109,15 @@ def sleep(
             # Eq. (8), the step of ψ
             trained, moments = adam_step(trained, dict(zip(trained, gradients, strict=True)), moments, rate)
     return {name: value.detach() for name, value in trained.items()}
+
+
+def _any_labels(shape: GeneratorShape, count: int, generator: torch.Generator) -> Tensor:
+    """Labels from a public law, (n, K): a class each, or one finding on average."""
+    if shape.findings:
+        return (torch.rand(count, shape.num_classes, generator=generator) * shape.num_classes < 1.0).float()
+    return functional.one_hot(
+        torch.randint(shape.num_classes, (count,), generator=generator), shape.num_classes
+    ).float()
 
 
 def sample_given_labels(

@@ -9,7 +9,7 @@ All functions are pure over a flat dict of tensors, `hypernet_params` (Φ):
     trunk.weight (d_t, d_v), trunk.bias (d_t,)       optional body between code and heads
     prior.trunk.* , prior.embedding.weight (d_e, K), prior.head.* (2 d_z, h + d_e)   class priors
 
-A generated embedding is x = τ d(v)∘C_y + d(v)∘(W h(z)) + b + shift(v) + noise of variance τ a coordinate, around the
+A generated embedding is x = τ d(v)∘C y + d(v)∘(W h(z)) + b + shift(v) + noise of variance τ a coordinate, around the
 released centre. With d_z = 0 and no code it is one Gaussian a class with one shared variance. Its class posterior under
 those columns is softmax(C^T (d(v)∘x) + class bias): the discriminative term of `objective.py` trains it.
 """
@@ -39,17 +39,21 @@ class GeneratorShape:
         num_classes: K.
         model: layer sizes.
         class_bias_scale: factor of the class biases in the scores.
+        findings: whether several of the K labels can hold at once: a sigmoid for each, and y has a 1 for each.
     """
 
     dim: int
     num_classes: int
     model: ModelConfig
     class_bias_scale: float = 0.117
+    findings: bool = False
 
     @classmethod
-    def of(cls, dim: int, num_classes: int, model: ModelConfig, training: TrainingConfig) -> GeneratorShape:
+    def of(
+        cls, dim: int, num_classes: int, model: ModelConfig, training: TrainingConfig, *, findings: bool = False
+    ) -> GeneratorShape:
         """The shape that a configuration gives for embeddings of width `dim`."""
-        return cls(dim, num_classes, model, training.class_bias_scale)
+        return cls(dim, num_classes, model, training.class_bias_scale, findings)
 
     @property
     def observation_variance(self) -> float:
@@ -187,6 +191,16 @@ def class_prior(layers: Layers, one_hot: Tensor) -> tuple[Tensor, Tensor]:
     # Eq. (4)
     mean, raw = layers.linear("prior.head", embedding).chunk(2, -1)
     return mean, LOG_SCALE_BOUND * torch.tanh(raw / LOG_SCALE_BOUND)
+
+
+def prior_of(shape: GeneratorShape, generated: Generated, labels: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the prior of rows, (n, d_z) each, by their labels and what these are as y."""
+    if not shape.findings:
+        return generated.prior_mean[labels], torch.exp(generated.prior_log_scale)[labels]
+    if shape.model.latent_dim == 0:
+        return (one_hot.new_zeros(len(labels), 0),) * 2
+    mean, log_scale = class_prior(generated.layers, one_hot)
+    return mean, torch.exp(log_scale)
 
 
 def class_scores(shape: GeneratorShape, layers: Layers, embeddings: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from common.config.generator import TrainingConfig
 from common.devices import rows_that_fit, sent_to
+from common.findings import label_losses, label_vectors
 from common.generator.cvae import encode, gaussian_kl, gaussian_log_likelihood
 from common.generator.hypernetwork import (
     GeneratorShape,
@@ -74,7 +74,7 @@ def record_factors(
         Parts for `clipping.clipped_gradient_sum`, each unit whole in one of them. The numbers drawn, and so the sum but
         for its rounding, are those of one part.
     """
-    units, rows = batch.labels.shape
+    units, rows = batch.mask.shape
     if units == 0:
         return
     tile = units
@@ -116,7 +116,7 @@ def record_losses(
         tape: records the layers.
         encoder: runs the encoder's layers: the tape itself under `joint`, plain layers otherwise.
         embeddings: x around the centre, (U, R, d_x).
-        labels: (U, R).
+        labels: classes (U, R), or findings (U, R, K), of which an unknown one takes no part.
         mask: (U, R), 1 for a record and 0 for padding.
         source: secret draws of the latent noise and synthetic rows, independent of the records and across units.
         class_offsets: (K,) added to the class scores in the cross-entropy, public or released; None for none.
@@ -127,7 +127,7 @@ def record_losses(
     Departs from Eqs. 5-7: the regularisers and the data-free parts of MMD are in `data_free_loss`; the
         discriminative term is ours, with adjusted logits as in Menon et al. 2021, eq. 10.
     """
-    one_hot = functional.one_hot(labels, shape.num_classes).to(embeddings.dtype)
+    one_hot = label_vectors(labels, shape.num_classes, embeddings.dtype)
     losses = torch.zeros(embeddings.shape[0], dtype=embeddings.dtype, device=embeddings.device)
     normals = partial(_normals, source=source)
     if training.elbo_weight > 0:
@@ -137,8 +137,8 @@ def record_losses(
     if training.discriminative_weight > 0:
         scores = class_scores(shape, tape, embeddings)
         scores = scores if class_offsets is None else scores + class_offsets
-        entropy = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
-        losses = losses + training.discriminative_weight * (entropy.view_as(mask) * mask).sum(1)
+        entropy = label_losses(scores, labels)
+        losses = losses + training.discriminative_weight * (entropy * mask).sum(1)
     if training.mmd == "per-example":
         from common.generator.mmd import cross_term
 

@@ -22,6 +22,7 @@ from common.errors import FedHypeVAEError
 from common.evaluation.heads import LinearHead
 from common.evaluation.scores import Split
 from common.generator.row_numbers import normals, row_words, uniforms
+from common.names import Task
 
 _NOISE = 0  # a row's stream of noise; its tries follow
 _LEAST_STRENGTH = 1e-6  # of a score column beside the strongest, below which a direction says nothing of the class
@@ -51,10 +52,12 @@ class RowLaw:
         num_uniforms: numbers between 0 and 1 that `middle` reads for a try.
         num_normals: standard normal numbers that it reads for a try.
         middle: (labels (n,), uniforms (n, .), normals (n, .)) -> where rows of those labels lie.
-        heads: the generator's own posterior, whose likeliest class a row has; empty where rows keep the label that was
-            asked for.
+        heads: the generator's own posterior, whose likeliest class a row has, or all findings with a score above 0;
+            empty where rows keep the label that was asked for.
         root: (d, d) of the noise's covariance; None: the identity.
         noisy: whether there is noise at all.
+        task: what the labels of rows are. Rows of a task that is not `multiclass` are asked for by their findings,
+            (n, K) int8; grades come out as such.
     """
 
     dim: int
@@ -64,6 +67,7 @@ class RowLaw:
     heads: Sequence[LinearHead] = ()
     root: Tensor | None = None
     noisy: bool = True
+    task: Task = "multiclass"
 
 
 class RowDrawer:
@@ -88,22 +92,22 @@ class RowDrawer:
 
         Args:
             rows: (n,) numbers within the set, ascending.
-            wanted: (n,) class that each row should have.
-            nudge: added to class k's score k times: shows what a row would be if a score on the border between two
+            wanted: (n,) class that each row should have, or (n, K) findings.
+            nudge: added to class k's score k + 1 times: shows what a row would be if a score on the border between two
                 classes fell on the other side, as rounding may let it on another machine.
 
         Returns:
-            embeddings (n, d) float32, labels (n,) int64. A row has the wanted class, or, where no try gave it, that of
-            the last try.
+            embeddings (n, d) float32, labels as `wanted`, but grades (n,) int64. A row has the wanted labels, or, where
+            no try gave them, those of the last try.
         """
         law = self._law
         means, scale, head, labels, judged = self._try(rows, wanted, 0, nudge)
-        left = torch.nonzero(labels != wanted)[:, 0]
+        left = torch.nonzero(~_agree(labels, wanted))[:, 0]
         for attempt in range(1, self._tries if law.heads else 1):
             if len(left) == 0:
                 break
             tried = self._try(rows[left.numpy()], wanted[left], attempt, nudge)
-            taken = tried[3] == wanted[left]
+            taken = _agree(tried[3], wanted[left])
             if attempt == self._tries - 1:
                 taken = torch.ones_like(taken)  # the last try stands, whatever it gave
             for of_rows, found in zip((means, scale, head, labels, judged), tried, strict=True):
@@ -111,22 +115,36 @@ class RowDrawer:
             left = left[~taken]
         if law.noisy:
             means.addcmul_(scale, self._noise(rows, head, judged))
+        if law.task == "ordinal":
+            labels = labels.sum(1)
         return means.float(), labels  # the one place where float64 becomes float32
+
+    def scores(self, rows: NDArray[np.int64], wanted: Tensor) -> Tensor:
+        """Scores of rows at their first try, (n, K) float64: args as `draw`."""
+        tried, judged = self._drawn(rows, wanted, 0)
+        return self._scores(tried, judged)
 
     def _try(
         self, rows: NDArray[np.int64], wanted: Tensor, attempt: int, nudge: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One try of each row: means, scale, head and label, and the part of the noise that the scores saw."""
+        tried, judged = self._drawn(rows, wanted, attempt)
+        if not self._law.heads:
+            return tried.means, tried.scale, tried.head, wanted.clone(), judged
+        scores = self._scores(tried, judged) + nudge * torch.arange(1, self._classes + 1)
+        if self._law.task == "multiclass":
+            labels = torch.from_numpy(scores.numpy().argmax(1))
+        else:
+            labels = (scores > 0).to(torch.int8)
+        return tried.means, tried.scale, tried.head, labels, judged
+
+    def _drawn(self, rows: NDArray[np.int64], wanted: Tensor, attempt: int) -> tuple[Middle, Tensor]:
+        """A try's rows without their noise, and the part of the noise that the scores see."""
         law = self._law
         words = row_words(self._key, rows, self._words, _NOISE + 1 + attempt)
         of_middle, words = np.split(words, [law.num_uniforms + law.num_normals], axis=1)
         uniform, normal = uniforms(of_middle[:, : law.num_uniforms]), normals(of_middle[:, law.num_uniforms :])
-        tried = law.middle(wanted, uniform, normal)
-        judged = normals(words[:, : self._classes])
-        if not law.heads:
-            return tried.means, tried.scale, tried.head, wanted.clone(), judged
-        scores = self._scores(tried, judged) + nudge * torch.arange(self._classes)
-        return tried.means, tried.scale, tried.head, torch.from_numpy(scores.numpy().argmax(1)), judged
+        return law.middle(wanted, uniform, normal), normals(words[:, : self._classes])
 
     def _scores(self, tried: Middle, noise: Tensor) -> Tensor:
         """Class scores of rows with the part of their noise that the scores see: (n, K)."""
@@ -145,6 +163,12 @@ class RowDrawer:
             there = noise[chosen]
             noise[chosen] = there.addmm_(judged[chosen] - there @ span, span.T)
         return noise if self._law.root is None else noise @ self._law.root.T
+
+
+def _agree(labels: Tensor, wanted: Tensor) -> Tensor:
+    """Which rows have the labels that they should have: (n,) bool."""
+    same = labels == wanted
+    return same if same.ndim == 1 else same.all(1)
 
 
 def _rows_of(head: Tensor, index: int, heads: int) -> Tensor | slice:

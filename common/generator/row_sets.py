@@ -49,7 +49,7 @@ class RowSet:
         law: what they are drawn from.
         key: of their random numbers.
         total: how many.
-        labels_of: numbers (n,) int64 -> the classes that these rows should have (n,).
+        labels_of: numbers (n,) int64 -> the classes that these rows should have (n,), or findings (n, K).
         tries: of each row at most; 1: rows stand as they come, with the class that the generator gives them.
     """
 
@@ -89,11 +89,12 @@ class RowSet:
 
         def one_block(start: int) -> Split:
             count = min(self.block_rows, self.total - start)
-            values, labels = torch.empty(count, self.law.dim), torch.empty(count, dtype=torch.int64)
+            values, labels = torch.empty(count, self.law.dim), list[Tensor]()
             for at in range(0, count, piece):
                 part = slice(at, min(at + piece, count))
-                values[part], labels[part] = self.some(np.arange(start + at, start + part.stop))
-            return values, labels
+                values[part], of_part = self.some(np.arange(start + at, start + part.stop))
+                labels.append(of_part)
+            return values, torch.cat(labels)
 
         _share_one_heap()
         self._drawer  # noqa: B018  made once, before threads ask for it

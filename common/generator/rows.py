@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from common.evaluation.heads import LinearHead
-from common.generator.hypernetwork import Generated, GeneratorShape, decode, generate, score_head
+from common.findings import label_vectors
+from common.generator.hypernetwork import Generated, GeneratorShape, decode, generate, prior_of, score_head
 from common.generator.layers import Tensors
 from common.generator.meta_code import MetaCodes, mixture_means
 from common.generator.row_law import Middle, RowLaw
+from common.names import Task
 
 _CODE, _WAY, _BARE, _WIDE = range(4)
 _NUM_UNIFORMS = 4  # of a try, by the names above
@@ -54,6 +55,7 @@ def generator_law(
     centre: Tensor,
     placement: Tensor | None = None,
     prototypes: Tensor | None = None,
+    task: Task = "multiclass",
 ) -> RowLaw:
     """The law of a generator's rows (Eqs. 12-13).
 
@@ -66,6 +68,7 @@ def generator_law(
         placement: (K, d_x) shifts of the wanted classes, from `place_classes`, or None. Each row is moved a part of the
             way, uniform on [0, 1].
         prototypes: (K, d_x), from `class_prototypes`, or None.
+        task: what the labels of rows are.
 
     Returns:
         The law of rows as an encoder would give them: the centre is added.
@@ -92,7 +95,7 @@ def generator_law(
     )
     heads = [score_head(shape, part.layers) for part in parts]
     around = [LinearHead(weight, bias - weight @ origin) for weight, bias in heads]
-    return RowLaw(shape.dim, _NUM_UNIFORMS, shape.model.latent_dim, law.middle, around)
+    return RowLaw(shape.dim, _NUM_UNIFORMS, shape.model.latent_dim, law.middle, around, task=task)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class _GeneratorRows:
 
     def middle(self, labels: Tensor, uniforms: Tensor, normals: Tensor) -> Middle:
         """Rows without their noise: see `RowLaw`."""
-        part = torch.zeros_like(labels)
+        part = torch.zeros(len(labels), dtype=torch.int64)
         if len(self.parts) > 1:
             from common.generator.code_mixture import choose_codes
 
@@ -130,12 +133,12 @@ class _GeneratorRows:
 
     def _decoded(self, labels: Tensor, part: Tensor, normals: Tensor) -> Tensor:
         """What the decoder makes of latents, without noise: (n, d_x) around the centre."""
-        one_hot = functional.one_hot(labels, self.shape.num_classes).double()
+        one_hot = label_vectors(labels, self.shape.num_classes, torch.float64)
         decoded = torch.empty(len(labels), self.shape.dim, dtype=torch.float64)
         for index, generated in enumerate(self.parts):
             rows = torch.nonzero(part == index)[:, 0] if len(self.parts) > 1 else slice(None)
-            scale = torch.exp(generated.prior_log_scale)
-            latent = generated.prior_mean[labels[rows]] + scale[labels[rows]] * normals[rows]
+            mean, scale = prior_of(self.shape, generated, labels[rows], one_hot[rows])
+            latent = mean + scale * normals[rows]
             # Eq. (12), the decoded row, with z of the prior that Eq. 11 is fitted with
             decoded[rows] = decode(self.shape, generated.layers, latent, one_hot[rows])
         return decoded

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.config.run import RunConfig
 from common.generator.row_law import RowLaw
+from common.names import Task
 from common.privacy.combined import ReleasedStatistics
 from common.privacy.events import PrivacyEvent, gaussian, sampled_gaussian
 from common.privacy.noise import NoiseSource
@@ -27,7 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Problem:
-    """The public facts of a federation: width of an embedding, names of the classes, number of sites.
+    """The public facts of a federation: width of an embedding, names of the classes, number of sites, what labels mean.
 
     `site_dims` gives each site's own width where the sites' encoders differ; empty where all have `dim`.
     """
@@ -36,11 +37,17 @@ class Problem:
     class_names: tuple[str, ...]
     num_sites: int
     site_dims: tuple[int, ...] = ()
+    task: Task = "multiclass"
+
+    @property
+    def findings(self) -> bool:
+        """Whether a record has several yes/no findings, int8 (n, K), and not one class, int64 (n,)."""
+        return self.task != "multiclass"
 
     @property
     def num_classes(self) -> int:
-        """K."""
-        return len(self.class_names)
+        """K: classes or findings. Of K + 1 grades there are K findings, "this grade or a higher one"."""
+        return len(self.class_names) - (self.task == "ordinal")
 
     def dim_of(self, site_index: int) -> int:
         """Width of the embeddings at a site."""

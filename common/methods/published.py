@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from common.errors import ConfigError
 from common.evaluation.scores import Split
+from common.generator.label_tree import LabelTree
 from common.generator.row_numbers import row_key
 from common.generator.row_sets import RowSet
 from common.methods import get_method
@@ -114,6 +116,11 @@ def published_set(context: RunContext, artifact: Artifact) -> RowSet | None:
     law, synthesis = get_method(context.config.method).law, context.config.synthesis
     if law is None:
         return None
+    tree = LabelTree.of(artifact.tensors)
+    if tree is not None:
+        seed = context.config.federation.seed
+        key, rows = row_key("published", seed), synthesis.synthetic_rows
+        return RowSet(law(context, artifact), key, rows, partial(tree.draw, "published", seed), 1)
     by_counts = synthesis.balance == "dp-counts" and "class_counts" in artifact.tensors
     weights = class_weights(artifact) if by_counts else [1.0] * context.problem.num_classes
     counts = wanted_counts(synthesis.synthetic_rows, weights)

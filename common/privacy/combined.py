@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.privacy.statistics import StatisticsSpec, part_weights, unpack_symmetric
+from common.privacy.statistics import StatisticsSpec, part_weights, unpack_pairs, unpack_symmetric
 from common.records import clip_to_ball
 
 
@@ -19,10 +19,10 @@ class ReleasedStatistics:
     """Noised statistics of all sites together, as the server knows them: public from here on.
 
     Attributes:
-        total: noised number of units, at least 1.
+        total: noised number of records, at least 1; a record or patient that was scaled down counts in part.
         centre: (d_x,), noised mean embedding, shrunk.
-        class_counts: (K,), noised, at least 1.
-        class_means: (K, d_x) or None.
+        class_counts: (K,), noised, at least 1; of findings the records that have each.
+        class_means: (K, d_x), of the records of a class or with a finding; or None.
         covariance: (d_x, d_x) within classes, shrunk, or None.
         class_features: (K, D) noised mean Fourier features, or None.
         noise_std: standard deviation of the noise in one coordinate of a sum, by part.
@@ -30,6 +30,8 @@ class ReleasedStatistics:
         site_counts: (m, K), each site's noised counts, in the order of its index; equal rows where only their sum is
             known; None where they were not kept.
         site_indices: (m,), the sites' indices in the run; None where they are unknown.
+        known_counts: (K,), noised number of records that know each finding, at least 1; None of classes.
+        pair_counts: (K, K), noised number of records with both findings; None of classes.
     """
 
     total: float
@@ -42,6 +44,16 @@ class ReleasedStatistics:
     class_offsets: Tensor | None = None
     site_counts: Tensor | None = None
     site_indices: Tensor | None = None
+    known_counts: Tensor | None = None
+    pair_counts: Tensor | None = None
+
+    @property
+    def prevalence(self) -> Tensor | None:
+        """Share of the records with each finding, of those that know it, within (0, 1): (K,); None of classes."""
+        if self.known_counts is None:
+            return None
+        least = (0.5 / self.known_counts).clamp(max=0.5)
+        return (self.class_counts / self.known_counts).clamp(min=least, max=1.0 - least)
 
     @property
     def class_shares(self) -> Tensor:
@@ -88,13 +100,14 @@ def combine_statistics(
     weights = part_weights(spec)
     spread = {name: noise_multiplier * spec.sensitivity / weights[name] * math.sqrt(len(each)) for name in spec.shapes}
     counts = sums["class_counts"].clamp(min=1.0)
-    total = max(float(sums["class_counts"].sum()), 1.0)
+    findings = spec.max_positives > 0
+    total = max(float(sums["records" if findings else "class_counts"].sum()), 1.0)
     centre = torch.zeros(spec.dim)
     if "total_sum" in sums:
         centre = clip_to_ball(_shrunk(sums["total_sum"] / total, spread["total_sum"] / total), spec.radius)
     means, offset = None, None
     if "class_sums" in sums:
-        if "total_sum" not in sums:
+        if "total_sum" not in sums and not findings:
             noise = spread["class_sums"] * math.sqrt(spec.num_classes)
             centre = clip_to_ball(_shrunk(sums["class_sums"].sum(0) / total, noise / total), spec.radius)
         offset = sums["class_sums"] / counts[:, None] - centre
@@ -111,8 +124,10 @@ def combine_statistics(
     if "class_features" in sums:
         features = sums["class_features"] / counts[:, None]
     indices = None if sites is None else torch.tensor(list(sites))
+    known = (total - sums["unknown_counts"]).clamp(min=1.0, max=total) if findings else None
+    pairs = unpack_pairs(sums["pair_counts"], spec.num_classes) if findings else None
     return ReleasedStatistics(
-        total, centre, counts, means, covariance, features, spread, offset, torch.stack(each), indices
+        total, centre, counts, means, covariance, features, spread, offset, torch.stack(each), indices, known, pairs
     )
 
 

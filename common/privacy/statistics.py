@@ -7,6 +7,24 @@ A record with class y and embedding x, |x| <= R, contributes the vector
 of its class counts, class sums, total sum, second moment and random Fourier features, phi of norm 1. Its norm is at
 most S = sqrt(a^2 + b^2 R^2 + t^2 R^2 + c^2 R^4 + e^2): the sensitivity to adding or removing one record. A patient's
 vector (the sum over the records) is clipped to the same S. The weights are public.
+
+**Findings.** A record with findings, p in {0, 1}^K those that are present and u in {0, 1}^K those that are unknown, has
+
+    (a, a * p, v * u, w * (p_j p_k for j < k), b * p x, t * x, c * x x^T)
+
+With at most P findings present and U unknown, both public, |p|^2 <= P, |u|^2 <= U, and at most P (P - 1) / 2 of the
+pairs are 1. So its norm is at most
+
+    S = sqrt(a^2 (1 + P) + v^2 U + w^2 P (P - 1) / 2 + b^2 P R^2 + t^2 R^2 + c^2 R^4).
+
+A finding that is known and absent is a 0 in every part: a record whose K findings are all known costs no more than
+another. Counting the known ones in place of the unknown would put K ones into each such vector, and sqrt(K) times the
+noise; how many records know a finding follows all the same, from how many there are less those that do not.
+
+A record beyond a cap is scaled down as a whole, to norm S: that is the rule of each record by itself. A patient of up
+to R records has the sum of their vectors, of norm up to R S. It is clipped to S too. Noise for R S without clipping
+would be R times as large, and give a patient of R like records the same share of signal, and one of fewer records less.
+So S bounds whatever a record or patient is; the caps say what is left whole.
 """
 
 from __future__ import annotations
@@ -16,8 +34,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from common.findings import are_findings, label_vectors
 from common.kernels import fourier_features
 from common.privacy.clipping import NEIGHBOURING, ClippedSum
 from common.privacy.noise import NoiseSource
@@ -37,6 +55,8 @@ class StatisticsSpec:
         radius: R, embeddings are clipped to this norm; 1 holds all of unit length.
         count_weight: a. class_weight: b. total_weight: t. moment_weight: c. feature_weight: e; 0 leaves a part out.
         frequencies: (D / 2, d_x), public, for the Fourier features; None without them.
+        max_positives: P, of records with findings; 0 where a record has one class.
+        max_unknowns: U. unknown_weight: v. pair_weight: w.
     """
 
     dim: int
@@ -48,14 +68,22 @@ class StatisticsSpec:
     moment_weight: float = 0.0
     feature_weight: float = 0.0
     frequencies: Tensor | None = None
+    max_positives: int = 0
+    max_unknowns: int = 0
+    unknown_weight: float = 0.3
+    pair_weight: float = 0.6
 
     @property
     def sensitivity(self) -> float:
         """L2 sensitivity of the weighted vector to adding or removing one unit."""
-        square = self.radius * self.radius
+        square, most = self.radius * self.radius, max(self.max_positives, 1)
+        counted = self.count_weight**2
+        if self.max_positives > 0:
+            counted = counted * (1 + most) + self.unknown_weight**2 * self.max_unknowns
+            counted += self.pair_weight**2 * most * (most - 1) / 2
         return math.sqrt(
-            self.count_weight**2
-            + (self.class_weight**2 + self.total_weight**2) * square
+            counted
+            + (self.class_weight**2 * most + self.total_weight**2) * square
             + self.moment_weight**2 * square * square
             + self.feature_weight**2
         )
@@ -64,6 +92,10 @@ class StatisticsSpec:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every part of the release, by name."""
         parts: dict[str, tuple[int, ...]] = {}
+        if self.max_positives > 0:
+            parts["records"] = (1,)
+            parts["unknown_counts"] = (self.num_classes,)
+            parts["pair_counts"] = (self.num_classes * (self.num_classes - 1) // 2,)
         if self.count_weight > 0:
             parts["class_counts"] = (self.num_classes,)
         if self.class_weight > 0:
@@ -95,22 +127,31 @@ def statistics_sum(spec: StatisticsSpec, batch: UnitBatch) -> ClippedSum:
         finite contributes zero.
     """
     embeddings = clip_to_ball(batch.embeddings.double(), spec.radius)
-    one_hot = functional.one_hot(batch.labels, spec.num_classes).double() * batch.mask[..., None].double()
+    present = batch.mask.double()
+    one_hot = label_vectors(batch.labels, spec.num_classes, torch.float64) * present[..., None]
+    unknown = torch.where(batch.labels < 0, present[..., None], 0.0) if are_findings(batch.labels) else None
     features = None
     if spec.feature_weight > 0 and spec.frequencies is not None:
         features = fourier_features(embeddings, spec.frequencies.double())
-    norms = _unit_norms(spec, embeddings, one_hot, features)
+    norms = _unit_norms(spec, embeddings, present, one_hot, unknown, features)
     # inner products of d numbers err by at most d roundings, and a unit's norm adds those of all pairs of its records
     rounding = (spec.dim + 64) * batch.mask.shape[1] ** 2 * 2.0**-52
     weight = (spec.sensitivity / (1.0 + rounding) / norms.clamp(min=1e-12)).clamp(max=1.0)
     usable = torch.isfinite(norms) & torch.isfinite(embeddings).all(-1).all(-1)
     embeddings = torch.where(usable[:, None, None], embeddings, 0.0).flatten(0, 1)
-    marks = (one_hot * torch.where(usable, weight, 0.0)[:, None, None]).flatten(0, 1)
-    weights = marks.sum(1)
+    weights = (present * torch.where(usable, weight, 0.0)[:, None]).flatten()
+    hot = one_hot.flatten(0, 1)
+    marks = hot * weights[:, None]
     sums: dict[str, Tensor] = {}
     for name in spec.shapes:
         if name == "class_counts":
             sums[name] = spec.count_weight * marks.sum(0)
+        elif name == "records":
+            sums[name] = spec.count_weight * weights.sum()[None]
+        elif name == "unknown_counts" and unknown is not None:
+            sums[name] = spec.unknown_weight * weights @ unknown.flatten(0, 1)
+        elif name == "pair_counts":
+            sums[name] = spec.pair_weight * (marks.T @ hot)[tuple(_pairs(spec.num_classes))]
         elif name == "class_sums":
             sums[name] = spec.class_weight * marks.T @ embeddings
         elif name == "total_sum":
@@ -173,17 +214,41 @@ def part_weights(spec: StatisticsSpec) -> dict[str, float]:
         "total_sum": spec.total_weight,
         "second_moment": spec.moment_weight,
         "class_features": spec.feature_weight,
+        "records": spec.count_weight,
+        "unknown_counts": spec.unknown_weight,
+        "pair_counts": spec.pair_weight,
     }
 
 
-def _unit_norms(spec: StatisticsSpec, embeddings: Tensor, one_hot: Tensor, features: Tensor | None) -> Tensor:
+def unpack_pairs(packed: Tensor, num_findings: int) -> Tensor:
+    """Counts of pairs j < k as a symmetric matrix with 0 along its diagonal: (K (K - 1) / 2,) -> (K, K)."""
+    matrix = packed.new_zeros(num_findings, num_findings)
+    matrix[tuple(_pairs(num_findings))] = packed
+    return matrix + matrix.T
+
+
+def _pairs(num_findings: int) -> Tensor:
+    return torch.triu_indices(num_findings, num_findings, 1)
+
+
+def _unit_norms(
+    spec: StatisticsSpec,
+    embeddings: Tensor,
+    present: Tensor,
+    one_hot: Tensor,
+    unknown: Tensor | None,
+    features: Tensor | None,
+) -> Tensor:
     """Norm of every unit's vector from inner products between its records: (U,)."""
     same = one_hot @ one_hot.mT
-    present = one_hot.sum(-1)
     both = present[:, :, None] * present[:, None, :]
     inner = embeddings @ embeddings.mT
     gram = spec.count_weight**2 * same + spec.class_weight**2 * same * inner
     gram = gram + both * (spec.total_weight**2 * inner + spec.moment_weight**2 * inner * inner)
+    if unknown is not None:
+        # two records with s findings in common have s (s - 1) / 2 pairs of them in common
+        gram = gram + spec.count_weight**2 * both + spec.unknown_weight**2 * (unknown @ unknown.mT)
+        gram = gram + spec.pair_weight**2 * (same * (same - 1.0) / 2.0)
     if features is not None:
         gram = gram + spec.feature_weight**2 * same * (features @ features.mT)
     return gram.sum((1, 2)).clamp(min=0.0).sqrt()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from common.config.run import RunConfig
 from common.durable import sha256_of
 from common.errors import ConfigError, DataError, FedHypeVAEError
 from common.evaluation.scores import Split
+from common.generator.label_tree import LabelTree
 from common.generator.row_numbers import row_key
 from common.generator.row_sets import MOST_TRIES, RowSet
 from common.methods import get_method
@@ -121,7 +123,7 @@ class Bundle:
     def stream_published(self) -> Iterator[Split]:
         """The published set block by block; nothing where there is none. Raises DataError as `published`."""
         for file in self.published_files():
-            yield from stream_rows(file, self.dim, len(self.class_names))
+            yield from stream_rows(file, self.dim, len(self.class_names), self.context.problem.task)
 
     def sample(
         self,
@@ -166,6 +168,14 @@ class Bundle:
                 "take a run of fedhypevae, dp_gauss, dp_cvae or dp_cgan"
             )
         artifact, classes = with_code(self.artifact, code), len(self.class_names)
+        tree = LabelTree.of(artifact.tensors)
+        if tree is not None:
+            if rows is None or labels is not None or shares is not None or balance != "uniform":
+                raise ConfigError(
+                    "rows with findings have them as often as the run released: say how many rows, no labels and shares"
+                )
+            drawn = partial(tree.draw, "more", seed)
+            return RowSet(law(self.context, artifact), row_key("more", seed), rows, drawn, 1).blocks(threads)
         if labels is not None:
             total = _check_labels(labels, rows, classes)
 

@@ -1,7 +1,7 @@
 """Synthetic rows as parquet: written block by block, read by pyarrow, pandas and `datasets` alike.
 
-`embedding` is a fixed-size list of float32, `label` an int64 whose names `datasets` shows. The same rows give the same
-bytes: nothing of the time or the machine is written.
+`embedding` is a fixed-size list of float32, `label` an int64 whose names `datasets` shows; of a multi-label set a
+fixed-size list of K int8. The same rows give the same bytes: nothing of the time or the machine is written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import torch
 from common.durable import sha256_of, whole_file
 from common.errors import DataError, FedHypeVAEError
 from common.evaluation.scores import Split
+from common.findings import are_findings
 from common.methods.base import RunContext
+from common.names import Task
 from common.parquet_pages import pages_of
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ _FRAME_BYTES = 2 * _MARK_BYTES + 4  # the mark at both ends of a parquet file, a
 
 @dataclass(frozen=True)
 class Written:
-    """A finished file: rows in all and of each class, and its size and SHA-256."""
+    """A finished file: rows in all and of each class, or with each finding, and its size and SHA-256."""
 
     rows: int
     class_counts: tuple[int, ...]
@@ -49,15 +51,22 @@ class Written:
 
 
 def write_rows(
-    path: Path, blocks: Iterable[Split], *, dim: int, class_names: Sequence[str], notes: Mapping[str, Any]
+    path: Path,
+    blocks: Iterable[Split],
+    *,
+    dim: int,
+    class_names: Sequence[str],
+    notes: Mapping[str, Any],
+    task: Task = "multiclass",
 ) -> Written:
     """Write blocks of rows as they come, each as one row group; whole or not at all.
 
     Args:
         path: the new file; its folder is made if missing.
-        blocks: embeddings (m, dim) float32 and labels (m,) int64.
+        blocks: embeddings (m, dim) float32 and labels (m,) int64, or (m, K) int8 of a multi-label set.
         dim: width of an embedding.
         class_names: names of the labels.
+        task: what the labels are.
         notes: JSON values for the file's metadata, under `fedhypevae.synthetic`.
 
     Raises:
@@ -66,7 +75,7 @@ def write_rows(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(dim, class_names, json.dumps(notes, sort_keys=True).encode())
+    schema = _schema(dim, class_names, json.dumps(notes, sort_keys=True).encode(), task)
     counts, rows = torch.zeros(len(class_names), dtype=torch.int64), 0
     try:
         # the bytes of floats apart: signs and exponents compress, the rest is noise, and a dictionary is a loss
@@ -79,15 +88,15 @@ def write_rows(
                 compression_level=1,
                 use_dictionary=False,
                 use_byte_stream_split=["embedding.list.element"],
-                write_statistics=["label"],
+                write_statistics=[_label_column(task)],
             ) as writer,
         ):
             for embeddings, labels in blocks:
                 values = pa.array(np.ascontiguousarray(embeddings.numpy(), dtype=np.float32).ravel())
                 column = pa.FixedSizeListArray.from_arrays(values, dim)
-                table = pa.Table.from_arrays([column, pa.array(labels.numpy())], schema=schema)
+                table = pa.Table.from_arrays([column, _label_array(labels)], schema=schema)
                 writer.write_table(table, row_group_size=max(len(table), 1))
-                counts += torch.bincount(labels, minlength=len(class_names))
+                counts += label_counts(labels, len(class_names))
                 rows += len(table)
     except OSError as error:
         raise FedHypeVAEError(
@@ -96,8 +105,13 @@ def write_rows(
     return Written(rows, tuple(counts.tolist()), path.stat().st_size, sha256_of(path))
 
 
-def stream_rows(path: Path, dim: int, num_classes: int) -> Iterator[Split]:
-    """Rows of a synthetic set as they lie in the file: blocks of embeddings (m, dim) float32 and labels (m,) int64.
+def label_counts(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Rows of each class, or with each finding: labels (n,) or (n, K) -> (K,) int64."""
+    return (labels == 1).sum(0) if are_findings(labels) else torch.bincount(labels, minlength=num_classes)
+
+
+def stream_rows(path: Path, dim: int, num_classes: int, task: Task = "multiclass") -> Iterator[Split]:
+    """Rows of a synthetic set as they lie in the file: blocks of embeddings and labels, as `write_rows` takes them.
 
     Raises:
         DataError: unreadable, no rows, another width, labels out of range, or values that are not finite.
@@ -108,11 +122,15 @@ def stream_rows(path: Path, dim: int, num_classes: int) -> Iterator[Split]:
     rows = 0
     try:
         with pq.ParquetFile(path) as file:
-            _check_unpacked(path, file.metadata, dim)
+            _check_unpacked(path, file.metadata, dim, num_classes if task == "multilabel" else 1)
             for batch in file.iter_batches(_BATCH_VALUES // dim + 1, columns=["embedding", "label"]):
                 flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
                 embeddings = torch.tensor(flat, dtype=torch.float32).reshape(len(batch), -1)
-                labels = torch.tensor(batch.column("label").to_numpy(), dtype=torch.int64)
+                if task == "multilabel":
+                    found = batch.column("label").flatten().to_numpy(zero_copy_only=False)
+                    labels = torch.tensor(found, dtype=torch.int8).reshape(len(batch), -1)
+                else:
+                    labels = torch.tensor(batch.column("label").to_numpy(), dtype=torch.int64)
                 _check_block(path, embeddings, labels, dim, num_classes)
                 rows += len(batch)
                 yield embeddings, labels
@@ -136,13 +154,14 @@ def set_notes(context: RunContext, reasons: Sequence[str]) -> dict[str, Any]:
     return {
         "synthetic": True,
         "class_names": list(context.problem.class_names),
+        **({} if context.problem.task == "multiclass" else {"task": context.problem.task}),
         "private": not reasons,
         "not_private_because": list(reasons),
         "config": context.config.to_flat(),
     }
 
 
-def check_layout(path: Path, dim: int, class_names: Sequence[str]) -> None:
+def check_layout(path: Path, dim: int, class_names: Sequence[str], task: Task = "multiclass") -> None:
     """Refuse a file with anything beside the two columns and the metadata that `write_rows` writes.
 
     Columns, metadata and bytes that no reader of the set looks at could hold records, as could a dictionary's values
@@ -164,7 +183,7 @@ def check_layout(path: Path, dim: int, class_names: Sequence[str]) -> None:
         with pq.ParquetFile(path) as file:
             metadata, size, held = file.metadata, path.stat().st_size, dict(file.metadata.metadata or {})
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(held.pop(b"ARROW:schema", b""), validate=True)))
-            wanted = _schema(dim, class_names, held.get(METADATA_KEY, b""))
+            wanted = _schema(dim, class_names, held.get(METADATA_KEY, b""), task)
             same = file.schema_arrow.equals(wanted) and schema.equals(wanted, check_metadata=True)
             if not same or held != wanted.metadata:
                 raise DataError(f"{path}: expected the columns embedding and label with their notes alone")
@@ -178,17 +197,17 @@ def check_layout(path: Path, dim: int, class_names: Sequence[str]) -> None:
             columns = sum(g.column(index).total_compressed_size for g in groups for index in range(g.num_columns))
             if columns + metadata.serialized_size + _FRAME_BYTES != size:
                 raise DataError(f"{path} holds bytes that belong to no column: fetch the bundle again")
-            _check_chunks(path, metadata, dim, len(class_names))
+            _check_chunks(path, metadata, dim, len(class_names), task)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path} is no synthetic set ({type(error).__name__}): fetch the bundle again") from None
 
 
-def _check_unpacked(path: Path, metadata: Any, dim: int) -> None:
+def _check_unpacked(path: Path, metadata: Any, dim: int, labels_per_row: int = 1) -> None:
     """Refuse pages that would take memory beyond a block of rows: a reader unpacks one page at a time."""
     with path.open("rb") as raw:
         for group, index in np.ndindex(metadata.num_row_groups, metadata.num_columns):
             chunk, rows = metadata.row_group(group).column(index), metadata.row_group(group).num_rows
-            per_row = {"embedding": dim, "label": 1}.get(chunk.path_in_schema.split(".", 1)[0])
+            per_row = {"embedding": dim, "label": labels_per_row}.get(chunk.path_in_schema.split(".", 1)[0])
             if per_row is None:
                 continue  # is not read
             pages = pages_of(raw, chunk, str(path))
@@ -196,23 +215,28 @@ def _check_unpacked(path: Path, metadata: Any, dim: int) -> None:
                 raise DataError(f"{path}: expected rows of width {dim} in pages of about 1 MiB: fetch the bundle again")
 
 
-def _check_chunks(path: Path, metadata: Any, dim: int, num_classes: int) -> None:
+def _check_chunks(path: Path, metadata: Any, dim: int, num_classes: int, task: Task) -> None:
     place = _MARK_BYTES
+    findings = task == "multilabel"
+    values = (dim, num_classes if findings else 1)
+    # an int8 is stored as four bytes; what marks the end of a row's list takes a bit a value, or little more
+    widths = (4 * dim + _ROW_LEVEL_BYTES, 4 * num_classes + _ROW_LEVEL_BYTES + num_classes // 4 if findings else 8)
+    largest = 1 if findings else num_classes - 1
     with path.open("rb") as raw:
         for group, index in np.ndindex(metadata.num_row_groups, 2):
             rows, chunk = metadata.row_group(group).num_rows, metadata.row_group(group).column(index)
             pages, bounds = pages_of(raw, chunk, str(path)), chunk.statistics
-            size = rows * (8 if index else 4 * dim + _ROW_LEVEL_BYTES)
+            size = rows * widths[index]
             # the writer ends a page at 1 MiB or 20,000 rows; twice as many are let pass
             most = size + _PAGE_BYTES * (1 + (size >> 19) + rows // 10_000) if rows else 0
             same = (
                 chunk.compression == "ZSTD"
                 and pages.encodings <= {_PLAIN if index else _BYTE_STREAM_SPLIT}  # so there is no dictionary
-                and pages.values == chunk.num_values == rows * (1 if index else dim)
+                and pages.values == chunk.num_values == rows * values[index]
                 and max(pages.size, chunk.total_uncompressed_size, chunk.total_compressed_size) <= most
                 and (chunk.data_page_offset == place or not rows)
                 and (bounds is not None) == (index == 1 and rows > 0)
-                and (bounds is None or (bounds.has_min_max and 0 <= bounds.min <= bounds.max < num_classes))
+                and (bounds is None or (bounds.has_min_max and 0 <= bounds.min <= bounds.max <= largest))
             )
             if not same:
                 raise DataError(
@@ -225,24 +249,43 @@ def _check_chunks(path: Path, metadata: Any, dim: int, num_classes: int) -> None
 def _check_block(path: Path, embeddings: torch.Tensor, labels: torch.Tensor, dim: int, num_classes: int) -> None:
     if embeddings.shape != (len(labels), dim):
         raise DataError(f"{path}: expected embeddings of width {dim}, found {embeddings.shape[1]}")
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise DataError(f"{path}: expected labels from 0 to {num_classes - 1}, found others")
+    largest = 1 if are_findings(labels) else num_classes - 1
+    if int(labels.min()) < 0 or int(labels.max()) > largest:
+        raise DataError(f"{path}: expected labels from 0 to {largest}, found others")
+    if are_findings(labels) and labels.shape != (len(embeddings), num_classes):
+        raise DataError(f"{path}: expected {num_classes} findings a row, found {labels.shape[1]}")
     if not bool(torch.isfinite(embeddings).all()):
         raise DataError(f"{path} holds values that are not finite: fetch the bundle again")
 
 
-def _schema(dim: int, class_names: Sequence[str], notes: bytes) -> pa.Schema:
+def _label_column(task: Task) -> str:
+    return "label.list.element" if task == "multilabel" else "label"
+
+
+def _label_array(labels: torch.Tensor) -> Any:
     import pyarrow as pa
 
-    metadata = {METADATA_KEY: notes, b"huggingface": _features(dim, class_names).encode()}
-    kinds = [pa.field("embedding", pa.list_(pa.float32(), dim)), pa.field("label", pa.int64())]
+    if not are_findings(labels):
+        return pa.array(labels.numpy())
+    return pa.FixedSizeListArray.from_arrays(pa.array(labels.contiguous().numpy().ravel()), labels.shape[1])
+
+
+def _schema(dim: int, class_names: Sequence[str], notes: bytes, task: Task = "multiclass") -> pa.Schema:
+    import pyarrow as pa
+
+    metadata = {METADATA_KEY: notes, b"huggingface": _features(dim, class_names, task).encode()}
+    label = pa.list_(pa.int8(), len(class_names)) if task == "multilabel" else pa.int64()
+    kinds = [pa.field("embedding", pa.list_(pa.float32(), dim)), pa.field("label", label)]
     return pa.schema(kinds, metadata=metadata)
 
 
-def _features(dim: int, class_names: Sequence[str]) -> str:
+def _features(dim: int, class_names: Sequence[str], task: Task) -> str:
     """The columns in the words of `datasets`, so that labels show their names."""
+    label: dict[str, Any] = {"names": list(class_names), "_type": "ClassLabel"}
+    if task == "multilabel":  # one number a finding, in the order of the names in the notes
+        label = {"feature": {"dtype": "int8", "_type": "Value"}, "length": len(class_names), "_type": "List"}
     features = {
         "embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "length": dim, "_type": "List"},
-        "label": {"names": list(class_names), "_type": "ClassLabel"},
+        "label": label,
     }
     return json.dumps({"info": {"features": features}})

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError, MeetingError
+from common.names import Task
 from common.wire.identity import EncoderIdentity, Mismatch, compare
 
 # Relative distances. Measured between one and two threads, batch sizes and folded weights: below 1e-5; another
@@ -86,17 +87,25 @@ class SetFacts(Protocol):
         ...
 
     @property
+    def task(self) -> Task:
+        """What the labels are."""
+        ...
+
+    @property
     def canary(self) -> str:
         """The embedding of the project's canary image."""
         ...
 
 
-def check_sites(sites: Mapping[str, SetFacts], *, own_encoders: bool = False) -> tuple[Mismatch, ...]:
-    """Compare what sites know of their sets: encoder, classes and canary.
+def check_sites(
+    sites: Mapping[str, SetFacts], *, own_encoders: bool = False, task: Task | None = None
+) -> tuple[Mismatch, ...]:
+    """Compare what sites know of their sets: encoder, classes, task and canary.
 
     Args:
         sites: site name -> its facts; a site without a canary is compared by identity alone.
         own_encoders: whether each may have its own encoder; the classes are compared alone then.
+        task: of the run; None outside a run, where that of most sites is taken as the right one.
 
     Returns:
         One `Mismatch` per site and field; empty when the sites agree.
@@ -105,6 +114,11 @@ def check_sites(sites: Mapping[str, SetFacts], *, own_encoders: bool = False) ->
         DataError: no sites, or a canary that can't be read.
     """
     found = compare({site: facts.identity for site, facts in sites.items()})
+    tasks = [facts.task for facts in sites.values()]
+    expected, whose = (max(tasks, key=tasks.count), "the other sites have") if task is None else (task, "the run has")
+    other = tuple(Mismatch(site, "task", expected, f.task, whose) for site, f in sites.items() if f.task != expected)
+    if other:
+        return other
     if own_encoders:
         return tuple(mismatch for mismatch in found if mismatch.field == "class_names")
     vectors = {site: decode(facts.canary) for site, facts in sites.items() if facts.canary}
@@ -113,8 +127,8 @@ def check_sites(sites: Mapping[str, SetFacts], *, own_encoders: bool = False) ->
     return compare_canaries(vectors, next(iter(sites.values())).identity.precision)
 
 
-def require_agreement(sites: Mapping[str, SetFacts], *, own_encoders: bool = False) -> None:
+def require_agreement(sites: Mapping[str, SetFacts], *, own_encoders: bool = False, task: Task | None = None) -> None:
     """Refuse to go on when sites differ (see `check_sites`); raises `MeetingError` naming each site and field."""
-    found = check_sites(sites, own_encoders=own_encoders)
+    found = check_sites(sites, own_encoders=own_encoders, task=task)
     if found:
         raise MeetingError("the sites' embeddings differ: " + "; ".join(str(mismatch) for mismatch in found))

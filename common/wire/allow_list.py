@@ -20,6 +20,7 @@ from torch import Tensor
 from common.config.operation import OPERATION
 from common.errors import WireError
 from common.methods.base import PrivacyPlan, Problem, RunContext
+from common.names import Task
 from common.wire.context_fields import read_context
 from common.wire.identity import EncoderIdentity
 
@@ -80,6 +81,7 @@ class SiteFacts:
         identity: encoder, revision, width, preprocessing and class list.
         canary: its embedding of the project's canary image, as text; empty for an imported set.
         public: whether its policy declares its data public.
+        task: what its labels are.
     """
 
     site: str
@@ -87,6 +89,7 @@ class SiteFacts:
     identity: EncoderIdentity
     canary: str
     public: bool
+    task: Task = "multiclass"
 
 
 def check_tensors(kind: Kind, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

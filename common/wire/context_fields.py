@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common.config.generator import MMD_FEATURES
 from common.config.run import RunConfig
 from common.errors import ConfigError
+from common.names import Task
 
 LONGEST_CONTEXT = 4_000_000  # characters: the names of 4,096 classes, and as many widths as sites
 MOST_CLASSES, MOST_DIM, MOST_SITES = 4096, 16_384, 100_000
@@ -38,6 +39,7 @@ class ProblemFields(_Fields):
     class_names: list[ClassName] = Field(min_length=1, max_length=MOST_CLASSES)
     num_sites: int = Field(ge=1, le=MOST_SITES)
     site_dims: list[Width] = Field(max_length=MOST_SITES)
+    task: Task
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -45,6 +47,8 @@ class ProblemFields(_Fields):
             raise ValueError("class_names must differ from each other")
         if len(self.site_dims) not in (0, self.num_sites):
             raise ValueError("site_dims must be none, or one a site")
+        if self.task == "ordinal" and len(self.class_names) < 2:
+            raise ValueError("expected two grades or more")
         return self
 
 
@@ -89,6 +93,8 @@ def read_context(text: str) -> tuple[RunConfig, ProblemFields, PlanFields]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ConfigError("the run's context can't be read: server and site must run the same version") from None
     config = RunConfig.from_flat(settings)
+    if config.federation.task != fields.problem.task:
+        raise ConfigError(f"the run's context has the tasks {config.federation.task} and {fields.problem.task}")
     check_size(config, fields.problem)
     return config, fields.problem, fields.plan
 
@@ -117,6 +123,7 @@ def _parameters(config: RunConfig, dim: int, num_classes: int) -> dict[str, int]
         "classifiers": max(_dense((dim, *hidden, num_classes)) for hidden in rivals.hidden_widths_of),
         "statistics": dim * (dim + 1) // 2 if config.synthesis.covariance_weight > 0 else 0,
         "features": MMD_FEATURES * max(num_classes, dim),
+        "pairs": 0 if config.federation.task == "multiclass" else num_classes * num_classes,
     }
 
 

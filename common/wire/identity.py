@@ -77,15 +77,16 @@ _IDENTITY = TypeAdapter(EncoderIdentity)
 
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """One site differs from the others in one field."""
+    """One site differs in one field from the others, or from the run."""
 
     site: str
     field: str
     expected: str
     found: str
+    whose: str = "the other sites have"
 
     def __str__(self) -> str:
-        return f"site {self.site}: {self.field} is {self.found}, the other sites have {self.expected}"
+        return f"site {self.site}: {self.field} is {self.found}, {self.whose} {self.expected}"
 
 
 def compare(sites: Mapping[str, EncoderIdentity]) -> tuple[Mismatch, ...]:

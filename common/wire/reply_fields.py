@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from common.errors import WireError
-from common.names import SITE_NAME
+from common.names import SITE_NAME, Task
 from common.wire.allow_list import Kind
 
 # Public limits. An honest site stays far below each of them.
@@ -63,6 +63,7 @@ class HelloFields(_Fields):
     identity: Annotated[str, Field(max_length=_IDENTITY)]
     canary: Annotated[str, Field(max_length=_CANARY)]
     public: bool
+    task: Task = "multiclass"
 
 
 class ReleaseFields(_Fields):

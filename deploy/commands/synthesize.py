@@ -70,7 +70,8 @@ def synthesize(
     notes = bundle.notes(bundle.not_private, chosen)
     started = time.monotonic()
     shown = _with_progress(blocks, rows)
-    written = write_rows(out, shown, dim=bundle.dim, class_names=bundle.class_names, notes=notes)
+    names, kind = bundle.class_names, bundle.context.problem.task
+    written = write_rows(out, shown, dim=bundle.dim, class_names=names, notes=notes, task=kind)
     _report(bundle, written, out, time.monotonic() - started)
     say(FREE_OF_COST)
 

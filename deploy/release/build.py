@@ -142,7 +142,8 @@ def _write_data(path: Path, bundle: Bundle, reasons: Sequence[str], watch: Watch
             done += len(block[1])
             watch("writing the set", done, max(done, bundle.config.synthesis.synthetic_rows))
 
-    return write_rows(path, watched(), dim=bundle.dim, class_names=bundle.class_names, notes=notes)
+    names, task = bundle.class_names, bundle.context.problem.task
+    return write_rows(path, watched(), dim=bundle.dim, class_names=names, notes=notes, task=task)
 
 
 def _ledgers(found: Inspection, statement: Mapping[str, Any], reasons: Sequence[str]) -> dict[str, Any]:

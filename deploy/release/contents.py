@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.assurance.audit_run import Watch
 from common.config.run import RunConfig
 from common.durable import sha256_of
@@ -19,7 +21,7 @@ from common.generator.row_sets import ROWS_FORMAT
 from common.privacy.events import PrivacyEvent
 from common.publishing.bundle import STATEMENT, Bundle, load_bundle
 from common.publishing.generator_file import GENERATOR
-from common.publishing.parquet import Written, check_layout, read_notes, set_notes, stream_rows
+from common.publishing.parquet import Written, check_layout, label_counts, read_notes, set_notes, stream_rows
 from deploy.release.audits import audit_file, objections
 from deploy.release.build import SIGNATURE, SUMS, check_title
 from deploy.release.describe import (
@@ -170,19 +172,21 @@ class Contents:
         check_generator_layout(bundle, self.json("bundle.json")["not_private_because"])
         embeddings, labels = bundle.draw(len(bundle.class_names), threads=1)
         fits = embeddings.shape == (len(bundle.class_names), bundle.dim) and bool(embeddings.isfinite().all())
-        require(fits and labels.shape == embeddings.shape[:1], f"{GENERATOR} gives rows of another shape")
+        require(fits and labels.shape[:1] == embeddings.shape[:1], f"{GENERATOR} gives rows of another shape")
 
     def check_data(self) -> None:
         """Whether the set's file holds its rows, as many as said, and nothing else."""
         stated, bundle = self.json("bundle.json"), self.bundle
-        check_layout(self._folder / DATA_FILE, bundle.dim, bundle.class_names)
+        task = bundle.context.problem.task
+        check_layout(self._folder / DATA_FILE, bundle.dim, bundle.class_names, task)
         due = set_notes(bundle.context, stated["not_private_because"])
         require(read_notes(self._folder / DATA_FILE) == due, f"{DATA_FILE} notes other facts than the bundle's")
-        counts = [0] * len(stated["class_names"])
-        for _, labels in stream_rows(self._folder / DATA_FILE, stated["dim"], len(counts)):
-            for label, count in enumerate(labels.bincount(minlength=len(counts)).tolist()):
-                counts[label] += count
-        same = counts == stated["class_counts"] and sum(counts) == stated["rows"]
+        classes, rows = len(stated["class_names"]), 0
+        counts = torch.zeros(classes, dtype=torch.int64)
+        for _, labels in stream_rows(self._folder / DATA_FILE, stated["dim"], classes, task):
+            counts += label_counts(labels, classes)
+            rows += len(labels)
+        same = counts.tolist() == stated["class_counts"] and rows == stated["rows"]
         require(same, f"{DATA_FILE} holds other rows than bundle.json counts")
 
     def check_rows(self, quick: bool, watch: Watch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,6 +58,10 @@ def _published(bundle: Bundle) -> tuple[dict[str, tuple[int, ...]], Mapping[str,
     made_up = ReleasedStatistics(
         1.0, torch.zeros(dim), torch.ones(classes), means, torch.eye(dim), None, noise, class_offsets=means
     )
+    if context.problem.findings:
+        known, pairs = torch.ones(classes), torch.zeros(classes, classes)
+        noise = {**noise, "pair_counts": 1.0}
+        made_up = replace(made_up, noise_std=noise, known_counts=known, pair_counts=pairs)
     state = method.init(untrained)
     states = [state] if method.statistics(untrained) is None else [state, method.prepare(untrained, state, made_up)]
     published = [method.finish(untrained, one) for one in states]

@@ -127,15 +127,16 @@ def _same(drawn: Split, found: Split) -> torch.Tensor:
     length = np.linalg.norm(due, axis=1, keepdims=True)
     allowed = np.spacing(np.abs(due)) + _ROUNDING * length
     near = (np.abs(there.astype(np.float64) - due) <= allowed).all(1)
-    return torch.from_numpy(near) & (drawn[1] == found[1])
+    labelled = drawn[1] == found[1]
+    return torch.from_numpy(near) & (labelled if labelled.ndim == 1 else labelled.all(1))
 
 
 def _in_blocks(parts: Iterable[Split], rows: int) -> Iterator[Split]:
     """The same rows in blocks of another size, the last one shorter."""
     values, labels = torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
     for more, more_labels in parts:
-        values = torch.cat([values, more]) if len(labels) else more
-        labels = torch.cat([labels, more_labels])
+        values = torch.cat([values, more]) if len(values) else more
+        labels = torch.cat([labels, more_labels]) if len(labels) else more_labels
         while len(labels) >= rows:
             yield values[:rows], labels[:rows]
             values, labels = values[rows:], labels[rows:]

@@ -13,6 +13,7 @@ from tests.harness import Federation, make_set
 
 CASES = {
     "width": ({1: make_set(60, dim=9)}, "dimension"),
+    "task": ({1: make_set(60, task="multilabel")}, "task is multilabel, the run has multiclass"),
     "classes": ({1: make_set(60, classes=("liver", "lung", "heart"))}, "class_names"),
 }
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from common.findings import label_vectors
 from common.generator.layers import PlainLayers
 from common.generator.objective import elbo
 from common.methods.base import RunContext, Tensors
@@ -47,7 +47,7 @@ def raw_gradients(
     shape, code_leaf = generator_shape(context), leaves.get("code")
     keep = batch.mask.flatten() > 0
     embeddings = batch.embeddings.flatten(0, 1)[keep]
-    one_hot = functional.one_hot(batch.labels.flatten()[keep], shape.num_classes).float()
+    one_hot = label_vectors(batch.labels.flatten(0, 1)[keep], shape.num_classes, torch.float32)
 
     def normals(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=draws)

@@ -61,6 +61,8 @@ def fit_code(
     shape = generator_shape(context)
     if shape.model.code_dim == 0:
         raise ConfigError("the generator has no code to fit: train with code-dim above 0")
+    if shape.findings:
+        raise ConfigError(f"a code is fitted to one class a record: task {context.problem.task} has none to fit it to")
     if data.labels.shape[0] == 0:
         raise DataError("expected at least one record to fit a code to, found none")
     params = artifact.tensors

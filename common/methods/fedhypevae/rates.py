@@ -20,8 +20,8 @@ _SMALLEST_SHARE = 0.01
 
 def generator_shape(context: RunContext) -> GeneratorShape:
     """Public sizes of the run's generator."""
-    config = context.config
-    return GeneratorShape.of(context.problem.dim, context.problem.num_classes, config.model, config.training)
+    config, problem = context.config, context.problem
+    return GeneratorShape.of(problem.dim, problem.num_classes, config.model, config.training, findings=problem.findings)
 
 
 def trained_names(context: RunContext, params: Tensors) -> list[str]:
@@ -61,6 +61,12 @@ def _rate_factor(context: RunContext, params: Tensors) -> float:
     return min(1.0, training.score_noise / reached)
 
 
+def finding_offsets(context: RunContext, prevalence: Tensor) -> Tensor:
+    """As `class_offsets` for findings: weighted logs of their odds, of a prevalence (K,) from 1 % to 99 %."""
+    bounded = prevalence.clamp(_SMALLEST_SHARE, 1.0 - _SMALLEST_SHARE)
+    return context.config.training.logit_adjustment * torch.logit(bounded)
+
+
 def class_offsets(context: RunContext, class_shares: Tensor) -> Tensor:
     """What the discriminative term adds to the class scores: weighted logs of the released class shares, (K,).
 
@@ -71,8 +77,11 @@ def class_offsets(context: RunContext, class_shares: Tensor) -> Tensor:
 
 
 def weighs_presence(context: RunContext) -> bool:
-    """Whether a site's sums count by what classes it has: where the server sees each site's, and only then."""
-    return context.config.privacy.trust == "local"
+    """Whether a site's sums count by what classes it has: where the server sees each site's, and only then.
+
+    A site without a finding has records that lack it, from which its score is learned as well.
+    """
+    return context.config.privacy.trust == "local" and not context.problem.findings
 
 
 def step_scale(context: RunContext, params: Tensors) -> float:

@@ -27,6 +27,7 @@ from common.methods.fedhypevae.rates import (
     CLASS_OFFSETS,
     PRESENCE,
     class_offsets,
+    finding_offsets,
     generator_shape,
     rate_of,
     step_scale,
@@ -34,6 +35,7 @@ from common.methods.fedhypevae.rates import (
     weighs_presence,
 )
 from common.methods.fedhypevae.site import client_step
+from common.methods.labels import for_task, label_tensors, labelled, with_label_offsets
 from common.methods.plans import private_plan
 from common.methods.uploads import summed
 from common.privacy.combined import ReleasedStatistics
@@ -50,7 +52,7 @@ def statistics_spec(context: RunContext) -> StatisticsSpec | None:
         from common.generator.mmd import public_frequencies
 
         frequencies = public_frequencies(problem.dim, context.config.federation.seed)
-    return StatisticsSpec(
+    spec = StatisticsSpec(
         problem.dim,
         problem.num_classes,
         count_weight=TRAINING_COUNT_WEIGHT,
@@ -58,6 +60,7 @@ def statistics_spec(context: RunContext) -> StatisticsSpec | None:
         feature_weight=1.0 if frequencies is not None else 0.0,
         frequencies=frequencies,
     )
+    return for_task(context, spec)
 
 
 def init(context: RunContext) -> ServerState:
@@ -97,7 +100,10 @@ def prepare(context: RunContext, state: ServerState, statistics: ReleasedStatist
     params[TOTAL] = torch.tensor(statistics.total)
     params[CENTRE] = statistics.centre
     if context.config.training.logit_adjustment > 0:
-        params[CLASS_OFFSETS] = class_offsets(context, statistics.class_shares)
+        if statistics.prevalence is None:
+            params[CLASS_OFFSETS] = class_offsets(context, statistics.class_shares)
+        else:
+            params[CLASS_OFFSETS] = finding_offsets(context, statistics.prevalence)
     if context.config.training.mmd == "released":
         from common.generator.mmd import pack_target
 
@@ -165,7 +171,7 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     meta = fit_meta_codes(
         shape,
         params,
-        state.statistics,
+        None if shape.findings else state.statistics,  # of records with a finding others have theirs too
         num_codes=config.synthesis.num_codes,
         radius=config.training.code_radius,
         covariance_weight=config.synthesis.covariance_weight,
@@ -174,6 +180,15 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     )
     tensors = {name: value for name, value in params.items() if name not in {TARGET, CLASS_OFFSETS}}
     tensors |= {"meta.codes": meta.codes, "meta.weights": meta.weights}
+    settings = {
+        "dim": shape.dim,
+        "num_classes": shape.num_classes,
+        "observation_variance": shape.observation_variance,
+    }
+    if shape.findings:
+        tensors |= label_tensors(context, state.statistics)
+        tensors = with_label_offsets(_law(context, tensors), tensors)
+        return Artifact("generator", tensors, settings)
     if state.statistics is not None:
         tensors["class_counts"] = state.statistics.class_counts
     placement = place_classes(shape, params, meta, state.statistics)
@@ -182,17 +197,16 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     prototypes = class_prototypes(shape, params, meta, state.statistics)
     if prototypes is not None and config.synthesis.prototypes:
         tensors[PROTOTYPES] = prototypes
-    settings = {
-        "dim": shape.dim,
-        "num_classes": shape.num_classes,
-        "observation_variance": shape.observation_variance,
-    }
     return Artifact("generator", tensors, settings)
 
 
 def law(context: RunContext, artifact: Artifact) -> RowLaw:
     """What synthetic rows are drawn from. Post-processing."""
-    synthesis, tensors = context.config.synthesis, artifact.tensors
+    return labelled(_law(context, artifact.tensors), artifact.tensors)
+
+
+def _law(context: RunContext, tensors: Tensors) -> RowLaw:
+    synthesis = context.config.synthesis
     settings = RowSettings(
         printed=synthesis.printed_rows,
         unit_rows=synthesis.prototypes,
@@ -207,6 +221,7 @@ def law(context: RunContext, artifact: Artifact) -> RowLaw:
         centre=tensors[CENTRE],
         placement=tensors.get(PLACEMENT),
         prototypes=tensors.get(PROTOTYPES),
+        task=context.problem.task,
     )
 
 

@@ -24,6 +24,7 @@ from common.methods.features import network_data
 from common.methods.generators import dp_cvae
 from common.methods.generators.dp_network import init_layers, noised_gradient_sum, normals, with_prefix
 from common.methods.heads.linear import centre_statistics, with_centre
+from common.methods.labels import check_classes
 from common.methods.plans import private_plan
 from common.privacy.noise import NoiseSource
 from common.privacy.sampling import draw_units
@@ -170,4 +171,5 @@ METHOD = Method(
     finish=dp_cvae.finish,
     law=law,
     uploads_sums=False,
+    check=check_classes,
 )

@@ -16,9 +16,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from common.adam import adam_step
+from common.findings import label_vectors
 from common.generator.cvae import gaussian_kl
 from common.generator.layers import Layers, PlainLayers
 from common.generator.row_law import Middle, RowLaw
@@ -28,6 +28,7 @@ from common.methods.constants import CENTRE
 from common.methods.features import feature_scale, network_data
 from common.methods.generators.dp_network import init_layers, mean_of, noised_gradient_sum, normals, with_prefix
 from common.methods.heads.linear import centre_statistics, with_centre
+from common.methods.labels import label_tensors
 from common.methods.plans import private_plan
 from common.privacy.noise import NoiseSource
 from common.privacy.sampling import draw_units
@@ -70,7 +71,7 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     params = with_prefix(work.params, "decoder.") | with_prefix(work.site.tensors, "encoder.")
 
     def losses(tape: Tape, batch: UnitBatch, source: NoiseSource) -> Tensor:
-        latent_shape = (*batch.labels.shape, config.rivals.noise_dim)
+        latent_shape = (*batch.mask.shape, config.rivals.noise_dim)
         return record_losses(tape, batch, context.problem.num_classes, normals(latent_shape, source))
 
     for _ in range(config.training.local_steps):
@@ -92,7 +93,7 @@ def record_losses(layers: Layers, batch: UnitBatch, num_classes: int, noise: Ten
     Returns:
         (U,), each a function of its own unit's records.
     """
-    one_hot = functional.one_hot(batch.labels, num_classes).to(batch.embeddings.dtype)
+    one_hot = label_vectors(batch.labels, num_classes, batch.embeddings.dtype)
     hidden = torch.cat([batch.embeddings, one_hot], -1)
     for layer in range(_HIDDEN):
         hidden = torch.relu(layers.linear(f"encoder.{layer}", hidden))
@@ -125,7 +126,7 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
         "num_classes": problem.num_classes,
         "scale": scale,
     }
-    return Artifact("generator", dict(state.params), settings)
+    return Artifact("generator", {**state.params, **label_tensors(context, state.statistics)}, settings)
 
 
 def law(context: RunContext, artifact: Artifact) -> RowLaw:
@@ -140,11 +141,12 @@ def decoded_law(context: RunContext, artifact: Artifact, decoder: Callable[[Laye
 
     def middle(labels: Tensor, uniforms: Tensor, normals: Tensor) -> Middle:
         del uniforms
-        one_hot = functional.one_hot(labels, context.problem.num_classes).double()
+        one_hot = label_vectors(labels, context.problem.num_classes, torch.float64)
         rows = decoder(layers, normals, one_hot) / scale + centre
-        return Middle(rows, rows.new_zeros(len(rows), 1), torch.zeros_like(labels))
+        return Middle(rows, rows.new_zeros(len(rows), 1), torch.zeros(len(rows), dtype=torch.int64))
 
-    return RowLaw(context.problem.dim, 0, context.config.rivals.noise_dim, middle, noisy=False)
+    task = context.problem.task
+    return RowLaw(context.problem.dim, 0, context.config.rivals.noise_dim, middle, noisy=False, task=task)
 
 
 def _decoder_sizes(context: RunContext) -> dict[str, tuple[int, int]]:

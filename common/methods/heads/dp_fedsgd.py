@@ -15,7 +15,7 @@ from common.config.run import RunConfig
 from common.methods.base import Artifact, Method, PrivacyPlan, RunContext, ServerState
 from common.methods.constants import CENTRE
 from common.methods.fedhypevae import server, site
-from common.methods.fedhypevae.rates import generator_shape
+from common.methods.fedhypevae.rates import CLASS_OFFSETS, generator_shape
 from common.methods.heads.linear import head_artifact
 from common.methods.plans import private_plan
 
@@ -50,6 +50,8 @@ def finish(context: RunContext, state: ServerState) -> Artifact:
     generator = server.finish(reduced, state).tensors
     weight = generator[f"{generator_shape(reduced).output_layer}.class_weight"].T
     bias = context.config.training.class_bias_scale * generator["class_bias.weight"]
+    if context.problem.findings and CLASS_OFFSETS in state.params:
+        bias = bias + state.params[CLASS_OFFSETS]  # the scores as they were trained: findings as often as at the sites
     return head_artifact(context, weight, bias, generator[CENTRE], 1.0)
 
 

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from common.config.rivals import RivalsConfig
 from common.evaluation.heads import LinearHead
+from common.findings import residuals
 from common.methods.base import Artifact, RunContext, ServerState
 from common.methods.constants import CENTRE
+from common.methods.labels import for_task
 from common.privacy.combined import ReleasedStatistics
 from common.privacy.statistics import TRAINING_COUNT_WEIGHT, StatisticsSpec
 
@@ -20,7 +22,8 @@ def centre_statistics(context: RunContext) -> StatisticsSpec | None:
     if context.plan.statistics_noise is None or context.problem.site_dims:
         return None
     problem, weight = context.problem, TRAINING_COUNT_WEIGHT
-    return StatisticsSpec(problem.dim, problem.num_classes, count_weight=weight, class_weight=0.0)
+    spec = StatisticsSpec(problem.dim, problem.num_classes, count_weight=weight, class_weight=0.0)
+    return for_task(context, spec)
 
 
 def with_centre(context: RunContext, state: ServerState, statistics: ReleasedStatistics) -> ServerState:
@@ -64,7 +67,7 @@ def descend_head(
 
     Args:
         weight: (K, d). bias: (K,). Where it starts, and what the proximal term pulls to.
-        features: (n, d). labels: (n,). n may be 0: nothing is done then.
+        features: (n, d). labels: classes (n,) or findings (n, K). n may be 0: nothing is done then.
         settings: epochs, batch size, rate, momentum and weight decay (of the weights, not of the biases).
         generator: orders the records; public.
         prox_mu: μ of μ/2 |w - w_global|^2; 0 leaves it out.
@@ -86,9 +89,7 @@ def descend_head(
             if rows.numel() == 0:
                 continue
             batch = inputs[rows]
-            residual = torch.softmax(batch @ current.T, 1)
-            residual[torch.arange(rows.numel()), labels[rows]] -= 1.0
-            gradient = residual.T @ batch / rows.numel() + decay * current
+            gradient = residuals(batch @ current.T, labels[rows]).T @ batch / rows.numel() + decay * current
             if prox_mu > 0:
                 gradient = gradient + prox_mu * (current - start)
             velocity = settings.local_momentum * velocity + gradient

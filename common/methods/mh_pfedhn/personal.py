@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from common.adam import adam_step
 from common.errors import ConfigError
+from common.findings import are_findings, label_losses
 from common.methods.base import (
     Artifact,
     Method,
@@ -133,17 +134,29 @@ def train_model(
                 continue
             leaf = current.detach().requires_grad_()
             scores = architecture.logits(leaf, features[rows])
-            loss = functional.cross_entropy(scores, labels[rows])
+            loss = label_losses(scores, labels[rows]).mean()
             if teacher is not None:
                 temperature, weight = settings.teacher_temperature, settings.teacher_weight
-                taught = torch.log_softmax(teacher[rows] / temperature, 1)
-                own = torch.log_softmax(scores / temperature, 1)
-                divergence = functional.kl_div(own, taught, reduction="batchmean", log_target=True)
+                divergence = taught_loss(scores / temperature, teacher[rows] / temperature, labels[rows])
                 loss = weight * temperature * temperature * divergence + (1 - weight) * loss
             (gradient,) = torch.autograd.grad(loss, leaf)
             velocity = settings.local_momentum * velocity + gradient + settings.local_decay * current
             current = current - settings.local_rate * velocity
     return current
+
+
+def taught_loss(scores: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """KL(teacher || model), mean over records: of the softmax, or the sum over known findings' sigmoids.
+
+    Args:
+        scores: (n, K). teacher: (n, K). labels: (n,) or (n, K), which tell which findings are known.
+    """
+    if are_findings(labels):
+        soft = torch.sigmoid(teacher)
+        apart = [functional.binary_cross_entropy_with_logits(x, soft, reduction="none") for x in (scores, teacher)]
+        return ((apart[0] - apart[1]) * (labels >= 0)).sum(1).mean()
+    wanted = torch.log_softmax(teacher, 1)
+    return functional.kl_div(torch.log_softmax(scores, 1), wanted, reduction="batchmean", log_target=True)
 
 
 def server_step(context: RunContext, state: ServerState, uploads: Mapping[int, Tensors]) -> ServerState:
@@ -205,7 +218,7 @@ def join(
     for _ in range(steps):
         leaf = fitted["embedding"].detach().clone().requires_grad_()
         scores = architecture.logits(generate_model(params, leaf, architecture.size), features)
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(scores, data.labels), leaf)
+        (gradient,) = torch.autograd.grad(label_losses(scores, data.labels).mean(), leaf)
         fitted, moments = adam_step(fitted, {"embedding": gradient}, moments, 0.01)
     return fitted["embedding"], generate_model(params, fitted["embedding"], architecture.size)
 

@@ -200,6 +200,8 @@ CONTEXT: dict[str, dict[str, dict[str, Any]]] = {
     "no site": {"problem": {"num_sites": 0}},
     "sites without end": {"problem": {"num_sites": 10**9}},
     "widths of other sites": {"problem": {"site_dims": [12, 12]}},
+    "a task of no name": {"problem": {"task": "regression"}, "config": {"task": "regression"}},
+    "one grade": {"problem": {"task": "ordinal", "class_names": ["a"]}, "config": {"task": "ordinal"}},
     "an unknown field": {"problem": {"records": 60}},
     "a field that the plan has not": {"plan": {"free": 1}},
     "noise beyond what a ledger holds": {"plan": {"training_noise": 1e10}},
@@ -210,6 +212,10 @@ CONTEXT: dict[str, dict[str, dict[str, Any]]] = {
     "a network of 200 GB": {"config": {"hidden-widths": "8192,8192,8192", "encoder-width": 4096}},
     "a huge embedding of the classes": {"config": {"chunk-size": 10**9}},
 }
+
+
+def test_a_context_of_two_tasks_is_refused(tmp_path: Path, asked: dict[str, Message]) -> None:
+    assert_refused(tmp_path, changed(asked["train"], {"problem": {"task": "multilabel"}}))
 
 
 @pytest.mark.parametrize("case", CONTEXT)

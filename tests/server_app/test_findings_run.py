@@ -1,0 +1,115 @@
+"""A run of findings, and one of grades, over Flower's messages: as in the plain loop, and what it publishes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from client_app.records import load_records, split_data
+from common.config.run import RunConfig
+from common.loop import run_loop
+from common.methods import method_names
+from common.methods.published import draw_published
+from common.names import Task
+from common.publishing.bundle import load_bundle
+from common.publishing.parquet import check_layout, read_notes
+from tests.harness import CLASSES, SMALL, Federation, make_set
+from tests.secagg_cases import keyed_federation
+from tests.server_app.test_meeting import assert_nothing_happened
+from tests.server_app.test_same_as_loop import assert_same_run
+
+SETTINGS: dict[str, Any] = {"noise": "test", "num_rounds": 3, "synthetic_rows": 300}
+
+
+def federation(home: Path, task: Task, sites: int = 4) -> Federation:
+    sets = {index: make_set(60, seed=index, task=task, patients=True) for index in range(sites)}
+    return keyed_federation(
+        home, sites, sets=sets, allowed_methods=method_names(), allow_test_noise=True, data_is_public=True
+    )
+
+
+@pytest.mark.parametrize("trust", ["local", "secagg"])
+@pytest.mark.parametrize("task", ["multilabel", "ordinal"])
+def test_a_run_gives_what_the_plain_loop_gives_and_publishes_its_rows(tmp_path: Path, task: Task, trust: str) -> None:
+    over_flower = federation(tmp_path, task)
+    summary = over_flower.run(task=task, trust=trust, **SETTINGS)
+    assert summary["status"] == "completed"
+    assert summary["config"]["task"] == task
+    flat = {**SMALL, "num-sites": 4, "min-sites": 1, "task": task, "trust": trust}
+    flat |= {name.replace("_", "-"): value for name, value in SETTINGS.items()}
+    sites = [
+        split_data(load_records(site.folder / "site.parquet", tmp_path), "train", "record")
+        for site in over_flower.sites
+    ]
+    result = run_loop(RunConfig.from_flat(flat), sites, CLASSES)
+    assert_same_run(over_flower, result)
+
+    path = over_flower.output / "synthetic.parquet"
+    check_layout(path, 12, CLASSES, task)
+    assert read_notes(path)["task"] == task
+    rows, labels = load_bundle(over_flower.output).published()
+    drawn = draw_published(result.context, result.artifact)
+    assert drawn is not None
+    assert labels.dtype == drawn[1].dtype == (torch.int8 if task == "multilabel" else torch.int64)
+    assert labels.shape == ((300, len(CLASSES)) if task == "multilabel" else (300,))
+    assert rows.shape == (300, 12)
+    statement = json.loads((over_flower.output / "privacy_statement.json").read_text())
+    assert statement["mechanism"]["findings"]["task"] == task
+
+
+def test_further_rows_have_findings_too_and_are_asked_for_by_number_alone(tmp_path: Path) -> None:
+    ran = federation(tmp_path, "multilabel")
+    ran.run(task="multilabel", **SETTINGS)
+    bundle = load_bundle(ran.output)
+    rows, labels = bundle.draw(120, seed=4)
+    assert rows.shape == (120, 12)
+    assert labels.shape == (120, len(CLASSES))
+    with pytest.raises(Exception, match="say how many rows"):
+        bundle.draw(120, balance="dp-counts")
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"), [("dp_cgan", "needs one class a record"), ("fedhypevae", "the run has multilabel")]
+)
+def test_what_can_not_learn_findings_ends_before_anything_is_charged(tmp_path: Path, method: str, reason: str) -> None:
+    task: Task = "multilabel" if method == "dp_cgan" else "multiclass"
+    refused = federation(tmp_path, task, 2)
+    with pytest.raises(SystemExit) as stopped:
+        refused.run(task="multilabel", method=method)
+    assert stopped.value.code == 2
+    assert reason in refused.status()["error"]
+    assert len(refused.status()["error"].splitlines()) == 1
+    assert_nothing_happened(refused)
+
+
+def test_a_site_holds_the_runs_task_against_its_own_file(tmp_path: Path) -> None:
+    """Whatever its hello said: a file of another task is refused where it lies, and nothing is charged."""
+    ran = federation(tmp_path, "multilabel", 2)
+
+    def another_file(site: Any, message: Any, handler: Any) -> Any:
+        if site.name == "site-2" and message.metadata.message_type.endswith("statistics"):
+            from embeddings.store.writing import write_store
+
+            write_store(site.folder / "site.parquet", make_set(60, seed=9, patients=True))
+        return handler()
+
+    ran.run(task="multilabel", tamper=another_file, **SETTINGS)
+    assert ran.sites[1].entries() == 1
+    assert "the run has labels of a multilabel task" in ran.sites[1].log()
+
+
+def test_findings_are_shown_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """Prevalence of a set without noise is that of the records, finding by finding."""
+    ran = federation(tmp_path, "multilabel", 2)
+    ran.run(task="multilabel", epsilon=float("inf"), **{**SETTINGS, "synthetic_rows": 4000})
+    data = [load_records(site.folder / "site.parquet", tmp_path).split("train").labels for site in ran.sites]
+    labels = np.concatenate(data)
+    share = [float((column[column >= 0] == 1).mean()) for column in labels.T]
+    _, drawn = load_bundle(ran.output).published()
+    # five standard errors of 4,000 rows, and what the offsets, found with 8,192 rows, and the caps add
+    assert np.allclose((drawn == 1).float().mean(0).numpy(), share, atol=0.08)

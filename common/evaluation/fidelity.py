@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ from common.evaluation.neighbours import ManifoldScores, check_sets, manifold_sc
 from common.evaluation.nonlinear_heads import MLPConfig, fit_mlp_head
 from common.evaluation.scores import accuracy
 from common.kernels import gaussian_kernel
-
-Estimator = Literal["biased", "unbiased"]
 
 _TWO_SAMPLE = MLPConfig(width=64, epochs=10, min_steps=200)
 
@@ -61,44 +58,28 @@ class Fidelity:
     two_sample: float | None
 
 
-def chunked_mmd2(
-    real: Tensor,
-    synthetic: Tensor,
-    bandwidths: Sequence[float],
-    estimator: Estimator = "biased",
-    chunk: int = 1024,
-) -> float:
+def chunked_mmd2(real: Tensor, synthetic: Tensor, bandwidths: Sequence[float], chunk: int = 1024) -> float:
     """MMD² with a Gaussian kernel averaged over bandwidths, for sets whose kernel matrix is large.
 
     Args:
         real: (n, d).
         synthetic: (m, d).
         bandwidths: h of exp(−|x − y|² / 2h²), in units of the embeddings.
-        estimator: "biased" is the V-statistic of Eq. 6, at least 0; "unbiased" the U-statistic, which
-            leaves out
-            pairs of a row with itself, averages to 0 for equal laws and may be negative.
         chunk: at most chunk x chunk kernel values a bandwidth are held.
 
     Returns:
-        The estimate.
+        The V-statistic of Eq. 6, at least 0.
 
-    Source: Gretton et al. 2012, eqs. 3 and 5.
+    Source: Gretton et al. 2012, eq. 5.
     """
-    check_sets(real, synthetic, 2 if estimator == "unbiased" else 1)
+    check_sets(real, synthetic, 1)
     real, synthetic = real.double(), synthetic.double()
 
-    def total(left: Tensor, right: Tensor) -> float:
+    def mean_kernel(left: Tensor, right: Tensor) -> float:
         blocks = ((a, b) for a in torch.split(left, chunk) for b in torch.split(right, chunk))
-        return sum(float(gaussian_kernel(a, b, bandwidths).sum()) for a, b in blocks)
+        return sum(float(gaussian_kernel(a, b, bandwidths).sum()) for a, b in blocks) / (len(left) * len(right))
 
-    def within(rows: Tensor) -> float:
-        count = len(rows)
-        if estimator == "biased":
-            return total(rows, rows) / count**2
-        # The kernel of a row with itself is exactly one.
-        return (total(rows, rows) - count) / (count * (count - 1))
-
-    return within(real) + within(synthetic) - 2 * total(real, synthetic) / (len(real) * len(synthetic))
+    return mean_kernel(real, real) + mean_kernel(synthetic, synthetic) - 2 * mean_kernel(real, synthetic)
 
 
 def frechet_distance(real: Tensor, synthetic: Tensor) -> float:

@@ -199,21 +199,13 @@ METHOD = Method(
     personal_scores=personal.personal_scores,
     uploads_sums=False,
 )
-METHOD_DP = Method(
+METHOD_DP = replace(
+    METHOD,
     name="mh_pfedhn_gd_dp",
     private=True,
     plan=dp_plan,
-    statistics=centre_statistics,
-    init=init,
-    prepare=with_centre,
     upload_shapes=lambda context: dp_site_upload_shapes(context, 0),
     client_step=dp_client_step,
-    server_step=server_step,
-    finish=finish,
-    broadcast=broadcast,
-    receives=receives,
     site_upload_shapes=dp_site_upload_shapes,
-    personal_scores=personal.personal_scores,
-    uploads_sums=False,
     check=check_whole,
 )

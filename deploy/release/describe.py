@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.names import WORD, WORDS
 from common.plain import plain as seen
 from common.publishing.bundle import FREE_OF_COST, Bundle
 from common.publishing.parquet import Written
@@ -70,6 +71,7 @@ def bundle_json(facts: Facts) -> dict[str, Any]:
         "encoder": None if bundle.encoder is None else bundle.encoder.to_json(),
         "dim": bundle.dim,
         "class_names": list(bundle.class_names),
+        **({} if bundle.context.problem.task == "multiclass" else {"task": bundle.context.problem.task}),
         "rows": facts.data.rows,
         "class_counts": list(facts.data.class_counts),
         "config": bundle.config.to_flat(),
@@ -96,6 +98,7 @@ def front_matter(facts: Facts) -> dict[str, Any]:
 def card(facts: Facts) -> str:
     """The dataset card, README.md."""
     bundle, statement = facts.bundle, facts.statement
+    task = bundle.context.problem.task
     sites = [
         {
             "name": name,
@@ -113,7 +116,11 @@ def card(facts: Facts) -> str:
         "rows": facts.data.rows,
         "dim": bundle.dim,
         "classes": [{"name": name, "rows": rows} for name, rows in counted],
-        "uneven": max(facts.data.class_counts) > _EVEN * max(min(facts.data.class_counts), 1)
+        "what": WORD[task],
+        "whats": WORDS[task],
+        "findings": task == "multilabel",
+        "uneven": task != "multilabel"
+        and max(facts.data.class_counts) > _EVEN * max(min(facts.data.class_counts), 1)
         and bundle.config.synthesis.balance == "uniform",
         "sites": sites,
         "method": bundle.config.method,
@@ -142,13 +149,20 @@ def plain(text: object) -> str:
 
 def croissant(facts: Facts) -> dict[str, Any]:
     """The set in Croissant 1.1 (JSON-LD)."""
-    bundle, mark = facts.bundle, f"{NOT_PRIVATE}: {'; '.join(facts.not_private_because)}. "
+    bundle, task = facts.bundle, facts.bundle.context.problem.task
+    mark = f"{NOT_PRIVATE}: {'; '.join(facts.not_private_because)}. "
     privacy = "" if not facts.not_private_because else mark
     described = (
-        f"{privacy}{facts.data.rows} synthetic embeddings of width {bundle.dim} in {len(bundle.class_names)} classes "
-        f"({', '.join(bundle.class_names)}), drawn from a generator that several sites trained together without "
-        "pooling their images. What is promised to whom is in privacy_statement.json."
+        f"{privacy}{facts.data.rows} synthetic embeddings of width {bundle.dim} in {len(bundle.class_names)} "
+        f"{WORDS[task]} ({', '.join(bundle.class_names)}), drawn from a generator that several sites trained together "
+        "without pooling their images. What is promised to whom is in privacy_statement.json."
     )
+    findings, coordinates = task == "multilabel", "Coordinates of the embedding."
+    labels = (WORDS if findings else WORD)[task]
+    label = _field("label", "sc:Integer", f"Number of the {WORD[task]}.")
+    if findings:
+        words = f"1 for each finding that is present, else 0, in this order: {', '.join(bundle.class_names)}."
+        label = _field("label", "sc:Integer", words, isArray=True, arrayShape=str(len(bundle.class_names)))
     file = {
         "@type": "cr:FileObject",
         "@id": "rows",
@@ -179,18 +193,17 @@ def croissant(facts: Facts) -> dict[str, Any]:
                 "@type": "cr:RecordSet",
                 "@id": "synthetic",
                 "name": "synthetic",
-                "description": "One synthetic embedding with its class in each row.",
+                "description": f"One synthetic embedding with its {labels} in each row.",
                 "field": [
-                    _field("embedding", "sc:Float", isArray=True, arrayShape=str(bundle.dim)),
-                    _field("label", "sc:Integer"),
+                    _field("embedding", "sc:Float", coordinates, isArray=True, arrayShape=str(bundle.dim)),
+                    label,
                 ],
             }
         ],
     }
 
 
-def _field(name: str, kind: str, **more: Any) -> dict[str, Any]:
+def _field(name: str, kind: str, words: str, **more: Any) -> dict[str, Any]:
     source = {"fileObject": {"@id": "rows"}, "extract": {"column": name}}
-    words = {"embedding": "Coordinates of the embedding.", "label": "Number of the class."}[name]
     common = {"@type": "cr:Field", "@id": f"synthetic/{name}", "name": name, "description": words, "dataType": kind}
     return {**common, **more, "source": source}

@@ -14,16 +14,17 @@ from common.methods.base import PrivacyPlan, Problem, RunContext
 from deploy.cli import app
 from deploy.release.build import FILES, SIGNATURE, SUMS, checksums
 from deploy.release.signing import load_or_make_key, signature_file
+from embeddings.store.sets import EmbeddingSet
 from tests.harness import Federation
 
 CONTEXT = RunContext(RunConfig(), Problem(4, ("a", "b"), 2), PrivacyPlan(2.0, 2.0, 0.5, 1, 2, 1e-5))
 SMALL_AUDIT = ("--audit-draws", "100", "--audit-canaries", "20")
 
 
-def run_federation(home: Path, **settings: Any) -> Federation:
+def run_federation(home: Path, sets: Mapping[int, EmbeddingSet] | None = None, **settings: Any) -> Federation:
     """Two sites whose data is declared public, two rounds."""
     federation = Federation.create(
-        home, num_sites=2, data_is_public=True, metrics_may_leave=True, allow_test_noise=True
+        home, num_sites=2, sets=sets, data_is_public=True, metrics_may_leave=True, allow_test_noise=True
     )
     federation.run(**settings)
     return federation

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.evaluation.splits import split_by_unit
-from common.methods.base import RunContext
-from common.records import SiteData, cumulative, unit_length
+from common.methods.base import Problem, RunContext
+from common.records import SiteData, among_all, cumulative, unit_length
 
 if TYPE_CHECKING:
     from embeddings.store.sets import EmbeddingSet, SetMetadata
@@ -81,7 +81,7 @@ def load_records(source: Path | Simulated, cache_dir: Path) -> EmbeddingSet:
 
 def training_data(source: Path | Simulated, cache_dir: Path, context: RunContext) -> SiteData:
     """The records that training may read, as tensors."""
-    return split_data(load_records(source, cache_dir), "train", context.config.privacy.unit)
+    return split_data(load_records(source, cache_dir), "train", context.config.privacy.unit, context.problem)
 
 
 def no_data(context: RunContext, site_index: int) -> SiteData:
@@ -93,20 +93,24 @@ def no_data(context: RunContext, site_index: int) -> SiteData:
     return SiteData(torch.zeros(0, context.problem.dim_of(site_index)), labels, groups)
 
 
-def split_data(records: EmbeddingSet, name: str, unit: str) -> SiteData:
+def split_data(records: EmbeddingSet, name: str, unit: str, problem: Problem | None = None) -> SiteData:
     """One split as tensors, embeddings of unit length: "train", "validation" or "test".
 
     Args:
         records: the site's set.
         name: the split.
         unit: "patient" keeps the groups, which the file must have (`read_facts`); "record" drops them.
+        problem: of the run, whose findings may be more than this site's; None takes the site's own.
     """
     part = records.split(name)
     groups = torch.from_numpy(np.asarray(part.groups)) if unit == "patient" else None
     labels = torch.from_numpy(part.labels)
     if part.metadata.task == "ordinal":
         labels = cumulative(labels, part.num_classes)
-    return unit_length(SiteData(torch.from_numpy(part.embeddings), labels, groups))
+    own, label_set = part.metadata.class_names, 0
+    if part.metadata.task == "multilabel" and problem is not None:
+        labels, label_set = among_all(labels, own, problem.class_names), problem.label_set_of(own)
+    return unit_length(SiteData(torch.from_numpy(part.embeddings), labels, groups, label_set))
 
 
 def check_matches(metadata: SetMetadata, context: RunContext, site_index: int) -> None:
@@ -118,7 +122,11 @@ def check_matches(metadata: SetMetadata, context: RunContext, site_index: int) -
         raise DataError(
             f"the run has labels of a {context.problem.task} task, this site's file those of {metadata.task}"
         )
-    if metadata.class_names != context.problem.class_names:
+    names = context.problem.class_names
+    if metadata.task == "multilabel":
+        if not set(metadata.class_names) <= set(names):
+            raise DataError("this site's file has findings that the run does not: start a run that meets with them")
+    elif metadata.class_names != names:
         raise DataError("the run has another class set than this site's file: embed with the federation's class list")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,11 +21,13 @@ class SiteData:
         labels: (n,) int64 class or grade in [0, K); for a multi-label task (n, K) int8, 1 where a finding is present, 0
             where it is absent, -1 where nobody knows.
         groups: (n,) int64 patient of each record, or None: then each record is its own unit.
+        label_set: which of the run's public sets of findings this site labels; the others are unknown in each record.
     """
 
     embeddings: Tensor
     labels: Tensor
     groups: Tensor | None = None
+    label_set: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class UnitBatch:
         embeddings: (U, R, d_x), zero where padded.
         labels: (U, R), zero where padded; for a multi-label task (U, R, K) int8, -1 (unknown) where padded.
         mask: (U, R) float, 1 for a record.
+        label_set: as in `SiteData`.
     """
 
     embeddings: Tensor
     labels: Tensor
     mask: Tensor
+    label_set: int = 0
 
 
 def by_unit(data: SiteData, unit: Literal["record", "patient"], num_classes: int) -> SiteData:
@@ -74,7 +79,7 @@ def of_known_class(data: SiteData, num_classes: int) -> SiteData:
     if bool(known.all()):
         return data
     groups = None if data.groups is None else data.groups[known.to(data.groups.device)]
-    return SiteData(data.embeddings[known], data.labels[known], groups)
+    return replace(data, embeddings=data.embeddings[known], labels=data.labels[known], groups=groups)
 
 
 def cumulative(grades: Tensor, num_grades: int) -> Tensor:
@@ -90,6 +95,23 @@ def cumulative(grades: Tensor, num_grades: int) -> Tensor:
     Source: Frank and Hall 2001, sec. 2.
     """
     return (grades[:, None] > torch.arange(num_grades - 1, device=grades.device)).to(torch.int8)
+
+
+def among_all(labels: Tensor, own: Sequence[str], names: Sequence[str]) -> Tensor:
+    """A site's findings among those of a federation: what it does not label is unknown.
+
+    Args:
+        labels: (n, K_own) int8.
+        own: names of its columns, each of which is in `names`.
+        names: of the federation's findings.
+
+    Returns:
+        (n, K) int8.
+    """
+    places = {name: place for place, name in enumerate(names)}
+    everything = labels.new_full((len(labels), len(names)), -1)
+    everything[:, [places[name] for name in own]] = labels
+    return everything
 
 
 def on_sphere(embeddings: Tensor) -> Tensor:

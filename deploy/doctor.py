@@ -233,6 +233,8 @@ def _data(site: SiteFolder, agreed: Mapping[str, object]) -> Iterable[str]:
         return [f"data: {error}"]
     classes = agreed.get("classes")
     here = list(records.metadata.class_names)
+    if records.metadata.task == "multilabel":
+        return []  # sites may label different findings: they meet on all of them
     if isinstance(classes, list) and classes and here != classes:
         odd = sorted(set(map(str, classes)) ^ set(here))
         which = f"differing in {', '.join(odd[:3])}" if odd else "in another order"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,12 @@ def _run(grid: Grid, config: RunConfig, folder: Path, flower_run: str) -> None:
     refusals = Refusals(printer.say, () if before is None else before[1].refused)
     meeting = with_known_indices(meet(grid, config, printer, refusals, least), known, is_open)
     task = config.federation.task
-    problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), meeting.site_dims, task)
+    dims, sets = meeting.site_dims, meeting.label_sets
+    problem = Problem(meeting.dim, meeting.class_names, len(meeting.members), dims, task, sets)
     if before is not None:  # some may be missing now; each that is there is held against the width that it had
         earlier = load_context(before[1].context).problem
-        problem = Problem(earlier.dim, meeting.class_names, earlier.num_sites, earlier.site_dims, task)
+        names = earlier.class_names if task == "multilabel" else meeting.class_names
+        problem = replace(earlier, class_names=names, task=task)
     run_context = RunContext(config, problem, plan)
     if config.privacy.trust == "secagg":
         check_shares_noise(method, run_context)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.serverapp import Grid
 
 from common.config.run import RunConfig
 from common.errors import MeetingError, WireError
 from common.names import Task
-from common.wire.agreement import check_sites
+from common.wire.agreement import all_findings, check_sites
 from common.wire.allow_list import REQUEST_FIELDS, SiteFacts
 from common.wire.identity import EncoderIdentity, compare
 from server_app.exchange import Exchange, build_messages, receive
@@ -32,7 +32,8 @@ class Meeting:
     Attributes:
         members: by node.
         dim: width of their embeddings; of the first site where they differ.
-        class_names: their class set.
+        class_names: their class set; of a multi-label run the findings of any of them.
+        label_sets: the different sets of findings that sites label; empty where all label all.
         identity: of the encoder and classes that all of them have; None where each has its own encoder.
         data_is_public: whether every site's policy declares its data public.
         facts: what each said, by name.
@@ -44,6 +45,7 @@ class Meeting:
     identity: EncoderIdentity | None
     data_is_public: bool
     facts: Mapping[str, SiteFacts]
+    label_sets: tuple[tuple[int, ...], ...] = ()
 
     @property
     def site_dims(self) -> tuple[int, ...]:
@@ -106,8 +108,10 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusal
     first = min((facts[node].identity for node in order), key=lambda identity: identity.encoder.startswith("local:"))
     public = all(fact.public for fact in facts.values())
     by_name = {fact.site: fact for fact in facts.values()}
-    shared = None if compare({site: fact.identity for site, fact in by_name.items()}) else first
-    return Meeting(members, first.dimension, first.class_names, shared, public, by_name)
+    names, label_sets = all_findings(facts[node].identity.class_names for node in order)
+    identities = {site: replace(fact.identity, class_names=names) for site, fact in by_name.items()}
+    shared = None if compare(identities) else replace(first, class_names=names)
+    return Meeting(members, first.dimension, names, shared, public, by_name, label_sets)
 
 
 def say_hello(grid: Grid, config: RunConfig, nodes: Iterable[int], patience: float, refusals: Refusals) -> Heard:

@@ -85,6 +85,8 @@ class Newcomers:
             raise MeetingError("this run is shared out among the sites that met at its start: it can join the next")
         own_encoders, task = self._config.rivals.own_encoders, self._config.federation.task
         require_agreement({**self._meeting.facts, fact.site: fact}, own_encoders=own_encoders, task=task)
+        if not set(fact.identity.class_names) <= set(self._meeting.class_names):
+            raise MeetingError("it labels findings that this run does not have: it can join the next")
         if self._meeting.data_is_public and not fact.public:
             raise MeetingError("its data is not public, and this run publishes scores of public data")
         index = self.known.setdefault(fact.site, max(self.known.values(), default=-1) + 1)

@@ -292,7 +292,7 @@ def some_records(records: SiteData, rows: list[int]) -> SiteData:
     """The records in these rows."""
     index = torch.tensor(rows, dtype=torch.long)
     groups = None if records.groups is None else records.groups[index]
-    return SiteData(records.embeddings[index], records.labels[index], groups)
+    return replace(records, embeddings=records.embeddings[index], labels=records.labels[index], groups=groups)
 
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:

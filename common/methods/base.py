@@ -7,7 +7,7 @@ in advance, in `plan`, every privacy event that its sites will be charged.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -31,6 +31,8 @@ class Problem:
     """The public facts of a federation: width of an embedding, names of the classes, number of sites, what labels mean.
 
     `site_dims` gives each site's own width where the sites' encoders differ; empty where all have `dim`.
+    `label_sets` are the different sets of findings, by number in `class_names`, that sites label; empty where all label
+    all. Which ones a site labels is public.
     """
 
     dim: int
@@ -38,6 +40,13 @@ class Problem:
     num_sites: int
     site_dims: tuple[int, ...] = ()
     task: Task = "multiclass"
+    label_sets: tuple[tuple[int, ...], ...] = ()
+
+    def label_set_of(self, own: Sequence[str]) -> int:
+        """Which set of findings a site labels, by the names of its own; -1 for one that no site had at the start."""
+        mine = tuple(place for place, name in enumerate(self.class_names) if name in set(own))
+        sets = self.label_sets or (tuple(range(len(self.class_names))),)
+        return sets.index(mine) if mine in sets else -1
 
     @property
     def findings(self) -> bool:

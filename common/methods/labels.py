@@ -35,7 +35,8 @@ def for_task(context: RunContext, spec: StatisticsSpec) -> StatisticsSpec:
     privacy = context.config.privacy
     if context.problem.task == "ordinal":
         return replace(spec, max_positives=context.problem.num_classes, max_unknowns=0)
-    return replace(spec, max_positives=privacy.max_positives, max_unknowns=privacy.max_unknowns)
+    caps = replace(spec, max_positives=privacy.max_positives, max_unknowns=privacy.max_unknowns)
+    return replace(caps, label_sets=context.problem.label_sets)
 
 
 def label_tensors(context: RunContext, statistics: ReleasedStatistics | None) -> dict[str, Tensor]:

@@ -124,7 +124,9 @@ def combine_statistics(
     if "class_features" in sums:
         features = sums["class_features"] / counts[:, None]
     indices = None if sites is None else torch.tensor(list(sites))
-    known = (total - sums["unknown_counts"]).clamp(min=1.0, max=total) if findings else None
+    known = None
+    if findings:
+        known = (sums["records"] @ spec.labelled.float() - sums["unknown_counts"]).clamp(min=1.0, max=total)
     pairs = unpack_pairs(sums["pair_counts"], spec.num_classes) if findings else None
     return ReleasedStatistics(
         total, centre, counts, means, covariance, features, spread, offset, torch.stack(each), indices, known, pairs

@@ -32,7 +32,7 @@ def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, sour
         chosen = _chosen(count, sampling_rate, source)
         taken = slice(None) if chosen is None else sent_to(device, chosen)
         embeddings, labels = data.embeddings[taken], data.labels[taken]
-        return UnitBatch(embeddings[:, None], labels[:, None], embeddings.new_ones(labels.shape[0], 1))
+        return UnitBatch(embeddings[:, None], labels[:, None], embeddings.new_ones(len(labels), 1), data.label_set)
     members = _members(data.groups)
     chosen = _chosen(len(members), sampling_rate, source)
     units = range(len(members)) if chosen is None else chosen.tolist()
@@ -50,7 +50,7 @@ def draw_units(data: SiteData, sampling_rate: float, records_per_unit: int, sour
     padding = 0 if data.labels.ndim == 1 else -1
     labels = data.labels.new_full((*rows.shape, *data.labels.shape[1:]), padding)
     embeddings.flatten(0, 1)[places], labels.flatten(0, 1)[places] = data.embeddings[taken], data.labels[taken]
-    return UnitBatch(embeddings, labels, sent_to(device, real.to(embeddings.dtype)))
+    return UnitBatch(embeddings, labels, sent_to(device, real.to(embeddings.dtype)), data.label_set)
 
 
 def _chosen(count: int, sampling_rate: float, source: NoiseSource) -> Tensor | None:

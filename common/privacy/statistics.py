@@ -18,7 +18,9 @@ pairs are 1. So its norm is at most
     S = sqrt(a^2 (1 + P) + v^2 U + w^2 P (P - 1) / 2 + b^2 P R^2 + t^2 R^2 + c^2 R^4).
 
 A finding that is known and absent is a 0 in every part: a record whose K findings are all known costs no more than
-another. Counting the known ones in place of the unknown would put K ones into each such vector, and sqrt(K) times the
+another. Which findings a site labels at all is public: those that it does not are no part of u, and the number of
+records has an entry for each set of findings that sites label, of which a record is in one. Counting the
+known ones in place of the unknown would put K ones into each such vector, and sqrt(K) times the
 noise; how many records know a finding follows all the same, from how many there are less those that do not.
 
 A record beyond a cap is scaled down as a whole, to norm S: that is the rule of each record by itself. A patient of up
@@ -35,6 +37,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.errors import ConfigError
 from common.findings import are_findings, label_vectors
 from common.kernels import fourier_features
 from common.privacy.clipping import NEIGHBOURING, ClippedSum
@@ -57,6 +60,7 @@ class StatisticsSpec:
         frequencies: (D / 2, d_x), public, for the Fourier features; None without them.
         max_positives: P, of records with findings; 0 where a record has one class.
         max_unknowns: U. unknown_weight: v. pair_weight: w.
+        label_sets: the sets of findings that sites label, by number; empty where all label all.
     """
 
     dim: int
@@ -72,6 +76,7 @@ class StatisticsSpec:
     max_unknowns: int = 0
     unknown_weight: float = 0.3
     pair_weight: float = 0.6
+    label_sets: tuple[tuple[int, ...], ...] = ()
 
     @property
     def sensitivity(self) -> float:
@@ -89,11 +94,19 @@ class StatisticsSpec:
         )
 
     @property
+    def labelled(self) -> Tensor:
+        """(G, K) float64, 1 for the findings of each set that sites label."""
+        marks = torch.zeros(max(len(self.label_sets), 1), self.num_classes, dtype=torch.float64)
+        for row, members in zip(marks, self.label_sets or (tuple(range(self.num_classes)),), strict=True):
+            row[list(members)] = 1.0
+        return marks
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every part of the release, by name."""
         parts: dict[str, tuple[int, ...]] = {}
         if self.max_positives > 0:
-            parts["records"] = (1,)
+            parts["records"] = (max(len(self.label_sets), 1),)
             parts["unknown_counts"] = (self.num_classes,)
             parts["pair_counts"] = (self.num_classes * (self.num_classes - 1) // 2,)
         if self.count_weight > 0:
@@ -125,11 +138,18 @@ def statistics_sum(spec: StatisticsSpec, batch: UnitBatch) -> ClippedSum:
         The sums, not yet noised, in float64: no sum over units of float32 records overflows it. Sensitivity
         `spec.sensitivity` for adding or removing one unit, rounding of the unit's part included. A unit that is not
         finite contributes zero.
+
+    Raises:
+        ConfigError: the site labels a set of findings that the run does not know; which one it labels is public.
     """
     embeddings = clip_to_ball(batch.embeddings.double(), spec.radius)
     present = batch.mask.double()
     one_hot = label_vectors(batch.labels, spec.num_classes, torch.float64) * present[..., None]
-    unknown = torch.where(batch.labels < 0, present[..., None], 0.0) if are_findings(batch.labels) else None
+    unknown = None
+    if are_findings(batch.labels):
+        if not 0 <= batch.label_set < len(spec.labelled):
+            raise ConfigError("this site labels a set of findings that no site had when the run began")
+        unknown = torch.where(batch.labels < 0, present[..., None], 0.0) * spec.labelled[batch.label_set].to(present)
     features = None
     if spec.feature_weight > 0 and spec.frequencies is not None:
         features = fourier_features(embeddings, spec.frequencies.double())
@@ -143,11 +163,12 @@ def statistics_sum(spec: StatisticsSpec, batch: UnitBatch) -> ClippedSum:
     hot = one_hot.flatten(0, 1)
     marks = hot * weights[:, None]
     sums: dict[str, Tensor] = {}
-    for name in spec.shapes:
+    for name, shape in spec.shapes.items():
         if name == "class_counts":
             sums[name] = spec.count_weight * marks.sum(0)
         elif name == "records":
-            sums[name] = spec.count_weight * weights.sum()[None]
+            sums[name] = weights.new_zeros(shape)
+            sums[name][batch.label_set] = spec.count_weight * weights.sum()
         elif name == "unknown_counts" and unknown is not None:
             sums[name] = spec.unknown_weight * weights @ unknown.flatten(0, 1)
         elif name == "pair_counts":

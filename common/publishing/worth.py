@@ -155,7 +155,7 @@ def prepared(bundle: Bundle, embeddings: Tensor, labels: Tensor | None = None) -
     Args:
         bundle: what was published.
         embeddings: (n, d), d as the bundle's.
-        labels: (n,) int64, 0..K-1; left out, they come back empty.
+        labels: (n,) int64, 0..K-1, or (n, K) int8 findings; left out, they come back empty.
 
     Raises:
         DataError: "expected embeddings (n, ...) ..., found ...".
@@ -170,9 +170,13 @@ def prepared(bundle: Bundle, embeddings: Tensor, labels: Tensor | None = None) -
     if labels is None:
         return rows, torch.empty(0, dtype=torch.int64)
     classes = len(bundle.class_names)
-    fits = labels.shape == rows.shape[:1] and labels.dtype == torch.int64 and len(labels) > 0
-    if not fits or int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise DataError(f"expected {len(rows)} labels (int64) from 0 to {classes - 1}, found {tuple(labels.shape)}")
+    shape: tuple[int, ...] = (len(rows),)
+    kind, least, most = torch.int64, 0, classes - 1
+    if bundle.context.problem.task == "multilabel":
+        shape, kind, least, most = (len(rows), classes), torch.int8, -1, 1
+    fits = labels.shape == shape and labels.dtype == kind and len(labels) > 0
+    if not fits or int(labels.min()) < least or int(labels.max()) > most:
+        raise DataError(f"expected labels {shape} ({kind}) from {least} to {most}, found {tuple(labels.shape)}")
     return rows, labels
 
 

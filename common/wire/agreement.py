@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -108,12 +108,14 @@ def check_sites(
         task: of the run; None outside a run, where that of most sites is taken as the right one.
 
     Returns:
-        One `Mismatch` per site and field; empty when the sites agree.
+        One `Mismatch` per site and field; empty when the sites agree. Findings may differ: see `all_findings`.
 
     Raises:
         DataError: no sites, or a canary that can't be read.
     """
     found = compare({site: facts.identity for site, facts in sites.items()})
+    if all(facts.task == "multilabel" for facts in sites.values()):  # what a site does not label is unknown there
+        found = tuple(mismatch for mismatch in found if mismatch.field != "class_names")
     tasks = [facts.task for facts in sites.values()]
     expected, whose = (max(tasks, key=tasks.count), "the other sites have") if task is None else (task, "the run has")
     other = tuple(Mismatch(site, "task", expected, f.task, whose) for site, f in sites.items() if f.task != expected)
@@ -125,6 +127,24 @@ def check_sites(
     if found or len(vectors) < 2:
         return found
     return compare_canaries(vectors, next(iter(sites.values())).identity.precision)
+
+
+def all_findings(sites: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
+    """What sites that label different findings meet on.
+
+    Args:
+        sites: the names of each site's findings.
+
+    Returns:
+        The findings of any of them, in the order of their names, and the different sets of them that sites label, by
+        number. Where all label the same, those, in their order, and no sets.
+    """
+    own = [tuple(names) for names in sites]
+    if len(set(own)) == 1:
+        return own[0], ()
+    names = tuple(sorted({name for one in own for name in one}))
+    sets = {tuple(place for place, name in enumerate(names) if name in set(one)) for one in own}
+    return names, tuple(sorted(sets)) if sets != {tuple(range(len(names)))} else ()
 
 
 def require_agreement(sites: Mapping[str, SetFacts], *, own_encoders: bool = False, task: Task | None = None) -> None:

@@ -178,5 +178,6 @@ def load_context(text: str) -> RunContext:
     """
     config, problem, plan = read_context(text)
     facts = problem.model_dump()
-    sequences = {name: tuple(facts[name]) for name in ("class_names", "site_dims")}
+    sequences: dict[str, tuple[Any, ...]] = {name: tuple(facts[name]) for name in ("class_names", "site_dims")}
+    sequences["label_sets"] = tuple(map(tuple, facts["label_sets"]))
     return RunContext(config, Problem(**{**facts, **sequences}), PrivacyPlan(**plan.model_dump()))

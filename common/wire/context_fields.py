@@ -40,6 +40,7 @@ class ProblemFields(_Fields):
     num_sites: int = Field(ge=1, le=MOST_SITES)
     site_dims: list[Width] = Field(max_length=MOST_SITES)
     task: Task
+    label_sets: list[list[Annotated[int, Field(ge=0, lt=MOST_CLASSES)]]] = Field(max_length=MOST_CLASSES)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,6 +48,11 @@ class ProblemFields(_Fields):
             raise ValueError("class_names must differ from each other")
         if len(self.site_dims) not in (0, self.num_sites):
             raise ValueError("site_dims must be none, or one a site")
+        sets = [tuple(one) for one in self.label_sets]
+        if len(set(sets)) < len(sets) or any(list(one) != sorted(set(one)) for one in sets):
+            raise ValueError("label_sets must be different, and each ascending")
+        if any(not one or one[-1] >= len(self.class_names) for one in sets) or (sets and self.task != "multilabel"):
+            raise ValueError("label_sets must name findings of a multi-label run")
         if self.task == "ordinal" and len(self.class_names) < 2:
             raise ValueError("expected two grades or more")
         return self

@@ -19,6 +19,7 @@ from common.evaluation.scores import Split
 from common.evaluation.splits import split_by_unit
 from common.publishing.bundle import Bundle
 from common.publishing.worth import prepared
+from common.records import among_all
 from common.wire.identity import compare
 from deploy.classifier.file import TrainedHead
 from deploy.site.folder import SiteFolder
@@ -91,7 +92,11 @@ def own_rows(records: EmbeddingSet, bundle: Bundle) -> OwnRows:
         DataError: another encoder, weights, preprocessing or class list; the text names the first difference.
     """
     identity = records.metadata.identity
-    if records.metadata.class_names != bundle.class_names:
+    labels, own = torch.from_numpy(records.labels), records.metadata.class_names
+    if bundle.context.problem.task == records.metadata.task == "multilabel" and set(own) <= set(bundle.class_names):
+        labels = among_all(labels, own, bundle.class_names)
+        identity = dataclasses.replace(identity, class_names=bundle.class_names)
+    elif own != bundle.class_names:
         raise DataError("the bundle has another class list than this file: embed with the federation's class list")
     if bundle.encoder is not None:
         wrong = compare({"bundle": bundle.encoder, "file": identity})
@@ -100,7 +105,7 @@ def own_rows(records: EmbeddingSet, bundle: Bundle) -> OwnRows:
                 f"the file's embeddings are not of the bundle's encoder: {wrong[0].field} is {wrong[0].found}, the "
                 f"bundle has {wrong[0].expected}; embed the images with the bundle's encoder"
             )
-    embeddings, labels = prepared(bundle, torch.from_numpy(records.embeddings), torch.from_numpy(records.labels))
+    embeddings, labels = prepared(bundle, torch.from_numpy(records.embeddings), labels)
     splits = split_by_unit(records.embeddings, records.groups) if records.splits is None else records.splits
     return OwnRows(records, embeddings, labels, splits)
 

@@ -29,6 +29,7 @@ CELLS = {
     **dict.fromkeys(("", "-1", "-1.0", "u", "uncertain", "unknown", "?", "nan", "na", "n/a", "null", "<na>"), -1),
 }
 NO_FINDING = ("no finding", "no findings")  # alone in a text of names: every finding is absent
+_SHOWN = 50
 _EXPECTED = "expected 1 (present), 0 (absent), or nothing, -1 or u (unknown)"
 
 
@@ -215,8 +216,14 @@ def _listed_names(form: LabelForm, texts: Sequence[str]) -> Names:
     def parts(text: str) -> tuple[str, ...]:
         return tuple(part for part in map(neat, text.split(form.separator)) if part)
 
-    found = {neat(part.removesuffix("?")) for text in set(texts) for part in parts(text)}
-    names = class_list(form.classes, [name for name in found if name and name.casefold() not in NO_FINDING])
+    if form.classes is None:
+        found = {neat(part.removesuffix("?")) for text in set(texts) for part in parts(text)}
+        here = sorted(name for name in found if name and name.casefold() not in NO_FINDING)
+        raise DataError(
+            "expected the findings that this site labels by --classes, as a list that does not depend on who has one: "
+            f"their names leave the site when it meets others. Found in the labels: {', '.join(here[:_SHOWN])}"
+        )
+    names = class_list(form.classes, ())
     index = {name: number for number, name in enumerate(names)}
 
     @cache

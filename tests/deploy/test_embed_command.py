@@ -223,6 +223,27 @@ def test_findings_from_a_table_to_its_report(
     assert not set(parts[0].groups.tolist()) & set(parts[1].groups.tolist())
 
 
+def test_stores_hold_their_findings_against_each_other(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declared = ["--encoder", "e", "--revision", "1", "--preprocessing", "p", "--task", "multilabel"]
+    for site, names, first in (("a", "mass,effusion", 1), ("b", "Mass,effusion", -1)):
+        labels = np.asarray([[first, 0], [1, 0], [0, 1], [0, 0]])
+        np.savez(home / f"{site}.npz", embeddings=np.eye(4, dtype=np.float32), labels=labels)
+        out = home / f"{site}.parquet"
+        assert (
+            _run(monkeypatch, "data", "import", home / f"{site}.npz", "--out", out, *declared, "--classes", names) == 0
+        )
+    capsys.readouterr()
+    assert _run(monkeypatch, "data", "compare", home / "a.parquet", home / "b.parquet") == 0
+    told = capsys.readouterr().out
+    assert "effusion: a.parquet 25.0% of 4, b.parquet 25.0% of 4" in told
+    assert "mass: a.parquet 50.0% of 4, b.parquet -" in told
+    assert "Mass: a.parquet -, b.parquet 33.3% of 3" in told
+    assert "not labelled everywhere, and unknown where not: Mass, mass" in told
+    assert "'Mass' and 'mass' differ only in case" in told
+
+
 def test_embed_makes_no_salt_before_its_words_are_checked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "classes.txt").write_bytes("bösartig".encode("cp1252"))
     for wrong in (["--classes", home / "classes.txt"], ["--slices", "some"], ["--window", "4"]):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from common.errors import DataError, MeetingError
-from common.wire.agreement import check_sites, compare_canaries, decode, encode, require_agreement
+from common.wire.agreement import all_findings, check_sites, compare_canaries, decode, encode, require_agreement
 from common.wire.identity import EncoderIdentity, compare
 from embeddings.canary import CANARY_FILE, draw, embed_canary
 from embeddings.encoders.base import EncoderOptions
@@ -114,6 +114,19 @@ def test_check_sites_compares_canaries_when_identities_agree(rng: np.random.Gene
     assert [mismatch.field for mismatch in check_sites({"a": good, "b": other, "c": good})] == ["dimension"]
     imported = SetMetadata(ONE)
     assert check_sites({"a": good, "b": imported}) == ()
+
+
+def test_sites_that_label_different_findings_agree_on_all_of_them() -> None:
+    one = SetMetadata(dataclasses.replace(ONE, class_names=("mass", "effusion")), task="multilabel")
+    other = SetMetadata(dataclasses.replace(ONE, class_names=("cyst", "mass")), task="multilabel")
+    assert check_sites({"a": one, "b": other}) == ()
+    wrong = dataclasses.replace(other, identity=dataclasses.replace(other.identity, dimension=9))
+    assert [mismatch.field for mismatch in check_sites({"a": one, "b": wrong, "c": one})] == ["dimension"]
+    classes = [dataclasses.replace(facts, task="multiclass") for facts in (one, other)]
+    assert {mismatch.field for mismatch in check_sites(dict(zip("ab", classes, strict=True)))} == {"class_names"}
+    assert all_findings([one.class_names, other.class_names]) == (("cyst", "effusion", "mass"), ((0, 2), (1, 2)))
+    assert all_findings([("b", "a"), ("b", "a")]) == (("b", "a"), ())
+    assert all_findings([("b", "a"), ("a", "b")]) == (("a", "b"), ())
 
 
 def test_load_salt_is_drawn_once_and_kept_from_others(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ import torch
 
 from client_app.records import load_records, split_data
 from common.config.run import RunConfig
-from common.loop import run_loop
+from common.loop import run_context, run_loop
 from common.methods import method_names
 from common.methods.published import draw_published
 from common.names import Task
 from common.publishing.bundle import load_bundle
 from common.publishing.parquet import check_layout, read_notes
+from deploy.report.own import own_rows
+from embeddings.store.writing import write_store
 from tests.harness import CLASSES, SMALL, Federation, make_set
 from tests.secagg_cases import keyed_federation
 from tests.server_app.test_meeting import assert_nothing_happened
@@ -62,6 +64,49 @@ def test_a_run_gives_what_the_plain_loop_gives_and_publishes_its_rows(tmp_path: 
     assert statement["mechanism"]["findings"]["task"] == task
 
 
+@pytest.mark.parametrize("trust", ["local", "secagg"])
+def test_sites_that_label_different_findings_meet_on_all_of_them(tmp_path: Path, trust: str) -> None:
+    """In the order of their names; what a site does not label is unknown there, as in the plain loop."""
+    own = [("liver", "lung"), ("lung", "spleen", "liver"), ("heart", "lung"), ("liver", "lung")]
+    sets = {
+        site: make_set(60, seed=site, task="multilabel", classes=names, patients=True) for site, names in enumerate(own)
+    }
+    allowed = {"allowed_methods": method_names(), "allow_test_noise": True, "data_is_public": True}
+    ran = keyed_federation(tmp_path, 4, sets=sets, **allowed)
+    summary = ran.run(task="multilabel", trust=trust, **SETTINGS)
+    assert summary["status"] == "completed"
+    bundle = load_bundle(ran.output)
+    problem = bundle.context.problem
+    assert bundle.class_names == problem.class_names == ("heart", "liver", "lung", "spleen")
+    assert problem.label_sets == ((0, 2), (1, 2), (1, 2, 3))
+    assert bundle.encoder is not None
+    assert bundle.encoder.class_names == problem.class_names
+    sites = [
+        split_data(load_records(site.folder / "site.parquet", tmp_path), "train", "record", problem)
+        for site in ran.sites
+    ]
+    assert [site.label_set for site in sites] == [1, 2, 0, 1]
+    assert (sites[2].labels[:, [1, 3]] == -1).all()
+    assert (sites[2].labels[:, [0, 2]] >= 0).any()
+    assert_same_run(ran, run_context(bundle.context, sites))
+    own_of_third = own_rows(load_records(ran.sites[2].folder / "site.parquet", tmp_path), bundle)
+    assert (own_of_third.labels[:, [1, 3]] == -1).all()
+
+
+def test_a_findings_file_with_more_than_the_run_met_on_is_refused(tmp_path: Path) -> None:
+    ran = federation(tmp_path, "multilabel", 2)
+
+    def more_findings(site: Any, message: Any, handler: Any) -> Any:
+        if site.name == "site-2" and message.metadata.message_type.endswith("statistics"):
+            path = site.folder / "site.parquet"
+            write_store(path, make_set(60, seed=9, task="multilabel", classes=(*CLASSES, "new"), patients=True))
+        return handler()
+
+    ran.run(task="multilabel", tamper=more_findings, **SETTINGS)
+    assert ran.sites[1].entries() == 1
+    assert "findings that the run does not" in ran.sites[1].log()
+
+
 def test_further_rows_have_findings_too_and_are_asked_for_by_number_alone(tmp_path: Path) -> None:
     ran = federation(tmp_path, "multilabel")
     ran.run(task="multilabel", **SETTINGS)
@@ -93,8 +138,6 @@ def test_a_site_holds_the_runs_task_against_its_own_file(tmp_path: Path) -> None
 
     def another_file(site: Any, message: Any, handler: Any) -> Any:
         if site.name == "site-2" and message.metadata.message_type.endswith("statistics"):
-            from embeddings.store.writing import write_store
-
             write_store(site.folder / "site.parquet", make_set(60, seed=9, patients=True))
         return handler()
 

@@ -188,6 +188,7 @@ def test_statistics_come_with_no_tensors(tmp_path: Path, asked: dict[str, Messag
     assert_refused(tmp_path, message)
 
 
+MANY: dict[str, dict[str, Any]] = {"config": {"task": "multilabel"}}
 CONTEXT: dict[str, dict[str, dict[str, Any]]] = {
     "no width": {"problem": {"dim": 0}},
     "a width without end": {"problem": {"dim": 10**6}},
@@ -202,6 +203,11 @@ CONTEXT: dict[str, dict[str, dict[str, Any]]] = {
     "widths of other sites": {"problem": {"site_dims": [12, 12]}},
     "a task of no name": {"problem": {"task": "regression"}, "config": {"task": "regression"}},
     "one grade": {"problem": {"task": "ordinal", "class_names": ["a"]}, "config": {"task": "ordinal"}},
+    "sets of findings for classes": {"problem": {"label_sets": [[0]]}},
+    "a set of findings that are none": {"problem": {"label_sets": [[7]], "task": "multilabel"}, **MANY},
+    "an empty set of findings": {"problem": {"label_sets": [[]], "task": "multilabel"}, **MANY},
+    "a set of findings twice": {"problem": {"label_sets": [[0], [0]], "task": "multilabel"}, **MANY},
+    "a set of findings out of order": {"problem": {"label_sets": [[1, 0]], "task": "multilabel"}, **MANY},
     "an unknown field": {"problem": {"records": 60}},
     "a field that the plan has not": {"plan": {"free": 1}},
     "noise beyond what a ledger holds": {"plan": {"training_noise": 1e10}},

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common.errors import ConfigError
 from common.privacy.clipping import ClippedSum
 from common.privacy.combined import combine_statistics
 from common.privacy.noise import TestNoise
 from common.privacy.sampling import draw_units
 from common.privacy.statistics import StatisticsSpec, release_statistics, statistics_sum
-from common.records import SiteData, UnitBatch
+from common.records import SiteData, UnitBatch, among_all
 
 FINDINGS, DIM = 5, 3
 _SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
@@ -59,6 +60,28 @@ def test_statistics_of_findings_by_hand() -> None:
     assert combined.known_counts.tolist() == pytest.approx([6.0, 6.0, 6.0, 4.0, 6.0])
     assert combined.prevalence[:2].tolist() == pytest.approx([1 / 3, 2 / 3])
     assert bool((combined.prevalence[2:] > 0).all())  # a count of 0, or below, still gives a share
+
+
+def test_sites_that_label_different_findings_are_counted_by_hand() -> None:
+    """The first site labels findings 0 and 1, the second 1 to 4: what a site does not label costs none of its cap."""
+    wanted = spec(max_positives=2, max_unknowns=1, label_sets=((0, 1), (1, 2, 3, 4)))
+    rows = torch.eye(DIM)[:2] / 2
+    first = among_all(torch.tensor([[1, 0], [-1, 1]], dtype=torch.int8), "ab", "abcde")
+    second = among_all(torch.tensor([[1, 1, 0, 0], [0, 0, -1, 0]], dtype=torch.int8), "bcde", "abcde")
+    assert first.tolist() == [[1, 0, -1, -1, -1], [-1, 1, -1, -1, -1]]
+    released = []
+    for number, labels in enumerate((first, second)):
+        batch = draw_units(SiteData(rows, labels, None, number), 1.0, 1, TestNoise(0))
+        released.append(release_statistics(wanted, batch, 0.0, TestNoise(0)))
+    assert released[0]["records"].tolist() == pytest.approx([2.0, 0.0])
+    assert released[1]["records"].tolist() == pytest.approx([0.0, 2.0])
+    assert released[0]["unknown_counts"].tolist() == pytest.approx([1.0, 0.0, 0.0, 0.0, 0.0])
+    combined = combine_statistics(wanted, released, 0.0)
+    assert combined.total == pytest.approx(4.0)
+    assert combined.known_counts is not None
+    assert combined.known_counts.tolist() == pytest.approx([1.0, 4.0, 2.0, 1.0, 2.0])
+    with pytest.raises(ConfigError, match="no site had when the run began"):
+        statistics_sum(wanted, draw_units(SiteData(rows, first, None, -1), 1.0, 1, TestNoise(0)))
 
 
 def test_the_sensitivity_of_findings_is_reached_and_full_knowledge_costs_nothing() -> None:
@@ -106,17 +129,18 @@ def check_neighbours(release: Release, batch: UnitBatch, removed: int) -> None:
     rows=st.sampled_from([1, 2]),
     caps=st.tuples(st.integers(1, FINDINGS), st.integers(0, FINDINGS)),
     moment=st.sampled_from([0.0, 1.0]),
+    sets=st.sampled_from([(), ((0, 1), (1, 2, 4)), ((2,), (0, 1, 2, 3, 4))]),
     removed=st.integers(0, 2),
     seed=st.integers(0, 30),
 )
 @settings(max_examples=150, **_SETTINGS)
 def test_statistics_of_findings_move_by_at_most_their_sensitivity(
-    labels, powers, rows, caps, moment, removed, seed
+    labels, powers, rows, caps, moment, sets, removed, seed
 ) -> None:
-    wanted = spec(max_positives=caps[0], max_unknowns=caps[1], moment_weight=moment)
+    wanted = spec(max_positives=caps[0], max_unknowns=caps[1], moment_weight=moment, label_sets=sets)
     embeddings = torch.randn(6, DIM, generator=torch.Generator().manual_seed(seed)) * torch.tensor(powers)[:, None]
     shown = torch.tensor(labels, dtype=torch.int8)[:, :rows]
-    batch = UnitBatch(embeddings.view(3, 2, DIM)[:, :rows], shown, torch.ones(3, rows))
+    batch = UnitBatch(embeddings.view(3, 2, DIM)[:, :rows], shown, torch.ones(3, rows), len(sets) // 2)
     check_neighbours(lambda units: statistics_sum(wanted, units), batch, removed)
 
 

@@ -87,7 +87,9 @@ def test_table_with_one_column_of_names(tmp_path: Path) -> None:
         "path,label\n0.png,Effusion\n1.png,No Finding|Mass?\n2.png,Mass? | Effusion?\n3.png,Mass|Effusion\n"
         "4.png,no finding\n5.png,Mass|No Finding\n6.png,\n7.png,|\n"
     )
-    listing = _listed(tmp_path, table, MANY)
+    with pytest.raises(DataError, match=r"does not depend on who has one: .* Found in the labels: Effusion, Mass$"):
+        _listed(tmp_path, table, MANY)
+    listing = _listed(tmp_path, table, LabelForm("multilabel", ("Effusion", "Mass")))
     assert listing.class_names == ("Effusion", "Mass")
     assert [item.label for item in listing.items] == [(1, 0), (0, -1), (-1, -1), (1, 1), (0, 0)]
     assert dict(listing.rejected) == {
@@ -128,7 +130,7 @@ def test_archive_with_an_array_for_each_finding_or_one_of_names(tmp_path: Path) 
     )
     rows = [[1, 0], [0, -1], [1, -1], [1, 1]]
     _same(_imported(tmp_path / "r.npz", LabelForm("multilabel", None, NAMES))[0], rows)
-    _same(_imported(tmp_path / "r.npz", MANY)[0], rows)
+    _same(_imported(tmp_path / "r.npz", LabelForm("multilabel", NAMES))[0], rows)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_parquet_with_a_column_for_each_finding_or_one_of_names(tmp_path: Path) 
     assert data.columns["where"].tolist() == ["a", "", "b"]
     assert rejected["r.parquet[3]"] == "'-1' names no patient"
     assert rejected["r.parquet[4]"].startswith("mass is 'maybe'")
-    data, rejected = _imported(tmp_path / "r.parquet", MANY)
+    data, rejected = _imported(tmp_path / "r.parquet", LabelForm("multilabel", NAMES))
     _same(data)
     assert rejected == {"r.parquet[4]": "no finding in ''; where there is none expected No Finding"}
 

@@ -139,7 +139,7 @@ def _publish(
     if synthetic is not None:
         write_synthetic(folder / "synthetic.parquet", context, *synthetic)
     scores: Mapping[str, Any] = {}
-    if meeting.data_is_public and not context.problem.findings:
+    if meeting.data_is_public:
         scores = evaluate(grid, strategy, context, artifact, synthetic)
     return build_summary(
         context,

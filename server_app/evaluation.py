@@ -13,6 +13,7 @@ from common.evaluation.heads import LinearHead, fit_linear_head
 from common.evaluation.scores import HEAD_SCALE, MIXING
 from common.methods.base import Artifact, RunContext, seeded
 from common.privacy.combined import ReleasedStatistics
+from common.records import cumulative
 from common.wire.allow_list import SCORE_NAMES
 from server_app.strategy import FederatedStrategy
 
@@ -51,17 +52,21 @@ def published_head(
     context: RunContext, artifact: Artifact, synthetic: tuple[Tensor, Tensor] | None
 ) -> LinearHead | None:
     """The linear classifier that anybody gets from what is published; None where sites have models of their own."""
+    problem = context.problem
     if "head.weight" in artifact.tensors:
-        return LinearHead(artifact.tensors["head.weight"], artifact.tensors["head.bias"])
+        return LinearHead(artifact.tensors["head.weight"], artifact.tensors["head.bias"], findings=problem.findings)
     if synthetic is None:
         return None
-    return fit_linear_head(*synthetic, num_classes=context.problem.num_classes)
+    rows, labels = synthetic
+    if problem.task == "ordinal":
+        labels = cumulative(labels, len(problem.class_names))
+    return fit_linear_head(rows, labels, num_classes=problem.num_classes)
 
 
 def _means_head(context: RunContext, statistics: ReleasedStatistics | None) -> LinearHead | None:
     """A head on Gaussians at the released class means; None where the run released none that all sites share."""
-    # of sites with encoders of their own there are no common class means
-    if statistics is None or statistics.class_means is None or context.problem.site_dims:
+    # of sites with encoders of their own there are no common class means; records with a finding have others too
+    if statistics is None or statistics.class_means is None or context.problem.site_dims or context.problem.findings:
         return None
     classes, rows = context.problem.num_classes, context.config.synthesis.synthetic_rows
     labels = torch.arange(rows) % classes

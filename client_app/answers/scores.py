@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 
-import torch
 from torch import Tensor
 
 from client_app.place import Place
@@ -13,7 +12,7 @@ from client_app.records import check_matches, load_records, split_data
 from client_app.release.log import ReleaseLog
 from client_app.task import Work, request_of
 from common.errors import PolicyRefusal
-from common.evaluation.heads import LinearHead, fit_linear_head
+from common.evaluation.heads import LinearHead, fit_linear_head, probabilities_of
 from common.evaluation.scores import score, score_site
 from common.evaluation.splits import SPLIT_NAMES
 from common.methods import get_method
@@ -26,15 +25,14 @@ _HEADS = ("synthetic", "statistics")
 
 def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     """Scores on the site's own test split: only where the policy declares the data public and lets metrics leave."""
-    if work.context.problem.findings:
-        raise PolicyRefusal("request", "scores of a run are of one class a record; nothing was charged")
     _check_public(place, work)
     _check_sent(work)
     records = load_records(place.records, place.cache_dir)
     check_matches(records.metadata, work.context, work.index)
     train, validation, test = (_scored_split(records, name) for name in SPLIT_NAMES)
+    findings = work.context.problem.findings
     heads = {
-        name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"])
+        name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"], findings=findings)
         for name in _HEADS
         if f"{name}.weight" in work.tensors
     }
@@ -46,7 +44,7 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     method = get_method(work.context.config.method)
     if method.personal_scores is not None:
         personal = method.personal_scores(work.context, work.tensors, test[0], work.index)
-        found["personal"] = score(torch.softmax(personal, 1), *test)
+        found["personal"] = score(probabilities_of(personal, findings=findings), *test)
     if "statistics" in heads:
         found["statistics_only"] = score(heads["statistics"], *test)
     scores: dict[str, float] = {}

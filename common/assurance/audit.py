@@ -104,7 +104,7 @@ def two_world_audit(
         raise ConfigError("an audit needs a private method with training noise; set epsilon to a finite number")
     used = SecureNoise() if source is None else source
     state, site = method.init(context), method.init_site(context, 0)
-    records = canary_records(background + 1, dim, num_classes, seed)
+    records = canary_records(background + 1, dim, num_classes, seed, findings=context.problem.findings)
     direction = _directions(context, method, state, site, some_records(records, [0]))[0]
     scores = np.zeros((2, draws))
     worlds = (some_records(records, list(range(1, background + 1))), records)
@@ -174,7 +174,7 @@ def one_run_audit(
     used = SecureNoise() if source is None else source
     generator = np.random.default_rng([seed, 1])
     included = generator.random(canaries) < 0.5
-    records = canary_records(canaries, dim, num_classes, seed)
+    records = canary_records(canaries, dim, num_classes, seed, findings=context.problem.findings)
     data = some_records(records, np.flatnonzero(included).tolist())
     state, site = method.init(context), method.init_site(context, 0)
     # two attackers: one uses all that is released, one the rounds alone, in case these hold less noise than claimed
@@ -212,12 +212,17 @@ def one_run_audit(
     return AuditResult("one-run", bound, claimed, plan.delta, confidence, canaries, power)
 
 
-def canary_records(count: int, dim: int, num_classes: int, seed: int) -> SiteData:
-    """Made-up records with nearly orthogonal gradients: axes of a random rotation, labels in turn; each a group."""
+def canary_records(count: int, dim: int, num_classes: int, seed: int, *, findings: bool = False) -> SiteData:
+    """Made-up records with nearly orthogonal gradients: axes of a random rotation, labels in turn; each a group.
+
+    Of findings each record has one, and all are known.
+    """
     generator = torch.Generator().manual_seed(seed)
     axes, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator))
     index = torch.arange(count)
     labels = (index + index // dim) % num_classes
+    if findings:
+        labels = torch.nn.functional.one_hot(labels, num_classes).to(torch.int8)
     return SiteData(axes[index % dim].contiguous(), labels, index)
 
 
@@ -225,7 +230,9 @@ def _context(config: RunConfig, dim: int, num_classes: int, units: int) -> tuple
     """One site, whose number of units is public here."""
     config = config.replace(num_sites=1, min_sites=1, sleep_steps=0, public_total=max(units, 1))
     method = get_method(config.method)
-    problem = Problem(dim, tuple(f"class-{index}" for index in range(num_classes)), 1)
+    task = config.federation.task
+    names = tuple(f"class-{index}" for index in range(num_classes + (task == "ordinal")))
+    problem = Problem(dim, names, 1, task=task)
     return method, RunContext(config, problem, method.plan(config))
 
 

@@ -47,12 +47,14 @@ def audit_statistics(
     """
     config = config.replace(num_sites=1, min_sites=1, public_total=2)
     method = get_method(config.method)
-    context = RunContext(config, Problem(_DIM, tuple("abc"), 1), method.plan(config))
+    task = config.federation.task
+    names = tuple("abcd") if task == "ordinal" else tuple("abc")
+    context = RunContext(config, Problem(_DIM, names, 1, task=task), method.plan(config))
     spec, noise = method.statistics(context), context.plan.statistics_noise
     if not method.private or spec is None or noise is None or noise == 0.0:
         raise ConfigError("an audit needs a private method that releases something with noise: set a finite epsilon")
     used = SecureNoise() if source is None else source
-    both = canary_records(2, _DIM, _CLASSES, 0)
+    both = canary_records(2, _DIM, _CLASSES, 0, findings=context.problem.findings)
     worlds = [some_records(both, [0]), both]
     alone, empty = (site_statistics(context, spec, 0.0, some_records(both, rows), TestNoise(0)) for rows in ([1], []))
     std = combine_statistics(spec, [site_statistics(context, spec, noise, both, used)], noise).noise_std

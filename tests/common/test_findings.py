@@ -126,7 +126,7 @@ def test_a_record_with_a_finding_of_no_value_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize("task", ["multilabel", "ordinal"])
-@pytest.mark.parametrize("method", sorted(set(method_names()) - WITHOUT - {"fedlambda"}))
+@pytest.mark.parametrize("method", sorted(set(method_names()) - WITHOUT))
 def test_every_method_learns_findings_or_grades(method: str, task: str) -> None:
     sites = [site(20, seed, grades=task == "ordinal") for seed in (4, 5)]
     names = NAMES if task == "multilabel" else ("none", "mild", "moderate", "severe")

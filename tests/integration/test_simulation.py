@@ -13,6 +13,7 @@ import pytest
 from common.config.presets import resolve
 from common.errors import ConfigError
 from common.methods import get_method, method_names
+from common.publishing.bundle import load_bundle
 from deploy.machine.app_package import staged_app
 from deploy.simulation.simulate import simulate
 from embeddings.store.writing import write_store
@@ -85,3 +86,15 @@ def test_failing_run_fails_the_command(work: Path) -> None:
     """A run whose server refuses must not end as if all were well: `flwr run --stream` itself exits 0."""
     with pytest.raises(ConfigError, match="no checkpoint"):
         run(work, "nothing-there", {"resume": True})
+
+
+def test_flwr_run_of_findings_completes_with_a_set_of_findings(work: Path) -> None:
+    write_store(work / "findings.parquet", make_set(240, task="multilabel", patients=True))
+    settings = {"pool": "findings.parquet", "task": "multilabel", "data-is-public": True, "unit": "patient"}
+    output = run(work, "findings", settings)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["privacy"]["end_to_end"] is True
+    rows, labels = load_bundle(output).published()
+    assert labels.shape == (len(rows), 3) == (220, 3)
+    assert set(labels.unique().tolist()) <= {0, 1}

@@ -31,7 +31,13 @@ SETTINGS: dict[str, Any] = {"noise": "test", "num_rounds": 3, "synthetic_rows": 
 def federation(home: Path, task: Task, sites: int = 4) -> Federation:
     sets = {index: make_set(60, seed=index, task=task, patients=True) for index in range(sites)}
     return keyed_federation(
-        home, sites, sets=sets, allowed_methods=method_names(), allow_test_noise=True, data_is_public=True
+        home,
+        sites,
+        sets=sets,
+        allowed_methods=method_names(),
+        allow_test_noise=True,
+        data_is_public=True,
+        metrics_may_leave=True,
     )
 
 
@@ -42,6 +48,10 @@ def test_a_run_gives_what_the_plain_loop_gives_and_publishes_its_rows(tmp_path: 
     summary = over_flower.run(task=task, trust=trust, **SETTINGS)
     assert summary["status"] == "completed"
     assert summary["config"]["task"] == task
+    assert all(
+        0.0 <= way[part] <= 1.0 for way in summary["scores"].values() for part in ("accuracy", "balanced_accuracy")
+    )
+    assert summary["scores"].keys() == {"local_only", "synthetic_only", "mixed", "own_lambda"}
     flat = {**SMALL, "num-sites": 4, "min-sites": 1, "task": task, "trust": trust}
     flat |= {name.replace("_", "-"): value for name, value in SETTINGS.items()}
     sites = [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.evaluation.heads import LinearHead, fit_linear_head
-from common.evaluation.scores import MIXING_GRID, accuracy, mix_probabilities
+from common.evaluation.scores import MIXING_GRID, mix_probabilities, score
 from common.methods.base import Artifact, Method, RunContext, ServerState, Shapes, SiteState, StepInput, Tensors, seeded
 from common.methods.constants import CENTRE
 from common.methods.features import head_features
@@ -50,9 +50,10 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
     held_out, rest = order[:cut], order[cut:]
     if held_out.numel() > 0:
         head = fit_linear_head(features[rest], labels[rest], num_classes)
-        received = LinearHead(work.params["weight"], work.params["bias"])
+        received = LinearHead(work.params["weight"], work.params["bias"], findings=context.problem.findings)
         local, shared = head.probabilities(features[held_out]), received.probabilities(features[held_out])
-        scores = [accuracy(labels[held_out], mix_probabilities(local, shared, mix).argmax(1)) for mix in MIXING_GRID]
+        mixed = [mix_probabilities(local, shared, mix) for mix in MIXING_GRID]
+        scores = [score(chances, features[held_out], labels[held_out]).accuracy for chances in mixed]
         uploads["accuracies"] = torch.tensor(scores)
     own = fit_linear_head(features, labels, num_classes)
     return SiteState({"weight": own.weight, "bias": own.bias}), uploads

@@ -55,7 +55,8 @@ def test_set_takes_listed_and_expert_keys_alike(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_command_hands_to_flower_makes_the_same_configuration() -> None:
-    config = settings.run_config(["momentum=0.5", "run-name=Ward \"B\" 'ü' = 2", "epsilon=inf"], "demo", num_sites=6)
+    pairs = ["momentum=0.5", "run-name=Ward \"B\" 'ü' = 2", "epsilon=inf", "trust=local"]
+    config = settings.run_config(pairs, "demo", num_sites=6)
     with settings.settings_file(config) as file:
         told = tomllib.loads(file.read_text(encoding="utf-8"))
     assert told.keys() <= listed().keys()

@@ -65,7 +65,10 @@ def table_of(grid: Grid, title: str) -> Table:
 
     table = Table(title=title, box=SIMPLE_HEAD)
     for place, name in enumerate(grid.columns):
-        table.add_column(name, justify="right" if grid.right(place) else "left", no_wrap=place == 0)
+        words = [word for text in (name, *(row[place] for row in grid.rows)) for word in text.split()]
+        # Numbers have the width of their longest word, since narrower they would lose digits; names have what is left.
+        width = max(map(len, words), default=0) if grid.right(place) else None
+        table.add_column(name, justify="right" if grid.right(place) else "left", width=width, overflow="fold")
     for row in grid.rows:
         table.add_row(*row)
     return table

@@ -181,6 +181,22 @@ def decide(probabilities: Tensor, task: Task) -> Tensor:
     return likely.sum(1) if task == "ordinal" else likely
 
 
+def grade_probabilities(reached: Tensor) -> Tensor:
+    """One probability a grade.
+
+    Args:
+        reached: (n, K - 1) that the grade is k + 1 or higher; a higher grade is never taken for likelier than a lower.
+
+    Returns:
+        (n, K), rows summing to one.
+
+    Source: Frank and Hall 2001, sec. 2.
+    """
+    falling = reached.cummin(dim=1).values
+    ends = falling.new_ones(len(falling), 1)
+    return torch.cat([ends, falling], 1) - torch.cat([falling, 0 * ends], 1)
+
+
 def reliability(probabilities: Floats, right: Flags) -> tuple[ReliabilityBin, ...]:
     """Answers in ten bins of equal width.
 

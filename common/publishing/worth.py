@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import ConfigError, DataError
-from common.evaluation.clinical import ClinicalScores, clinical_scores
+from common.evaluation.clinical import ClinicalScores, as_findings, clinical_scores
 from common.evaluation.heads import fit_linear_head
 from common.evaluation.nonlinear_heads import fit_mlp_head, fit_neighbour_head
-from common.evaluation.scores import SiteScores, Split, choose_mixing, mix_probabilities, score
+from common.evaluation.scores import SiteScores, Split, choose_mixing, mix_probabilities, score_decisions
 from common.evaluation.splits import SPLIT_NAMES, split_by_unit
+from common.names import Task
 from common.publishing.bundle import Bundle
 from common.records import on_sphere
 
@@ -35,10 +36,10 @@ WAYS = {
 
 
 class Head(Protocol):
-    """Whatever gives class probabilities (n, K) for embeddings (n, d)."""
+    """Whatever gives probabilities (n, K) for embeddings (n, d)."""
 
     def probabilities(self, embeddings: Tensor) -> Tensor:
-        """(n, d) -> (n, K), rows summing to one."""
+        """(n, d) -> (n, K): of classes, rows summing to one, or of each finding."""
         ...
 
 
@@ -63,10 +64,10 @@ class HeadScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by kind of head, those of always naming the commonest class, and how many rows they rest on."""
+    """Scores by kind of head, those of always giving the commonest answer, and how many rows they rest on."""
 
     scores: dict[HeadKind, HeadScores]
-    commonest_class: SiteScores
+    commonest: SiteScores
     train_rows: int
     validation_rows: int
     test_rows: int
@@ -90,7 +91,7 @@ def evaluate(
     Args:
         bundle: what was published.
         embeddings: (n, d) of the encoder that the bundle names.
-        labels: (n,) int64 in the order of `bundle.class_names`.
+        labels: (n,) int64 in the order of `bundle.class_names`; of a multi-label run findings (n, K) int8.
         groups: (n,) patient of each row: no patient is on both sides of a split, and intervals are over patients.
         splits: (n,) "train", "validation" or "test"; left out, 64/16/20 as a site divides its file for training: no row
             that the published set learned from is tested on, where the embeddings are as in the file.
@@ -115,18 +116,21 @@ def evaluate(
     made = bundle.published() if synthetic is None else synthetic
     both = torch.cat([train[0], made[0]]), torch.cat([train[1], made[1]])
 
-    def measured(probabilities: Tensor) -> ClinicalScores:
-        return clinical_scores(test[1], probabilities, bundle.class_names, units=patients, seed=seed)
+    names, task = bundle.class_names, bundle.context.problem.task
 
+    def measured(probabilities: Tensor) -> ClinicalScores:
+        return clinical_scores(test[1], probabilities, names, task=task, units=patients, seed=seed)
+
+    known = validation[1] if task == "multiclass" else as_findings(validation[1], len(names), task)
     scores: dict[HeadKind, HeadScores] = {}
     for kind in heads:
         local, published, pooled = (
-            fit_head(kind, *given, len(bundle.class_names), seed) for given in (train, made, both)
+            fit_head(kind, *given, len(names), seed=seed, task=task) for given in (train, made, both)
         )
         weight = mixing
         if weight is None:
             chances = [head.probabilities(validation[0]) for head in (local, published)]
-            weight = choose_mixing(chances[0], chances[1], validation[1])
+            weight = choose_mixing(chances[0], chances[1], known)
         ours, theirs = local.probabilities(test[0]), published.probabilities(test[0])
         scores[kind] = HeadScores(
             measured(ours),
@@ -135,12 +139,39 @@ def evaluate(
             measured(mix_probabilities(ours, theirs, weight)),
             weight,
         )
-    counts = torch.bincount(train[1], minlength=len(bundle.class_names)).expand(len(test[1]), -1)
-    return Evaluation(scores, score(counts, *test), len(train[1]), len(validation[1]), len(test[1]), len(made[1]))
+    commonest = score_decisions(test[1], commonest_answer(train[1]).expand(test[1].shape))
+    return Evaluation(scores, commonest, len(train[1]), len(validation[1]), len(test[1]), len(made[1]))
 
 
-def fit_head(kind: HeadKind, embeddings: Tensor, labels: Tensor, num_classes: int, seed: int = 0) -> Head:
-    """A head of that kind on embeddings (n, d) and labels (n,); `seed` is of the MLP's first weights and order."""
+def commonest_answer(labels: Tensor) -> Tensor:
+    """The class or grade that most rows have, (); of findings (n, K) whether more rows have each than lack it, (K,)."""
+    if labels.ndim == 1:
+        return torch.bincount(labels).argmax()
+    return (labels == 1).sum(0) > (labels == 0).sum(0)
+
+
+def fit_head(
+    kind: HeadKind,
+    embeddings: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    seed: int = 0,
+    task: Task = "multiclass",
+) -> Head:
+    """A head of that kind.
+
+    Args:
+        kind: one of `HEADS`.
+        embeddings: (n, d).
+        labels: (n,) classes or grades 0..K-1, or findings (n, K).
+        num_classes: K, classes, findings or grades.
+        seed: of the MLP's first weights and the order of its rows.
+        task: what the labels are. The K - 1 outputs of K grades say that the grade is k + 1 or higher.
+    """
+    if task != "multiclass":
+        labels = as_findings(labels, num_classes, task)
+        num_classes = labels.shape[1]
     fits: dict[HeadKind, Callable[[], Head]] = {
         "linear": lambda: fit_linear_head(embeddings, labels, num_classes),
         "mlp": lambda: fit_mlp_head(embeddings, labels, num_classes, torch.Generator().manual_seed(seed)),

@@ -10,18 +10,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from common.durable import NAME_ANOTHER, write_output
 from common.errors import ConfigError, DataError
+from common.evaluation.clinical import finding_names
 from common.evaluation.heads import LinearHead
 from common.evaluation.nonlinear_heads import MLPHead
 from common.evaluation.scores import HEAD_SCALE, Split
+from common.names import TASKS, Task
 from common.publishing.bundle import Bundle
-from common.publishing.worth import Head, fit_head
+from common.publishing.worth import Head, HeadKind, fit_head
 from common.records import on_sphere
 from common.tensor_file import read_tensors
 from common.wire.identity import EncoderIdentity
@@ -38,11 +40,12 @@ class TrainedHead:
 
     Attributes:
         head: gives class probabilities for embeddings of unit length.
-        class_names: of the outputs, in order.
+        class_names: classes, findings or grades, in order.
         encoder: whose embeddings it reads; None where the bundle did not note it.
         run: the run whose set it learned from.
         own_rows: how many rows of a site's own it learned from without noise; above 0 it stays at the site.
         not_private: why the published set has no guarantee; empty where it has one.
+        task: what the labels are.
     """
 
     head: LinearHead | MLPHead
@@ -51,9 +54,14 @@ class TrainedHead:
     run: str
     own_rows: int = 0
     not_private: tuple[str, ...] = ()
+    task: Task = "multiclass"
 
     def probabilities(self, embeddings: Tensor) -> Tensor:
-        """Class probabilities (n, K) of an encoder's embeddings (n, d), as they come from it.
+        """Probabilities of an encoder's embeddings (n, d), as they come from it.
+
+        Returns:
+            (n, K) of the classes, rows summing to one, or of each finding. Of K grades (n, K - 1): that the grade is
+            k + 1 or higher; `grade_probabilities` makes one probability a grade of them.
 
         Raises:
             DataError: another width than the classifier was trained on.
@@ -86,7 +94,8 @@ def train_head(bundle: Bundle, kind: str, own: Split | None, seed: int) -> Train
     rows, labels = bundle.published()
     if own is not None:
         rows, labels = torch.cat([rows, own[0]]), torch.cat([labels, own[1]])
-    head: Head = fit_head("linear" if kind == "linear" else "mlp", rows, labels, len(bundle.class_names), seed)
+    task, asked = bundle.context.problem.task, cast(HeadKind, kind)
+    head = fit_head(asked, rows, labels, len(bundle.class_names), seed=seed, task=task)
     return TrainedHead(
         head=_flattened(head, HEAD_SCALE),
         class_names=bundle.class_names,
@@ -94,6 +103,7 @@ def train_head(bundle: Bundle, kind: str, own: Split | None, seed: int) -> Train
         run=str((bundle.statement or {}).get("run", "")),
         own_rows=0 if own is None else len(own[1]),
         not_private=bundle.not_private,
+        task=task,
     )
 
 
@@ -111,6 +121,7 @@ def save_head(path: Path, trained: TrainedHead) -> None:
         "run": trained.run,
         "own_rows": json.dumps(trained.own_rows),
         "not_private": json.dumps(trained.not_private),
+        "task": trained.task,
     }
     write_output(path, save(tensors, metadata), kind=DataError, cure=NAME_ANOTHER)
 
@@ -128,17 +139,21 @@ def load_head(path: Path) -> TrainedHead:
         if notes.get("format") != FORMAT:
             raise DataError(f"{path} is no classifier of this project (format {notes.get('format')!r})")
         encoder = json.loads(notes["encoder"])
+        task = notes.get("task", TASKS[0])  # classifiers from before there were tasks tell classes
+        if task not in TASKS:
+            raise ValueError(f"an unknown task {task!r}")
         trained = TrainedHead(
-            head=_head(notes["kind"], tensors),
+            head=_head(notes["kind"], tensors, findings=task != "multiclass"),
             class_names=tuple(str(name) for name in json.loads(notes["class_names"])),
             encoder=None if encoder is None else EncoderIdentity.from_json(encoder),
             run=notes["run"],
             own_rows=int(json.loads(notes["own_rows"])),
             not_private=tuple(str(reason) for reason in json.loads(notes["not_private"])),
+            task=task,
         )
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} can't be read as a classifier ({type(error).__name__}): train it again") from None
-    if trained.head.bias.shape != (len(trained.class_names),):
+    if trained.head.bias.shape != (len(finding_names(trained.class_names, trained.task)),):
         raise DataError(f"{path} names {len(trained.class_names)} classes, its numbers are of another: train it again")
     return trained
 
@@ -151,10 +166,10 @@ def _flattened(head: Head, factor: float) -> LinearHead | MLPHead:
     raise ConfigError(f"a {type(head).__name__} can't be saved")
 
 
-def _head(kind: str, tensors: Mapping[str, Tensor]) -> LinearHead | MLPHead:
+def _head(kind: str, tensors: Mapping[str, Tensor], *, findings: bool) -> LinearHead | MLPHead:
     if kind == "linear":
-        return LinearHead(tensors["weight"], tensors["bias"])
+        return LinearHead(tensors["weight"], tensors["bias"], findings)
     if kind != "mlp":
         raise ValueError(f"an unknown kind {kind!r}")
     values: dict[str, Any] = {name: tensors[name] for name in _MLP}
-    return MLPHead(**{**values, "scale": float(values["scale"])})
+    return MLPHead(**{**values, "scale": float(values["scale"])}, findings=findings)

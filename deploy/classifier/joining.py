@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from common.evaluation.clinical import as_findings
 from common.evaluation.heads import LinearHead
 from common.evaluation.nonlinear_heads import MLPHead
 from common.evaluation.scores import Split
@@ -76,11 +77,16 @@ def personal_model(bundle: Bundle, own: Split, model: str) -> TrainedHead:
     hidden = bundle.config.replace(architectures=model).rivals.hidden_widths_of
     if len(hidden) != 1 or len(hidden[0]) > 1:
         raise ConfigError(f"a joining site's model must be linear or mlp-WIDTH, found {model!r}")
-    architecture = Architecture(bundle.dim, hidden[0], len(bundle.class_names))
-    _, theta = join(bundle.context, bundle.artifact, SiteData(*own), architecture)
-    shared = bundle.context.problem.site_dims == ()
+    problem, labels = bundle.context.problem, own[1]
+    if problem.findings:
+        labels = as_findings(labels, len(bundle.class_names), problem.task)
+    architecture = Architecture(bundle.dim, hidden[0], problem.num_classes)
+    _, theta = join(bundle.context, bundle.artifact, SiteData(own[0], labels), architecture)
+    shared = problem.site_dims == ()
     centre = bundle.artifact.tensors[CENTRE] if shared else torch.zeros(bundle.dim)
-    head = _as_head(architecture.unpack(theta), centre, feature_scale(bundle.context, bundle.dim))
+    head = _as_head(
+        architecture.unpack(theta), centre, feature_scale(bundle.context, bundle.dim), findings=problem.findings
+    )
     return TrainedHead(
         head,
         bundle.class_names,
@@ -88,13 +94,14 @@ def personal_model(bundle: Bundle, own: Split, model: str) -> TrainedHead:
         bundle.config.operation.run_name,
         own_rows=len(own[1]),
         not_private=(STAYS, *bundle.not_private),
+        task=problem.task,
     )
 
 
-def _as_head(params: list[Tensor], centre: Tensor, scale: float) -> LinearHead | MLPHead:
+def _as_head(params: list[Tensor], centre: Tensor, scale: float, *, findings: bool) -> LinearHead | MLPHead:
     """The head that acts on embeddings as they are, from parameters that act on (embedding - centre) x scale."""
     if len(params) == 2:
         weight = params[0] * scale
-        return LinearHead(weight, params[1] - weight @ centre)
+        return LinearHead(weight, params[1] - weight @ centre, findings)
     hidden_weight, hidden_bias, weight, bias = params
-    return MLPHead(centre, 1.0 / scale, hidden_weight, hidden_bias, weight, bias)
+    return MLPHead(centre, 1.0 / scale, hidden_weight, hidden_bias, weight, bias, findings)

@@ -28,12 +28,12 @@ def join(
     """
 
     from common.errors import ConfigError
-    from common.evaluation.scores import score
     from common.methods import get_method
     from common.publishing.bundle import load_bundle
     from deploy.classifier.file import save_head
     from deploy.classifier.joining import STAYS, personal_model, personal_set
-    from deploy.report.own import own_rows
+    from deploy.report.clinical import interval
+    from deploy.report.own import measured, own_rows
     from embeddings.store.file import read_store
 
     if out.exists():
@@ -41,15 +41,16 @@ def join(
     printed = console()
     bundle = load_bundle(run)
     own = own_rows(read_store(data), bundle)
-    train, test = own.split("train"), own.split("test")
+    train = own.split("train")
     with working("Fitting ..."):
         if get_method(bundle.config.method).personal_scores is not None:
             trained = personal_model(bundle, train, model)
             save_head(out, trained)
             content = f"{model}, {len(bundle.class_names)} classes"
-            if len(test[1]):
-                found = score(trained.probabilities(test[0]), *test)
+            if len(own.rows_of("test")):
+                found = measured(trained, own)
                 content += f"; {100 * found.accuracy:.1f}/{100 * found.balanced_accuracy:.1f} % on own test records"
+                content += f", AUROC {interval(found.auroc)}"
         else:
             written = personal_set(bundle, train, rows, seed, out)
             content = f"{written.rows} rows of width {bundle.dim}; sha256 {written.sha256}"

@@ -20,7 +20,7 @@ def predict(
     model_cache: Annotated[Path | None, typer.Option(help="Where downloaded models lie.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Embed one image with the classifier's encoder and print the probability of each class. No medical device.
+    """Embed one image with the classifier's encoder, print the probability of each class or finding. No medical device.
 
     Example: fedhypevae predict head.safetensors scan.png
     """
@@ -30,6 +30,8 @@ def predict(
     from rich.table import Table
 
     from common.errors import DataError
+    from common.evaluation.clinical import grade_probabilities
+    from common.names import WORDS
     from deploy.classifier.file import load_head
     from deploy.classifier.predict import encoder_of, read_any
     from embeddings.encoders.base import EncoderOptions
@@ -41,12 +43,13 @@ def predict(
     with working(f"Embedding with {trained.encoder.encoder} ..."):
         options = EncoderOptions(device=device, offline=offline, cache_dir=model_cache, batch_size=1)
         vector = encoder_of(trained.encoder, encoder, options).embed([pixels])
-    chances = trained.probabilities(torch.from_numpy(vector))[0].tolist()
+    found = trained.probabilities(torch.from_numpy(vector))
+    chances = (grade_probabilities(found) if trained.task == "ordinal" else found)[0].tolist()
     ranked = sorted(zip(trained.class_names, chances, strict=True), key=lambda pair: -pair[1])
     if as_json:
         say(json.dumps({name: round(chance, 6) for name, chance in ranked}, indent=2))
         return
-    table = Table("class", "probability", "", box=None)
+    table = Table(WORDS[trained.task], "probability", "", box=None)
     table.columns[1].justify = "right"
     for name, chance in ranked:
         table.add_row(name, f"{100 * chance:.1f} %", "█" * round(30 * chance))

@@ -10,7 +10,7 @@ from common.publishing.worth import HEADS, WAYS, Evaluation, HeadScores
 from deploy.report import draw
 from embeddings.quality.page import Grid, Picture
 
-COMMONEST = "the commonest class"
+COMMONEST = "the commonest answer"
 TOO_FEW = "too few"
 HOW_TO_READ = (
     "In brackets: 95 % intervals, over patients where they are known. A ranking by chance has AUROC 0.5, and the share "
@@ -19,13 +19,13 @@ HOW_TO_READ = (
 
 
 def score_grid(scores: Mapping[str, ClinicalScores], found: Evaluation | None = None) -> Grid:
-    """One row for each way to train; with `found`, a last one that always names the commonest class.
+    """One row for each way to train; with `found`, a last one that always gives the commonest answer.
 
     Args:
         scores: what a classifier learned from -> its scores.
-        found: whose commonest class; left out, no row for it.
+        found: whose commonest answer; left out, no row for it.
     """
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             label,
             _percent(one.accuracy, one.balanced_accuracy),
@@ -35,10 +35,15 @@ def score_grid(scores: Mapping[str, ClinicalScores], found: Evaluation | None = 
         for label, one in scores.items()
     ]
     if found is not None:
-        baseline = found.commonest_class
+        baseline = found.commonest
         rows.append((COMMONEST, _percent(baseline.accuracy, baseline.balanced_accuracy), "0.500", ""))
-    columns = ("trained on", "accuracy / balanced, %", "AUROC", "average precision")
-    return Grid(columns, tuple(rows), (False, *[True] * 3))
+    columns: tuple[str, ...] = ("trained on", "accuracy / balanced, %", "AUROC", "average precision")
+    kappas = [one.kappa for one in scores.values()]
+    if any(kappa is not None for kappa in kappas):
+        columns = (*columns, "quadratic kappa")
+        cells = ["" if kappa is None else f"{kappa:.3f}" for kappa in [*kappas, None]]
+        rows = [(*row, cell) for row, cell in zip(rows, cells, strict=False)]
+    return Grid(columns, tuple(rows), (False, *[True] * (len(columns) - 1)))
 
 
 def ways_of(scores: HeadScores) -> dict[str, ClinicalScores]:
@@ -54,7 +59,7 @@ def class_grid(scores: Mapping[str, ClinicalScores], *, intervals: bool = True) 
         areas = [one.findings[at].auroc for one in scores.values()]
         cells = (interval(area) if intervals or area is None else f"{area.value:.3f}" for area in areas)
         rows.append((finding.name, support(finding), *cells))
-    return Grid(("class", "records with it", *scores), tuple(rows), (False, *[True] * (1 + len(scores))))
+    return Grid(("label", "records with it", *scores), tuple(rows), (False, *[True] * (1 + len(scores))))
 
 
 def detail_grid(scores: ClinicalScores) -> Grid:
@@ -70,7 +75,7 @@ def detail_grid(scores: ClinicalScores) -> Grid:
         )
         for finding in scores.findings
     ]
-    columns = ("class", "records with it", "AUROC", "average precision")
+    columns = ("label", "records with it", "AUROC", "average precision")
     operating = ("sensitivity at 90 % specificity", "sensitivity at 95 % specificity")
     return Grid((*columns, *operating), tuple(rows), (False, *[True] * 5))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +90,16 @@ def own_rows(records: EmbeddingSet, bundle: Bundle) -> OwnRows:
     """A site's records, once they are known to come from the encoder and classes of the bundle.
 
     Raises:
-        DataError: another encoder, weights, preprocessing or class list; the text names the first difference.
+        DataError: another task, encoder, weights, preprocessing or class list; the text names the first difference.
     """
-    identity = records.metadata.identity
+    identity, task = records.metadata.identity, bundle.context.problem.task
+    if records.metadata.task != task:
+        raise DataError(
+            f"the bundle has labels of a {task} task, this file those of {records.metadata.task}: embed with "
+            f"--task {task}"
+        )
     labels, own = torch.from_numpy(records.labels), records.metadata.class_names
-    if bundle.context.problem.task == records.metadata.task == "multilabel" and set(own) <= set(bundle.class_names):
+    if task == "multilabel" and set(own) <= set(bundle.class_names):
         labels = among_all(labels, own, bundle.class_names)
         identity = dataclasses.replace(identity, class_names=bundle.class_names)
     elif own != bundle.class_names:
@@ -110,11 +116,29 @@ def own_rows(records: EmbeddingSet, bundle: Bundle) -> OwnRows:
     return OwnRows(records, embeddings, labels, splits)
 
 
+def as_classes(labels: Tensor, names: Sequence[str], counted: Tensor | None = None) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels for a table or a figure that has one class a row: of findings the rarest that a row has.
+
+    Args:
+        labels: (n,) classes or grades, or findings (n, K).
+        names: of the K.
+        counted: (m, K) findings whose counts say which is rarer; default: `labels`.
+
+    Returns:
+        (n,) classes, and their names: behind the findings one for rows without any.
+    """
+    if labels.ndim == 1:
+        return labels, tuple(names)
+    order = ((labels if counted is None else counted) == 1).sum(0).argsort(stable=True)
+    place = torch.cat([labels[:, order] == 1, torch.ones(len(labels), 1, dtype=torch.bool)], 1).int().argmax(1)
+    return torch.cat([order, torch.tensor([len(names)])])[place], (*names, "none known")
+
+
 def measured(trained: TrainedHead, own: OwnRows) -> ClinicalScores:
     """The scores of a classifier on a site's own test records, which stay at the site."""
     rows, labels = own.split("test")
     units = None if own.groups is None else own.groups[own.rows_of("test")]
-    return clinical_scores(labels, trained.probabilities(rows), trained.class_names, units=units)
+    return clinical_scores(labels, trained.probabilities(rows), trained.class_names, task=trained.task, units=units)
 
 
 def site_rows(place: Place, bundle: Bundle) -> OwnRows:

@@ -19,6 +19,7 @@ from common.errors import DataError
 from common.publishing.bundle import STATEMENT, Bundle, load_bundle
 from common.texts import read_object
 from deploy.report import draw
+from deploy.report.own import as_classes
 from deploy.report.project import class_plane
 from embeddings.quality.page import Grid, Picture, render
 
@@ -209,6 +210,7 @@ def _planes(bundle: Bundle) -> list[Picture]:
     if not bundle.published_files():
         return []
     rows, labels = bundle.published()
+    labels, class_names = as_classes(labels, bundle.class_names)
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     few = chosen[: 2 * _DOTS]
     project = class_plane(rows[few].numpy(), labels[few].numpy())
@@ -217,7 +219,7 @@ def _planes(bundle: Bundle) -> list[Picture]:
         draw.plane(
             points,
             labels[few[:_DOTS]].numpy(),
-            bundle.class_names,
+            class_names,
             "By class",
             "Each dot is one synthetic embedding, seen from the side where the classes' middles lie farthest apart. "
             "A flat picture hides most of it: groups that overlap here may lie apart in other directions.",

@@ -7,7 +7,7 @@ and nowhere else, for its owner alone to read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from deploy.report.fidelity import (
     nearest_synthetic,
     telling_rows,
 )
-from deploy.report.own import OwnRows, site_rows
+from deploy.report.own import OwnRows, as_classes, site_rows
 from deploy.report.project import main_components, umap_points
 from deploy.report.thumbnails import SIDE, thumbnails
 from embeddings.pipeline import Item
@@ -79,23 +79,28 @@ def render_site(
         DataError: the records are not of the bundle's encoder or classes. LedgerError: the ledger can't be trusted.
     """
     tell("reading the records")
-    own, synthetic = site_rows(place, bundle), bundle.published()
+    read, published = site_rows(place, bundle), bundle.published()
+    labels, names = as_classes(read.labels, bundle.class_names)
+    own = replace(read, labels=labels)
+    synthetic = published[0], as_classes(published[1], bundle.class_names, read.labels)[0]
     rows: Split = (own.embeddings, own.labels)
     seen, unseen = own.rows_of("train"), own.rows_of("validation", "test")
     train, held_out = own.split("train"), (rows[0][unseen], rows[1][unseen])
     generator = torch.Generator().manual_seed(0)
     tell("comparing class by class")
-    fidelity = fidelity_by_class(train, held_out, synthetic, len(bundle.class_names), generator)
+    fidelity = fidelity_by_class(train, held_out, synthetic, len(names), generator)
     sides, patients = (train[0], held_out[0]), own.groups_of(seen, unseen)
     warning = nearest_neighbour_warning(synthetic[0], *sides, generator, groups=patients) if len(held_out[1]) else None
     tell("training classifiers")
-    evaluation = evaluate(bundle, *rows, groups=own.groups, splits=own.splits, synthetic=synthetic)
+    evaluation = evaluate(
+        bundle, read.embeddings, read.labels, groups=own.groups, splits=own.splits, synthetic=published
+    )
     linear = evaluation.scores["linear"]
     tell("drawing")
-    planes = _planes(own, synthetic, bundle.class_names)
+    planes = _planes(own, synthetic, names)
     if umap:
         tell("drawing the UMAP view")
-        planes += _umap_planes(own, synthetic, bundle.class_names)
+        planes += _umap_planes(own, synthetic, names)
     tell("reading the ledger")
     measured = Measured(fidelity, evaluation, read_spent(place))
     return render(
@@ -104,13 +109,13 @@ def render_site(
         policy=place.policy,
         run=(bundle.statement or {}).get("run", bundle.path.name),
         private=not bundle.not_private,
-        tiles_of_site=_tiles(own, bundle, measured),
+        tiles_of_site=_tiles(own, names, measured),
         findings=_findings(measured),
         planes=planes,
-        agreement=_agreement(bundle.class_names, fidelity),
-        fidelity=fidelity_grid(bundle.class_names, fidelity),
+        agreement=_agreement(names, fidelity),
+        fidelity=fidelity_grid(names, fidelity),
         warning=warning,
-        neighbours=_neighbours(own, unseen, synthetic, bundle.class_names, items),
+        neighbours=_neighbours(own, unseen, synthetic, names, items),
         has_images=bool(items),
         scores=balanced_dots(evaluation),
         score_grids={
@@ -144,14 +149,14 @@ def write_site_page(folder: Path, page: Path, text: str) -> None:
     write_output(page, text.encode(), kind=DataError, cure=NAME_ANOTHER)
 
 
-def _tiles(own: OwnRows, bundle: Bundle, measured: Measured) -> list[tuple[str, str, str]]:
+def _tiles(own: OwnRows, names: tuple[str, ...], measured: Measured) -> list[tuple[str, str, str]]:
     found = measured.evaluation
     patients = "not known" if own.groups is None else f"{len(torch.unique(own.groups)):,}"
     parts = f"{found.train_rows:,} train, {found.validation_rows:,} validation, {found.test_rows:,} test"
     return [
         ("Records", f"{len(own.labels):,}", parts),
         ("Patients", patients, ""),
-        ("Classes here", f"{len(torch.unique(own.labels))} of {len(bundle.class_names)}", ""),
+        ("Classes here", f"{len(torch.unique(own.labels))} of {len(names)}", ""),
         ("Synthetic rows", f"{found.synthetic_rows:,}", "published"),
         ("Epsilon, all runs", f"{measured.spent.epsilon:.2f}", f"at delta {measured.spent.delta:g}"),
     ]
@@ -159,7 +164,7 @@ def _tiles(own: OwnRows, bundle: Bundle, measured: Measured) -> list[tuple[str, 
 
 def _findings(measured: Measured) -> list[str]:
     """The page in a few sentences."""
-    scores, commonest = measured.evaluation.scores["linear"], measured.evaluation.commonest_class
+    scores, commonest = measured.evaluation.scores["linear"], measured.evaluation.commonest
     own, mixed, published = (
         100 * getattr(scores, way).balanced_accuracy for way in ("local_only", "mixed", "synthetic_only")
     )

@@ -69,7 +69,7 @@ def test_evaluate_prints_and_writes_what_the_heads_score(
     for word in ("own data", "synthetic", "both in one training", "two classifiers, mixed", "nearest neighbours"):
         assert word in shown
     assert "keep them here" in shown
-    assert "the commonest class" in shown
+    assert "the commonest answer" in shown
     area = roc_auc_score(y[test], torch.softmax(fit_linear_head(x[train], y[train], 3).logits(x[test]), 1), **OVR)
     assert local["auroc"]["value"] == pytest.approx(area, abs=1e-6)
     assert f"{area:.3f}" in shown

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from common.config.run import RunConfig
 from common.loop import run_loop
@@ -34,7 +35,7 @@ def _published(folder: Path, method: str, **changes: str | float | bool) -> Path
     settings = {"method": method, "num_sites": 3, "num_rounds": 6, "epsilon": math.inf, "noise": "test",
                 "clip_norm": math.inf, "code_dim": 2, "code_radius": 1.0, "chunk_size": 64, "hyper_rate": 0.01,
                 "architectures": "linear,mlp-5", **changes}  # fmt: skip
-    sets = [make_set(60, seed=at) for at in range(3)]
+    sets = [make_set(60, seed=at, task=RunConfig().replace(**settings).federation.task) for at in range(3)]
     sites = [SiteData(torch.from_numpy(one.embeddings), torch.from_numpy(one.labels)) for one in sets]
     result = run_loop(RunConfig().replace(**settings), sites, list(CLASSES))
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +100,27 @@ def test_a_new_site_gets_a_model_of_the_hypernetwork_that_predicts(
     features = head_features(bundle.context, rows, bundle.artifact.tensors[CENTRE])
     wanted = torch.softmax(architecture.logits(theta, features), 1)
     assert torch.allclose(trained.probabilities(rows), wanted, atol=1e-4)
+
+
+def test_a_new_site_gets_a_model_of_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = _published(tmp_path / "run", "mh_pfedhn", task="multilabel"), tmp_path / "own.safetensors"
+    records = make_set(120, seed=9, task="multilabel")
+    write_store(tmp_path / "own.parquet", records)
+    assert command("join", run, "--data", tmp_path / "own.parquet", "--out", out, "--model", "linear") == 0
+    assert "AUROC" in capsys.readouterr().out
+    trained = load_head(out)
+    chances = trained.probabilities(torch.from_numpy(records.embeddings)).numpy()
+    assert trained.task == "multilabel"
+    for finding in range(len(CLASSES)):
+        known = records.labels[:, finding] >= 0
+        assert roc_auc_score(records.labels[known, finding], chances[known, finding]) > 0.8
+    code = _published(tmp_path / "code", "fedhypevae", task="multilabel")
+    assert command("join", code, "--data", tmp_path / "own.parquet", "--out", tmp_path / "x") == 2
+    assert "one class a record" in " ".join(capsys.readouterr().err.split())
+    write_store(tmp_path / "classes.parquet", make_set(60))
+    assert command("join", run, "--data", tmp_path / "classes.parquet", "--out", tmp_path / "x") == 2
+    assert "--task multilabel" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x").exists()
 
 
 def test_join_refuses_what_the_run_has_not(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

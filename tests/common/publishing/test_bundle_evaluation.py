@@ -33,7 +33,7 @@ def test_evaluate_scores_a_set_that_fits(bundle: Bundle) -> None:
     found = evaluate(bundle, *records(90), synthetic=bundle.draw(300))
     assert set(found.scores) == {"linear", "mlp", "knn"}
     assert found.train_rows + found.validation_rows + found.test_rows == 90
-    assert found.commonest_class.balanced_accuracy == pytest.approx(1 / 3)
+    assert found.commonest.balanced_accuracy == pytest.approx(1 / 3)
     for scores in found.scores.values():
         for name in ("local_only", "synthetic_only", "pooled", "mixed"):
             measured = getattr(scores, name)

@@ -35,6 +35,7 @@ from deploy.commands import (
     server,
     site,
     status,
+    stop,
     synthesize,
     train,
 )
@@ -82,6 +83,7 @@ app.command("join", rich_help_panel=HOSPITAL)(join.join)
 app.command("provision", rich_help_panel=COORDINATOR)(provision.provision)
 app.add_typer(server.app, name="server", rich_help_panel=COORDINATOR)
 app.command("run", rich_help_panel=COORDINATOR)(run.run)
+app.command("stop", rich_help_panel=COORDINATOR)(stop.stop)
 app.command("status", rich_help_panel=COORDINATOR)(status.status)
 app.command("report", rich_help_panel=COORDINATOR)(report.report)
 app.add_typer(release.app, name="release", rich_help_panel=COORDINATOR)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from flwr.serverapp import Grid
 
 from common.config.run import RunConfig
-from common.errors import MeetingError, WireError
+from common.errors import ConfigError, MeetingError, WireError
 from common.names import Task
 from common.wire.agreement import all_findings, check_sites
 from common.wire.allow_list import REQUEST_FIELDS, SiteFacts
@@ -89,7 +89,7 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusal
     """
     federation, operation = config.federation, config.operation
     needed = federation.num_sites if least is None else least
-    nodes = _wait_for_nodes(grid, federation.num_sites, needed, operation.round_timeout, printer)
+    nodes = _wait_for_nodes(grid, config, needed, printer)
     # the first message may make a simulated site extract its embeddings: allow for it
     heard = say_hello(grid, config, nodes, max(operation.round_timeout, _HELLO_S), refusals)
     # one site must not end what the others want; but half of them is no longer the run that was asked for
@@ -159,11 +159,28 @@ def _check_name(node: int, facts: Mapping[int, SiteFacts], registered: Mapping[i
         raise WireError(f"its key is registered as {registered[node]}")
 
 
-def _wait_for_nodes(grid: Grid, wanted: int, least: int, timeout: float, printer: RoundPrinter) -> list[int]:
+def asked_nodes(grid: Grid, config: RunConfig) -> list[int]:
+    """The connected nodes that the run asks: those of `sites`, by the register, or all.
+
+    Raises:
+        ConfigError: the server has no register, or one that does not hold a name of `sites`.
+    """
+    nodes, wanted = sorted(grid.get_node_ids()), config.operation.chosen_sites
+    if not wanted:
+        return nodes
+    names = registered_names() or {}
+    unknown = sorted(wanted - set(names.values()))
+    if unknown:
+        raise ConfigError(f"sites names {', '.join(unknown)}, which the server's register does not: see `server list`")
+    return [node for node in nodes if names.get(node) in wanted]
+
+
+def _wait_for_nodes(grid: Grid, config: RunConfig, least: int, printer: RoundPrinter) -> list[int]:
+    wanted, timeout = config.federation.num_sites, config.operation.round_timeout
     start, announced = time.monotonic(), False
     end, enough = start + timeout, start + min(timeout, _RETURN_S)
     while True:
-        nodes = sorted(grid.get_node_ids())
+        nodes = asked_nodes(grid, config)
         if len(nodes) >= wanted or (len(nodes) >= least and time.monotonic() >= enough):
             return nodes
         if time.monotonic() >= end:

@@ -11,7 +11,7 @@ from common.config.run import RunConfig
 from common.errors import FedHypeVAEError, MeetingError
 from common.wire.agreement import require_agreement
 from common.wire.allow_list import SiteFacts
-from server_app.meeting import Meeting, say_hello
+from server_app.meeting import Meeting, asked_nodes, say_hello
 from server_app.members import Member
 from server_app.refusals import Refusals
 
@@ -55,7 +55,9 @@ class Newcomers:
     def admit(self, grid: Grid, members: Mapping[int, Member]) -> dict[int, Member]:
         """The members of the next round: the present ones, and new sites that passed the checks."""
         connected = set(grid.get_node_ids())
-        new = sorted(node for node in connected - set(members) if self._tries.get(node, 0) < _TRIES)
+        new = sorted(
+            node for node in set(asked_nodes(grid, self._config)) - set(members) if self._tries.get(node, 0) < _TRIES
+        )
         now = dict(members)
         if not new:
             return now

@@ -10,6 +10,7 @@ import math
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from common.texts import object_in
 from deploy.coordinator.folder import CONNECTION, ServerFolder
 from deploy.machine.app_package import staged_app
 from deploy.machine.environment import tool
-from deploy.machine.live import new_lines, read_status
+from deploy.machine.live import find_status, new_lines, read_status
 from deploy.settings import settings_file
 from server_app.checkpoint import check_own
+from server_app.results import write_json
 
 _POLL_S = 1.0
 _ASK_S = 10.0  # each question to Flower is a process of its own, and seconds of a core
@@ -88,6 +90,34 @@ def run_status(server: ServerFolder, run_id: str) -> str:
         return str(object_in(done.stdout)["runs"][0]["status"])
     except (KeyError, IndexError):
         return ""
+
+
+def stop_run(server: ServerFolder) -> str:
+    """Stop the run that is going on. What it did is on the disk: `--resume` goes on with it.
+
+    Returns:
+        Its number.
+
+    Raises:
+        ConfigError: no run is going on. FederationError: the server can't be asked, or does not stop it.
+    """
+    server.connect()
+    listed = object_in(_ask(server, [tool("flwr"), "ls", CONNECTION, "--format", "json"]).stdout)
+    if not listed.get("success", False):
+        raise FederationError("the server can't be asked: is it started (`fedhypevae server start`)?")
+    going = [run for run in listed["runs"] if not str(run["status"]).startswith("finished")]
+    if not going:
+        raise ConfigError(f"no run is going on at {server.path}: `fedhypevae status {server.path}` shows the newest")
+    number = str(going[0]["run-id"])
+    done = _ask(server, [tool("flwr"), "stop", number, CONNECTION, "--format", "json"])
+    if not object_in(done.stdout).get("success", False):
+        raise FederationError(f"the server did not stop run {number}: see its log")
+    with suppress(FedHypeVAEError):  # it may not have written anything yet
+        last = find_status(server.work)
+        if last.values.get("status") in {"waiting", "running"}:
+            told = {**last.values, "status": "failed", "error": "stopped by the coordinator", "exit_code": 1}
+            write_json(last.folder / STATUS, told)
+    return number
 
 
 def follow(

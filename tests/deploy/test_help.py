@@ -110,6 +110,7 @@ WRONG = {
     "server list": "nowhere",
     "server revoke": "nowhere no-such-site",
     "server rotate": "nowhere no-such-site nowhere.pub",
+    "stop": "nowhere",
     "release make": "nowhere --out new",
     "release verify": "nowhere",
 }

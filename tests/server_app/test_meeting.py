@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
+from server_app.register import REGISTER
 from tests.harness import Federation, make_set
 
 CASES = {
@@ -136,3 +138,20 @@ def test_late_site_is_missing_and_the_round_goes_on(tmp_path: Path) -> None:
     summary = federation.run(min_sites=2, round_timeout=1.0, tamper=tamper)
     assert summary["rounds_taken_part"] == [["site-1", "site-2"], ["site-1", "site-2", "site-3"]]
     assert "in time" in summary["rounds_missing"][0]["site-3"]
+
+
+def test_run_asks_the_sites_that_were_chosen_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another that is connected is not greeted, at the start or later."""
+    federation = Federation.create(tmp_path, 3)
+    register = tmp_path / "sites.json"
+    listed = [{"node_id": str(one.node), "name": one.name, "status": "registered"} for one in federation.sites]
+    register.write_text(json.dumps(listed))
+    monkeypatch.setenv(REGISTER, str(register))
+    summary = federation.run(num_rounds=2, num_sites=2, sites="site-1, site-3")
+    assert summary["rounds_taken_part"] == [["site-1", "site-3"]] * 2
+    assert {seen.site for seen in federation.traffic} == {"site-1", "site-3"}
+    assert federation.site("site-2").entries() == 1
+    with pytest.raises(SystemExit) as stopped:
+        federation.run(num_rounds=1, num_sites=1, sites="site-1,site-9")
+    assert stopped.value.code == 2
+    assert "sites names site-9" in federation.status()["error"]

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from client_app.answers.scores import answer_evaluate
 from client_app.answers.secure_sum import answer_check, answer_keys, answer_masked, answer_shares, answer_unmask
-from client_app.answers.training import answer_statistics, answer_train
+from client_app.answers.training import answer_consent, answer_statistics, answer_train
 from client_app.place import Place, find_place
 from client_app.policy.asked import read_words, read_work
 from client_app.records import read_facts
@@ -32,6 +32,7 @@ from common.errors import FedHypeVAEError, PolicyRefusal
 from common.wire.allow_list import Kind
 
 ANSWERS: Mapping[Kind, Callable[[Place, Work], Answer]] = {
+    "consent": answer_consent,
     "statistics": answer_statistics,
     "secagg_keys": answer_keys,
     "secagg_shares": answer_shares,

@@ -19,7 +19,7 @@ from torch import Tensor
 from common.errors import WireError
 from common.wire.allow_list import Kind
 from server_app.charges import NO_CHARGES, Charges
-from server_app.replies import LEFT, UNREADABLE, Declined, Expected, Reply, Shapes, read_reply
+from server_app.replies import LEFT, UNREADABLE, Declined, Expected, Refused, Reply, Shapes, read_reply
 
 Fields = Mapping[str, str | int | float]
 """What a message says beside its tensors, by name."""
@@ -30,6 +30,7 @@ Check = Callable[[Mapping[str, Tensor]], None]
 
 _KINDS: dict[Kind, str] = {
     "hello": "query.hello",
+    "consent": "query.consent",
     "statistics": "query.statistics",
     "train": "train",
     "evaluate": "evaluate",
@@ -50,12 +51,14 @@ class Outcome:
         missing: why the others have none.
         bytes_down: bytes sent to each.
         broke: those whose answer broke a rule; `missing` says which.
+        refused: those that refuse the task.
     """
 
     replies: Mapping[int, Reply]
     missing: Mapping[int, str]
     bytes_down: Mapping[int, int]
     broke: frozenset[int] = frozenset()
+    refused: frozenset[int] = frozenset()
 
 
 def build_messages(
@@ -122,6 +125,7 @@ class Exchange:
         answers: dict[int, Reply] = {}
         missing = dict.fromkeys(nodes.values(), "did not answer in time")
         broke: set[int] = set()
+        refused: set[int] = set()
         for message in replies:
             node = nodes.get(message.metadata.reply_to_message_id)
             if node is None or node in answers or not _is_from(message, node):
@@ -131,7 +135,9 @@ class Exchange:
                 missing.pop(node, None)
             except WireError as error:
                 missing[node] = str(error)
-                if not isinstance(error, Declined):
+                if isinstance(error, Refused):
+                    refused.add(node)
+                elif not isinstance(error, Declined):
                     broke.add(node)
             except (KeyboardInterrupt, SystemExit):
                 raise
@@ -140,7 +146,7 @@ class Exchange:
                 broke.add(node)
                 report(node, self.kind)
         sent = {one.metadata.dst_node_id: one.content.array_records["tensors"].count_bytes() for one in self.messages}
-        return Outcome(answers, missing, sent, frozenset(broke - set(answers)))
+        return Outcome(answers, missing, sent, frozenset(broke - set(answers)), frozenset(refused - set(answers)))
 
     def _read_one(self, node: int, message: Message) -> Reply:
         reply = read_reply(message, Expected(self.kind, self.shapes(node), self.charges(node), len(self.messages)))

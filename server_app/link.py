@@ -100,6 +100,24 @@ class Link:
             )
         return outcome
 
+    def consent(self, grid: Grid) -> None:
+        """Ask every site whether it would take part, before any is charged.
+
+        Raises:
+            FederationError: so many refuse that fewer than `num-sites` are left, or fewer than `min-sites` answered.
+        """
+        messages = self._messages("consent", lambda _: {}, "consent", {})
+        outcome = self.read(
+            Exchange("consent", messages), receive(grid, messages, self._operation.round_timeout), "consent"
+        )
+        sites, left = self._context.config.federation.num_sites, len(self.members) - len(outcome.refused)
+        if outcome.refused and left < sites:
+            told = "; ".join(f"{self.members[node].name} {outcome.missing[node]}" for node in sorted(outcome.refused))
+            raise FederationError(
+                f"{told}: {left} sites are left of num-sites {sites}, and nobody was charged: mend the site or the "
+                "setting and start again, or choose the other sites with --sites"
+            )
+
     def ask(
         self,
         grid: Grid,

@@ -55,6 +55,10 @@ class Declined(WireError):
     """A site did not answer, or said by the rules that it can't or won't."""
 
 
+class Refused(Declined):
+    """A site refuses the task itself: its policy, ledger or file speaks against it."""
+
+
 _EventRun = tuple[Annotated[str, Field(max_length=_EVENT)], Annotated[int, Field(ge=1, le=1_000_000)]]
 _RUNS: TypeAdapter[list[_EventRun]] = TypeAdapter(
     Annotated[list[_EventRun], Field(max_length=_RUNS_OF_EVENTS)], config=ConfigDict(strict=True)
@@ -111,7 +115,7 @@ def read_reply(message: Message, expected: Expected) -> Reply:
         if message.error.code == UNREADABLE:
             raise WireError("sent something that can't be read")
         if _APP_REFUSED in (message.error.reason or ""):
-            raise Declined("refused the app: its digest is not one that the site approved, so none of it was run")
+            raise Refused("refused the app: its digest is not one that the site approved, so none of it was run")
         raise Declined(_ERROR_CODES.get(message.error.code, f"failed (code {message.error.code})"))
     content, kind = message.content, expected.kind
     records_of = (content.array_records, content.config_records, content.metric_records)
@@ -177,7 +181,7 @@ def _refusal(words: Mapping[str, Any]) -> WireError:
         return error
     if code not in known_codes() and not (policy == "policy" and _POLICY_RULE.fullmatch(rule)):
         return WireError("sent an error of no known code")
-    return Declined(f"refused: {code} (reference {reference} in its own log){_ADVICE.get(code, '')}")
+    return Refused(f"refused: {code} (reference {reference} in its own log){_ADVICE.get(code, '')}")
 
 
 def _scores(kind: Kind, scores: Mapping[str, Any]) -> dict[str, float]:

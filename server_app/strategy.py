@@ -237,6 +237,7 @@ class FederatedStrategy(Strategy):
         if self.state.round > 0 or self.state.statistics is not None:
             return
         with self._saved_on_failure():
+            self._link.consent(grid)
             statistics = collect_statistics(grid, self._link, self.method, self.context, self._save)
         if statistics is not None:
             self.state = self.method.prepare(self.context, self.state, statistics)

@@ -1,4 +1,4 @@
-"""What a site does with a message of a run that shares no noise: statistics, and a round of training."""
+"""What a site does with a message of a run that shares no noise: consent, statistics, and a round of training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from client_app.local_step import check_device, client_step
 from client_app.place import Place
-from client_app.release.granted import Admission, admit
+from client_app.release.granted import Admission, admit, check_consent
 from client_app.release.release import Begin, Computed, Step, release
 from client_app.state.private_state import PrivateState
 from client_app.task import Answer, Work, check_round
@@ -18,6 +18,18 @@ from common.privacy.events import PrivacyEvent
 from common.privacy.mechanism import planned_noise
 from common.records import SiteData
 from common.wire.received import check_received
+
+
+def answer_consent(place: Place, work: Work) -> Answer:
+    """Whether this site would take part: all that refuses a release is looked at, and nothing is charged or declared.
+
+    Every other site is asked before any is charged: a run that one of them refuses costs none of them its budget. The
+    answer depends on the site's policy, its ledger and the head of its file, as that to the first release does; no
+    record is read.
+    """
+    check_consent(admit(place, work))
+    check_device(place, work.context)
+    return Answer({}, {})
 
 
 def answer_statistics(place: Place, work: Work) -> Answer:

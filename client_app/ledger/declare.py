@@ -14,6 +14,10 @@ from common.errors import BudgetExceeded
 from common.privacy.events import PrivacyEvent
 
 
+class TrialOver(Exception):
+    """A plan fits, and was only tried."""
+
+
 def declare(
     store: EntryStore,
     run_id: str,
@@ -23,6 +27,7 @@ def declare(
     fingerprint: str,
     settings: str = "",
     close_idle_after: timedelta | None = None,
+    trial: bool = False,
 ) -> None:
     """Assess a run's plan and append it; the caller holds the write lock.
 
@@ -34,10 +39,12 @@ def declare(
         limits: what the site allows.
         fingerprint: digest of the data set; only recorded.
         settings: digest of the run's settings; those of its first declaration stand.
+        trial: only look whether it fits.
         close_idle_after: how long a run must have been silent to be closed where the plan does not fit.
 
     Raises:
-        BudgetExceeded: the plan does not fit; what was appended is rolled back with the caller's transaction.
+        BudgetExceeded: the plan does not fit. TrialOver: it does, and this was a trial. What was appended is rolled
+            back with the caller's transaction.
     """
     runs = fold_entries(store.entries)
     before = runs.get(run_id)
@@ -49,6 +56,8 @@ def declare(
             raise
         runs = fold_entries(store.entries)
         assessment = assess_plan(runs, run_id, planned, limits, chosen_late=chosen_late)
+    if trial:
+        raise TrialOver
     body = {
         "planned": events_to_json(planned),
         "limits": asdict(limits),

@@ -17,21 +17,19 @@ A round that comes again:
   refused instead; where the site's limits leave room, the plan is extended.
 
 A run that stops early is charged for its reserved rounds only, once it is closed.
-
-A patient who withdraws is left out of the data from the next round on. What left before can't be called back,
-and what it spent stays spent for the whole cohort, no matter who joins or leaves.
+A patient who withdraws is left out of the data from the next round on; what was spent before stays spent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 from client_app.ledger.chain import Entry, Head, check_receipt
 from client_app.ledger.charge import Reservation, check_open, check_settings, commit_round, reserve_round
-from client_app.ledger.declare import declare
+from client_app.ledger.declare import TrialOver, declare
 from client_app.ledger.limits import BudgetLimits
 from client_app.ledger.runs import Run, RunBook, same_events
 from client_app.ledger.store import LOCK_TIMEOUT_S, EntryStore, check_not_moved, create_store, open_store
@@ -153,6 +151,7 @@ class Ledger(AbstractContextManager["Ledger"]):
         fingerprint: str,
         settings: str = "",
         close_idle_after: timedelta | None = None,
+        trial: bool = False,
     ) -> Head:
         """Ask, before a run's first round, for all that it may ever be charged. Charges nothing itself.
 
@@ -164,8 +163,8 @@ class Ledger(AbstractContextManager["Ledger"]):
             limits: what the site's policy allows.
             fingerprint: digest of the data set as it is now; only recorded.
             settings: digest of the run's settings, to which its name is held from then on; empty: not held.
-            close_idle_after: where the plan does not fit, open runs without any entry for so long are closed for
-                good, and it is tried again.
+            close_idle_after: where the plan does not fit, runs silent for so long are closed, and it is tried again.
+            trial: only ask; what would be written is taken back.
 
         Returns:
             The ledger's head.
@@ -182,7 +181,7 @@ class Ledger(AbstractContextManager["Ledger"]):
         if run is not None and run.limits == limits and not run.closed and same_events(planned, run.declared):
             return self.head
         epsilon_pld(planned, limits.lifetime_delta)  # seconds, remembered: not while others wait for the lock
-        with self._writing():
+        with suppress(TrialOver), self._writing():
             run = self._run(run_id)
             if run is not None:
                 check_open(run)
@@ -200,6 +199,7 @@ class Ledger(AbstractContextManager["Ledger"]):
                 fingerprint=fingerprint,
                 settings=settings,
                 close_idle_after=close_idle_after,
+                trial=trial,
             )
         return self.head
 

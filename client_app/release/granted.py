@@ -101,6 +101,17 @@ class Grant:
         return charged_under(self.work.context, events, self.place.policy.least_colluders)
 
 
+def check_consent(admission: Admission) -> None:
+    """Refuse a run as `granted` would, on a trial: the ledger is as before afterwards.
+
+    Raises:
+        As `granted`.
+    """
+    if admission.request.protected:
+        with _declared(admission, trial=True):
+            pass
+
+
 @contextmanager
 def granted(admission: Admission) -> Iterator[Grant]:
     """The site's ledger with the run declared, for a caller that holds the run's lock; nothing is charged yet.
@@ -110,6 +121,13 @@ def granted(admission: Admission) -> Iterator[Grant]:
             granted the same ones before.
         BudgetExceeded, LedgerError: as the ledger says.
     """
+    with _declared(admission, trial=False) as (ledger, fingerprint):
+        yield Grant(admission.place, admission.work, ledger, fingerprint)
+
+
+@contextmanager
+def _declared(admission: Admission, *, trial: bool) -> Iterator[tuple[Ledger, str]]:
+    """The site's ledger with the run declared, on a trial or for good, and the data's fingerprint under its key."""
     place, work, request = admission.place, admission.work, admission.request
     limits, fingerprint = place.policy.limits, set_mark(place, admission.fingerprint)
     with message_ledger(place, work) as ledger:
@@ -123,8 +141,9 @@ def granted(admission: Admission) -> Iterator[Grant]:
             fingerprint=fingerprint,
             settings=settings_digest(work.context),
             close_idle_after=place.policy.close_idle_runs_after,
+            trial=trial,
         )
-        yield Grant(place, work, ledger, fingerprint)
+        yield ledger, fingerprint
 
 
 def log_of(place: Place) -> ReleaseLog:

@@ -11,7 +11,7 @@ from common.wire.allow_list import Kind
 
 # What depends on records, and what waits for the same run's lock: its reply would show when a step beside it ends.
 _SCHEDULED: frozenset[Kind] = frozenset(
-    {"statistics", "train", "secagg_keys", "secagg_shares", "secagg_check", "secagg_masked", "secagg_unmask"}
+    {"consent", "statistics", "train", "secagg_keys", "secagg_shares", "secagg_check", "secagg_masked", "secagg_unmask"}
 )
 _LONGEST_S = 3600.0
 

@@ -26,6 +26,7 @@ from common.wire.identity import EncoderIdentity
 
 Kind = Literal[
     "hello",
+    "consent",
     "statistics",
     "train",
     "evaluate",
@@ -60,6 +61,7 @@ _SUM = _TASK | {"what", "attempt"}
 _RECEIPT = frozenset({"receipt", "seal"})
 REQUEST_FIELDS: dict[Kind, tuple[frozenset[str], frozenset[str]]] = {
     "hello": (_PLACE, frozenset()),
+    "consent": (_TASK, _RECEIPT),
     "statistics": (_TASK, _RECEIPT),
     "train": (_TASK | {"round"}, _RECEIPT),
     "evaluate": (_TASK | {"mixing"}, _RECEIPT),

@@ -129,6 +129,7 @@ class ErrorFields(_Fields):
 
 REPLIES: dict[Kind, type[_Fields]] = {
     "hello": HelloFields,
+    "consent": NoFields,
     "statistics": ReleaseFields,
     "train": ReleaseFields,
     "evaluate": NoFields,

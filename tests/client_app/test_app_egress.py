@@ -112,7 +112,12 @@ def test_gate_refuses(case: str) -> None:
 
 
 def test_gate_passes_honest_replies(ran: Federation) -> None:
-    kinds: dict[str, Any] = {"query.hello": "hello", "query.statistics": "statistics", "train": "train"}
+    kinds: dict[str, Any] = {
+        "query.hello": "hello",
+        "query.consent": "consent",
+        "query.statistics": "statistics",
+        "train": "train",
+    }
     for sent in ran.sent():
         check_reply(kinds[sent.kind], sent.message.content)
 

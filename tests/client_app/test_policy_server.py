@@ -182,10 +182,46 @@ def test_message_for_other_records_is_refused_without_charge(tmp_path: Path, ask
     assert site.entries() == 1
 
 
-def test_other_sites_go_on_when_one_refuses(tmp_path: Path) -> None:
+def test_nobody_is_charged_where_one_refuses_and_the_run_wants_all(tmp_path: Path) -> None:
     federation = Federation.create(tmp_path, 3)
     federation.sites[1].set_policy(max_clip_norm=0.01)
-    summary = federation.run(num_rounds=2)
+    with pytest.raises(SystemExit):
+        federation.run(num_rounds=2)
+    told = federation.status()["error"]
+    assert "site-2 refused: policy:max_clip_norm" in told
+    assert "2 sites are left of num-sites 3, and nobody was charged" in told
+    assert [site.entries() for site in federation.sites] == [1, 1, 1]
+    assert {seen.kind for seen in federation.sent()} == {"query.hello", "query.consent"}
+    federation.sites[1].set_policy()
+    summary = federation.run(num_rounds=2, resume=True)  # it is mended: the same run goes on
+    assert summary["rounds_taken_part"] == [["site-1", "site-2", "site-3"]] * 2
+
+
+def test_consent_looks_at_the_budget_and_leaves_ledger_and_records_alone(
+    tmp_path: Path, asked: dict[str, Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = Federation.create(tmp_path / "ran", 1)
+    ran.run(num_rounds=2)
+    consent = ran.asked("query.consent", "site-1")
+    site = Federation.create(tmp_path / "fresh", 1).sites[0]
+    before = (site.folder / "ledger.db").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("client_app.records.load_records", None)
+        assert words_of(deliver(site, consent)) == {}
+    assert (site.folder / "ledger.db").read_bytes() == before
+    assert site.runs() == {}
+    deliver(site, changed(asked["query.statistics"], run="another"))  # all that its lifetime holds is promised to it
+    site.set_policy(lifetime_epsilon=3.2)
+    entries = site.entries()
+    assert words_of(deliver(site, consent))["error"] == "budget"
+    assert site.entries() == entries
+    assert set(site.runs()) == {"another"}
+
+
+def test_other_sites_go_on_when_one_refuses_that_the_run_can_do_without(tmp_path: Path) -> None:
+    federation = Federation.create(tmp_path, 3)
+    federation.sites[1].set_policy(max_clip_norm=0.01)
+    summary = federation.run(num_rounds=2, num_sites=2)
     assert summary["status"] == "completed"
     assert summary["rounds_taken_part"] == [["site-1", "site-3"]] * 2
     assert all("policy:max_clip_norm" in reasons["site-2"] for reasons in summary["rounds_missing"])

@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "epsilon": 0.5,
     "tracking": "off",
     "min_sites": 2,
+    "num_sites": 2,  # a liar that refuses is one that the run can do without
     "round_timeout": 3.0,
     "synthetic_rows": 12,
 }
@@ -136,7 +137,13 @@ def _check_local(fuzz: Fuzz, federation: Federation, summary: Mapping[str, Any])
         check(one["shut_out_with"].endswith(f" {one['site']}"), fuzz, "no command")
         check(one["why"].isprintable() and len(one["why"]) < 1000, fuzz, f"unprintable: {one['why']!r:.200}")
         named |= {(name, one["when"]) for name in told | fuzz.claimed[one["site"]]}
-    whens = {"query.hello": "hello", "query.statistics": "statistics", "train": "round 1", "evaluate": "evaluate"}
+    whens = {
+        "query.hello": "hello",
+        "query.consent": "consent",
+        "query.statistics": "statistics",
+        "train": "round 1",
+        "evaluate": "evaluate",
+    }
     for name, kind, made in fuzz.done:
         found = (name, whens[kind]) in named
         check(found or not made.certain, fuzz, f"{name} is not named after {kind}: {made.what}")
@@ -163,7 +170,14 @@ def run_secagg(fuzz: Fuzz, federation: Federation) -> None:
             return changed
         return fuzz.changed(site, message, content)
 
-    settings = {**SETTINGS, "trust": "secagg", "epsilon": 3.0, "dropouts": 1, "colluders": 1}
+    settings = {
+        **SETTINGS,
+        "num_sites": len(federation.sites),
+        "trust": "secagg",
+        "epsilon": 3.0,
+        "dropouts": 1,
+        "colluders": 1,
+    }
     summary = _run(fuzz, federation, tamper, settings, may_end=True)
     fuzz.refused += summary is not None
     if summary is not None:

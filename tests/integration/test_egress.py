@@ -24,6 +24,7 @@ from tests.harness import CLASSES, DIM, Exchanged, Federation, Handler, HarnessS
 
 WORDS = {
     "query.hello": {"site", "position", "identity", "canary", "public"},
+    "query.consent": set(),
     "query.statistics": {"receipt", "seal", "charged"},
     "train": {"receipt", "seal", "charged"},
 }
@@ -67,7 +68,7 @@ def arrays(sent: Exchanged) -> dict[str, np.ndarray[Any, Any]]:
 def test_run_sends_nothing_but_the_messages_of_the_protocol(recorded: Recorded) -> None:
     for site in recorded.federation.sites:
         kinds = [sent.kind for sent in recorded.federation.sent(site.name)]
-        assert kinds == ["query.hello", "query.statistics"] + ["train"] * ROUNDS
+        assert kinds == ["query.hello", "query.consent", "query.statistics"] + ["train"] * ROUNDS
 
 
 def test_words_are_the_allowed_ones_and_tell_nothing_of_records(recorded: Recorded) -> None:
@@ -86,7 +87,7 @@ def test_words_are_the_allowed_ones_and_tell_nothing_of_records(recorded: Record
                 "canary": "",
                 "public": False,
             }
-        else:
+        elif sent.kind != "query.consent":
             assert re.fullmatch(r"\d+:[0-9a-f]{64}", words["receipt"])
             charged = charged_in(sent.message)
             assert charged == [event.to_json() for event in events[: len(charged)]]
@@ -97,7 +98,7 @@ def test_tensors_are_the_declared_ones(recorded: Recorded) -> None:
     uploads = {name: tuple(shape) for name, shape in method.upload_shapes(recorded.context).items()}
     assert not any(name.startswith(("code", "encoder")) for name in uploads)
     for sent in recorded.federation.sent():
-        declared = {"query.hello": {}, "query.statistics": STATISTICS, "train": uploads}[sent.kind]
+        declared = {"query.hello": {}, "query.consent": {}, "query.statistics": STATISTICS, "train": uploads}[sent.kind]
         found = arrays(sent)
         assert {name: value.shape for name, value in found.items()} == declared
         assert all(value.dtype == np.float32 for value in found.values())
@@ -226,4 +227,4 @@ def test_features_for_mmd_leave_as_declared(tmp_path: Path) -> None:
     (sent,) = federation.sent("site-1", "query.statistics")
     declared = {**STATISTICS, "class_features": (len(CLASSES), MMD_FEATURES)}
     assert {name: value.shape for name, value in arrays(sent).items()} == declared
-    assert [seen.kind for seen in federation.sent()] == ["query.hello", "query.statistics", "train"]
+    assert [seen.kind for seen in federation.sent()] == ["query.hello", "query.consent", "query.statistics", "train"]

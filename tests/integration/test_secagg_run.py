@@ -64,7 +64,7 @@ def test_nothing_of_a_session_is_left_at_the_sites(ran: tuple[Federation, dict[s
 def test_server_sees_masked_vectors_keys_and_shares_alone(ran: tuple[Federation, dict[str, Any]]) -> None:
     federation, _ = ran
     kinds = {seen.kind for seen in federation.sent()}
-    assert kinds == {"query.hello", *(f"query.{phase}" for phase in PHASES)}
+    assert kinds == {"query.hello", "query.consent", *(f"query.{phase}" for phase in PHASES)}
     seen_bytes = []
     for seen in federation.sent():
         content, kind = seen.message.content, phase_of(seen.message)

@@ -56,7 +56,7 @@ def test_site_with_a_bad_ledger_releases_nothing(
     monkeypatch.setattr(Ledger, "open", hasty)
     mend = damage(federation.sites[0])
     try:
-        summary = federation.run(num_rounds=1)
+        summary = federation.run(num_rounds=1, num_sites=1)
     finally:
         mend()
     assert summary["rounds_taken_part"] == [["site-2"]]
@@ -75,7 +75,7 @@ def test_site_with_a_rolled_back_ledger_releases_nothing(tmp_path: Path) -> None
     for leftover in path.parent.glob("ledger.db-*"):
         leftover.unlink()
     path.write_bytes(old)
-    federation.run(num_rounds=1, run_id=2)
+    federation.run(num_rounds=1, num_sites=1, run_id=2)
     assert "rolled back" in federation.sites[0].log()
     assert len(federation.sites[0].releases()) == sent
 
@@ -126,6 +126,6 @@ def test_broken_release_log_stops_the_site(tmp_path: Path) -> None:
     federation.run(num_rounds=1)
     path = federation.sites[0].folder / "releases.jsonl"
     path.write_bytes(path.read_bytes().replace(b"statistics", b"Statistics", 1))
-    summary = federation.run(num_rounds=1, run_id=2)
+    summary = federation.run(num_rounds=1, num_sites=1, run_id=2)
     assert summary["rounds_taken_part"] == [["site-2"]]
     assert "altered at line 1" in federation.sites[0].log()

@@ -89,7 +89,7 @@ def test_old_ledger_put_back_between_runs_is_refused(tmp_path: Path, witness: st
     federation.run(num_rounds=1)
     newest, sent = copy_of(site, tmp_path / "newest"), arrays_of(federation, "site-1")
     put_back(site, empty)
-    summary = federation.run(num_rounds=1, run_id=2)
+    summary = federation.run(num_rounds=1, num_sites=1, run_id=2)
     assert summary["rounds_taken_part"] == [["site-2"]]
     assert f"refused: {code}" in summary["rounds_missing"][0]["site-1"]
     assert arrays_of(federation, "site-1") == sent
@@ -155,7 +155,7 @@ def test_ledger_begun_again_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(site.folder / "state")
     (site.folder / "releases.jsonl").unlink()
     Ledger.create(site.folder / "ledger.db", "cohort/site-1").close()
-    summary = federation.run(num_rounds=1, run_id=2)
+    summary = federation.run(num_rounds=1, run_id=2, num_sites=1)
     assert summary["rounds_taken_part"] == [["site-2"]]
     assert arrays_of(federation, "site-1") == sent
     assert site.entries() == 1
@@ -267,11 +267,11 @@ def test_lost_or_exchanged_key_is_a_refusal(tmp_path: Path) -> None:
     site = federation.site("site-1")
     federation.run(num_rounds=1)
     key_path(site.folder).unlink()
-    summary = federation.run(num_rounds=1, run_id=2)
+    summary = federation.run(num_rounds=1, run_id=2, num_sites=1)
     assert "refused: receipt" in summary["rounds_missing"][0]["site-1"]
     assert summary["rounds_taken_part"] == [["site-2"]]
     key_path(site.folder).write_bytes(b"short")
-    summary = federation.run(num_rounds=1, run_id=3)
+    summary = federation.run(num_rounds=1, run_id=3, num_sites=1)
     assert "refused: ledger" in summary["rounds_missing"][0]["site-1"]
 
 
@@ -282,11 +282,11 @@ def test_ledger_of_another_cohort_needs_the_coordinators_word(tmp_path: Path) ->
     federation.run(num_rounds=1)
     site.folder.joinpath("policy.toml").write_text(policy_template("another/cohort", **{**POLICY, "ledger": "new.db"}))
     Ledger.create(site.folder / "new.db", "another/cohort").close()
-    summary = federation.run(num_rounds=1, run_id=2)
+    summary = federation.run(num_rounds=1, run_id=2, num_sites=1)
     assert "refused: receipt" in summary["rounds_missing"][0]["site-1"]
     assert "server rotate --forget" in site.log()
     move_receipt(tmp_path / "receipts.json", str(site.node), None)
-    summary = federation.run(num_rounds=1, run_id=3)
+    summary = federation.run(num_rounds=1, run_id=3, num_sites=1)
     assert "refused: ledger" in summary["rounds_missing"][0]["site-1"]
     assert "move that log away" in site.log()
     site.folder.joinpath("releases.jsonl").rename(site.folder / "releases-of-before.jsonl")

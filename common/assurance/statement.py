@@ -64,8 +64,9 @@ _FLOATING_POINT = (
     "Noise is added in float64 and the noisy value is rounded to a public grid: this mitigates floating-point attacks "
     "(Mironov 2012), it does not exclude them. What one unit adds to a sum of gradients is at most the clip norm with "
     "its own rounding; the sum over units is rounded too, so one unit more may move the sum of the others, for which "
-    "no margin is charged: by 4e-4 of the clip norm at up to 100,000 units as measured, and by n * min(n, 4096) * "
-    "2**-23 of it at most for n units."
+    "no margin is charged: by 4e-4 of the clip norm at up to 100,000 units as measured where all point one way, by "
+    "5e-3 of it at 4,096 units whose gradient has parts that cancel, and by n * min(n, 4096) * 2**-23 of it at most "
+    "for n units, times 16 p where a unit's gradient of a layer has p parts, p > 1."
 )
 _HOSPITAL = (
     "That a hospital took part is not protected, nor that it was absent in a round. Replacing one unit by another "

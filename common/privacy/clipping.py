@@ -23,9 +23,10 @@ weight, at least 10^-21 then, ever subnormal.
 
 **What is left** is the rounding of sums over units, which no margin pays for. Those of a tile, of at most 4096 rows,
 are added up in float32, and tiles in float64: a tile of n rows errs by less than n u of the sum of its terms'
-magnitudes, in practice by some sqrt(n) u. One unit more may round the sum of the others another way, by so much beyond
-C. Sums of several tiles stay in float64 until they are noised. The guarantee is for real numbers here, as in every
-library that adds floats (Casacuberta et al. 2022).
+magnitudes, in practice by some sqrt(n) u. A unit's terms are C together, or at most `_MOST_CANCELLED` C where it has
+several rows or a layer is called more than once. One unit more may round the sum of the others another way, by so much
+beyond C. Sums of several tiles stay in float64 until they are noised. The guarantee is for real numbers here, as in
+every library that adds floats (Casacuberta et al. 2022).
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ NEIGHBOURING = "add or remove one unit"
 FACTOR_BOUND = 1e6
 """The longest factor of a unit that may contribute: public. Those of useful steps have lengths of about 1."""
 _ROUNDOFF = 2.0**-24  # u, of float32
+_MOST_CANCELLED = 16.0
+"""A unit's gradient of a parameter counts as at least this part of what its rows could have added up to."""
 MOST_ROWS = 4096
 """Rows of units whose sum is in float32: for that of more, rounding grows faster than their number."""
 
@@ -215,7 +218,9 @@ def _outer_squared_norm(pairs: list[tuple[Tensor, Tensor]], lengths: EachFactor 
     # adds less than n u of C.
     widest = max(pairs[0][0].shape[-1], pairs[0][1].shape[-1])
     largest = torch.cat(each, 1).sqrt().sum(1).square()
-    return exact.clamp(min=0.0) + 2.0 * (widest + rows + 4) * _ROUNDOFF * largest
+    exact = exact.clamp(min=0.0) + 2.0 * (widest + rows + 4) * _ROUNDOFF * largest
+    # and parts that are far longer than what they add up to would round the sums over units far more than others do
+    return torch.maximum(exact, largest / _MOST_CANCELLED**2)
 
 
 def _weighted_sums(factors: GradientFactors, vectors: Mapping[str, Tensor], units: Units) -> dict[str, Tensor]:

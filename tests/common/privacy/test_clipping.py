@@ -136,7 +136,7 @@ def test_a_unit_with_a_factor_beyond_the_public_bound_contributes_zero() -> None
 
 def test_nearly_cancelling_records_of_a_patient_stay_within_the_clip_norm() -> None:
     generator = torch.Generator().manual_seed(0)
-    for gap in (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
+    for gap in (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 0.135, 0.14, 0.15, 0.2):
         left = 1e4 * torch.randn(8, 1, 30, generator=generator)
         right = torch.randn(8, 1, 30, generator=generator)
         factors = GradientFactors()
@@ -144,7 +144,7 @@ def test_nearly_cancelling_records_of_a_patient_stay_within_the_clip_norm() -> N
         for unit in range(8):
             one = GradientFactors({"w": [(p[0][unit : unit + 1], p[1][unit : unit + 1]) for p in factors.outer["w"]]})
             clipped = clipped_gradient_sum(one, {"w": (30, 30)}, 0.03).tensors["w"]
-            assert float(clipped.norm()) <= 0.03 * (1 + 1e-5)
+            assert float(clipped.double().norm()) <= 0.03
 
 
 def test_clip_norm_below_what_float32_can_hold_contributions_to_is_refused() -> None:
@@ -323,3 +323,16 @@ def test_one_unit_of_many_moves_the_sum_by_the_clip_norm_and_little_rounding() -
 
     moved = [float((summed(start) - summed(start + 1)).norm()) for start in range(5)]
     assert max(moved) <= 0.03 * (1 + 1e-3)
+
+
+def test_parts_that_cancel_in_each_unit_round_the_sum_over_units_little() -> None:
+    """A layer that is called twice: either call's sum over all units is long, and what is left of them is not."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (1e3 * torch.rand(4096, 1, 1, generator=generator) for _ in range(2))
+
+    def summed(start: int) -> torch.Tensor:
+        factors = GradientFactors({"w": [(left[start:], right[start:]), (-left[start:], right[start:])]})
+        return flat(clipped_gradient_sum(factors, {"w": (1, 1)}, 1.0).tensors)
+
+    moved = [float((summed(start) - summed(start + 1)).norm()) for start in range(20)]
+    assert max(moved) <= 0.03  # each unit's gradient is zero

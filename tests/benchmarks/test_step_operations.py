@@ -1,4 +1,6 @@
-"""What a private step asks of a GPU: as many operations at every size, few more than the plain step, and no answer.
+"""What a private step asks of a GPU: as many operations at every size of a tile, few more than the plain step, and no
+answer. Units beyond the first 4,096 rows cost as many again for each tile. Adding the noise waits once, at the end, and
+is not counted.
 
 Counted on torch's `meta` device, which runs every operation that a GPU would and holds no numbers: one that waits for
 an answer fails there.
@@ -15,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.step_ways import DECODERS, Way, build_ways
 from common.devices import computing_on
+from common.privacy.clipping import MOST_ROWS
 
 BATCHES = (64, 1613, 4096)
 # these write no number: another view of the same ones, memory that is not filled, a copy from the host's own memory
@@ -57,6 +60,14 @@ def test_a_private_step_is_as_many_operations_at_every_size_and_few_more_than_th
     assert private[0] == private[1] == private[2]
     assert plain[0] == plain[1] == plain[2]
     assert private[0].total() <= 1.5 * plain[0].total()
+
+
+def test_a_tile_more_costs_what_the_first_does_and_the_addition_of_its_sums() -> None:
+    with computing_on(torch.device("meta")):
+        one, two, three = (
+            operations(build_ways(tiles * MOST_ROWS, 768, "small").ways["private"]).total() for tiles in (1, 2, 3)
+        )
+    assert three - two <= two - one <= 1.25 * one
 
 
 def test_an_operation_more_is_counted() -> None:

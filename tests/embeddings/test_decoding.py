@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from common.errors import DataError
+from embeddings import decoding as decoding_module
 from embeddings import extract as extract_module
-from embeddings.decoding import Answer, Decoders, Load
+from embeddings.decoding import Answer, Decoders, Load, Prepare
 from embeddings.encoders.base import EncoderOptions
 from embeddings.encoders.load import load_encoder
 from embeddings.extract import extract
@@ -28,6 +29,13 @@ from embeddings.readers.images import Shallow, read_image
 from embeddings.store.file import read_store
 from tests.embeddings.test_corrupted import seeds
 
+_IMPATIENT = """
+import sys
+sys.path[:] = sys.argv[1:]
+from embeddings import decoding
+decoding._SECONDS = 0.2
+decoding.serve()
+"""
 CRASHED = "reading it ended the process that did"
 
 
@@ -42,6 +50,33 @@ def process_number() -> np.ndarray:
 
 def core_limit() -> np.ndarray:
     return np.array(resource.getrlimit(resource.RLIMIT_CORE))
+
+
+def exit_process() -> np.ndarray:
+    os._exit(0)
+
+
+def never() -> np.ndarray:
+    while True:
+        pass
+
+
+def no_memory_here(*_: object) -> np.ndarray:
+    raise MemoryError
+
+
+def large_row(value: int) -> np.ndarray:
+    return np.full((3, 500, 500), value, np.float32).transpose(1, 2, 0)
+
+
+class Unreadable:
+    """What a process can't take, as one that doesn't get the memory for it can't."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return os._exit, (1,)
 
 
 def end_process(how: int) -> np.ndarray:
@@ -108,6 +143,60 @@ def test_crash_costs_the_file_that_it_happens_over(how: int) -> None:
             found = [None if one.row is None else int(one.row[0, 0]) for one in answers]
             assert found == [None if place in (0, 5, 6, 11) else place for place in range(12)]
             assert all(CRASHED in one.reason for one in answers if one.row is None)
+
+
+def test_ways_a_decoder_ends_cost_one_file_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exit that a library makes; a hang, which is ended by its processor time."""
+    monkeypatch.setattr(decoding_module, "_PROGRAM", _IMPATIENT)
+    loads: list[Load] = [partial(grey, 1), exit_process, partial(grey, 2), never, partial(grey, 3)]
+    with Decoders(same, 2) as decoders:
+        answers = decoders.read(loads)
+    assert [one.row is not None and int(one.row[0, 0]) for one in answers] == [1, False, 2, False, 3]
+    assert all(CRASHED in one.reason for one in answers if one.row is None)
+
+
+def test_rows_larger_than_what_a_link_holds_come_whole() -> None:
+    loads: list[Load] = [partial(large_row, number) for number in range(6)] + [partial(np.zeros, (0, 3))]
+    with Decoders(same, 2) as decoders:
+        *rows, empty = (answer.row for answer in decoders.read(loads))
+    for number, row in enumerate(rows):
+        assert row is not None
+        assert (row.shape, row.dtype, row.flags.writeable) == ((500, 500, 3), np.float32, True)
+        assert (row == number).all()
+    assert empty is not None
+    assert empty.shape == (0, 3)
+
+
+def test_answers_that_were_not_taken_are_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This program may have no memory for a row; what the process still says belongs to no other picture."""
+    with Decoders(same, 2) as decoders:
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "empty", no_memory_here)
+            for _ in range(2):
+                with pytest.raises(MemoryError):
+                    decoders.read([partial(grey, 1)] * 3)
+        for _ in range(2):
+            answers = decoders.read([partial(grey, 7)] * 3)
+            assert [one.row is not None and int(one.row[0, 0]) for one in answers] == [7] * 3
+
+
+def test_names_of_any_bytes_travel(tmp_path: Path) -> None:
+    names = [os.fsdecode(name) for name in (b"a\nb.png", b"\xff\xfe.png", b"=1+1\r.png")]
+    for name in names:
+        Image.fromarray(grey(9)).save(tmp_path / name, "png")
+    good: list[Load] = [partial(read_image, tmp_path / name, name) for name in names]
+    bad: list[Load] = [partial(read_image, tmp_path / f"{name}.gone", name) for name in names]
+    with Decoders(same, 1) as here, Decoders(same, 2) as there:
+        assert list(map(_told, there.read(good + bad))) == list(map(_told, here.read(good + bad)))
+        assert all(answer.row is not None for answer in there.read(good))
+
+
+@pytest.mark.parametrize("prepare", [Unreadable(), lambda image: image])
+def test_processes_that_do_not_start_leave_nothing_behind(prepare: Prepare) -> None:
+    decoders = Decoders(prepare, 2)
+    with pytest.raises(Exception, match=r"the process that starts the decoders has ended|pickle|local"), decoders:
+        decoders.read([process_number])
+    assert decoders._parent.returncode is not None
 
 
 def test_crash_leaves_no_picture_on_the_disk() -> None:

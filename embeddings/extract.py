@@ -120,8 +120,7 @@ def extract(
             )
         metadata = SetMetadata(identity, canary=canary, notes=dict(notes or {}), task=listing.task)
         dropped = len(have) - len(reused)
-        columns = listing.column_names
-        fingerprint = _assemble(out, parts, keys, reused, salt, metadata, precision, columns, dropped)
+        fingerprint = _assemble(out, parts, keys, reused, salt, metadata, precision, listing.column_names, dropped)
         parts.remove()
     return Outcome(
         rows=rows,

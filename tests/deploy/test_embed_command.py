@@ -99,7 +99,7 @@ def test_embed_command_bad_file_is_exit_code_1_and_one_line(
         (["--encoder", "dinov2-base"], "expected a pinned revision"),
         (["--label-column", "dx"], "missing: dx"),
         (["--classes", "a,a"], "class list"),
-        (["--precision", "float16"], "float32"),
+        (["--precision", "float8"], "float32"),
         (["--batch-size", "0"], "batch size"),
     ],
 )

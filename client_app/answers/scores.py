@@ -16,6 +16,7 @@ from common.evaluation.heads import LinearHead, fit_linear_head, probabilities_o
 from common.evaluation.scores import score, score_site
 from common.evaluation.splits import SPLIT_NAMES
 from common.methods import get_method
+from common.methods.base import Problem
 from common.wire.allow_list import SCORE_NAMES
 from common.wire.received import check_shapes
 from embeddings.store.sets import EmbeddingSet
@@ -29,7 +30,7 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     _check_sent(work)
     records = load_records(place.records, place.cache_dir)
     check_matches(records.metadata, work.context, work.index)
-    train, validation, test = (_scored_split(records, name) for name in SPLIT_NAMES)
+    train, validation, test = (_scored_split(records, name, work.context.problem) for name in SPLIT_NAMES)
     findings = work.context.problem.findings
     heads = {
         name: LinearHead(work.tensors[f"{name}.weight"], work.tensors[f"{name}.bias"], findings=findings)
@@ -56,9 +57,9 @@ def answer_evaluate(place: Place, work: Work) -> dict[str, float]:
     return scores
 
 
-def _scored_split(records: EmbeddingSet, name: str) -> tuple[Tensor, Tensor]:
-    """One split as heads see it."""
-    data = split_data(records, name, "record")
+def _scored_split(records: EmbeddingSet, name: str, problem: Problem) -> tuple[Tensor, Tensor]:
+    """One split as heads see it: of a site that labels some of the run's findings, the others are unknown."""
+    data = split_data(records, name, "record", problem)
     return data.embeddings, data.labels
 
 

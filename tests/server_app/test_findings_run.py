@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,10 @@ def test_sites_that_label_different_findings_meet_on_all_of_them(tmp_path: Path,
         site: make_set(60, seed=site, task="multilabel", classes=names, patients=True) for site, names in enumerate(own)
     }
     allowed = {"allowed_methods": method_names(), "allow_test_noise": True, "data_is_public": True}
-    ran = keyed_federation(tmp_path, 4, sets=sets, **allowed)
+    ran = keyed_federation(tmp_path, 4, sets=sets, metrics_may_leave=True, **allowed)
     summary = ran.run(task="multilabel", trust=trust, **SETTINGS)
     assert summary["status"] == "completed"
+    assert len(summary["scores"]) == 4
     bundle = load_bundle(ran.output)
     problem = bundle.context.problem
     assert bundle.class_names == problem.class_names == ("heart", "liver", "lung", "spleen")
@@ -101,6 +103,30 @@ def test_sites_that_label_different_findings_meet_on_all_of_them(tmp_path: Path,
     assert_same_run(ran, run_context(bundle.context, sites))
     own_of_third = own_rows(load_records(ran.sites[2].folder / "site.parquet", tmp_path), bundle)
     assert (own_of_third.labels[:, [1, 3]] == -1).all()
+
+
+def test_a_site_is_scored_by_the_names_of_its_findings_and_not_by_their_order(tmp_path: Path) -> None:
+    """Two sites with the same records, whose files have the findings in another order, have the same scores."""
+    given = make_set(60, seed=1, task="multilabel", patients=True)
+    turned = replace(
+        given,
+        labels=np.ascontiguousarray(given.labels[:, ::-1]),
+        metadata=replace(given.metadata, identity=replace(given.metadata.identity, class_names=CLASSES[::-1])),
+    )
+    assert turned.metadata.class_names == CLASSES[::-1]
+    allowed = {"allowed_methods": method_names(), "allow_test_noise": True, "data_is_public": True}
+    ran = keyed_federation(tmp_path, 2, sets={0: given, 1: turned}, metrics_may_leave=True, **allowed)
+    seen: list[dict[str, float]] = []
+
+    def watch(site: Any, message: Any, handler: Any) -> Any:
+        reply = handler()
+        if message.metadata.message_type == "evaluate":
+            seen.append(dict(reply.content["scores"]))
+        return reply
+
+    ran.run(task="multilabel", tamper=watch, **SETTINGS)
+    first, second = seen
+    assert first == pytest.approx(second)
 
 
 def test_a_findings_file_with_more_than_the_run_met_on_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from embeddings.store.file import read_metadata, read_store
 from tests.harness import CLASSES, DIM, Exchanged, Federation, Handler, HarnessSite, charged_in, words_of
 
 WORDS = {
-    "query.hello": {"site", "position", "identity", "canary", "public"},
+    "query.hello": {"site", "position", "identity", "canary", "public", "task"},
     "query.consent": set(),
     "query.statistics": {"receipt", "seal", "charged"},
     "train": {"receipt", "seal", "charged"},
@@ -86,6 +86,7 @@ def test_words_are_the_allowed_ones_and_tell_nothing_of_records(recorded: Record
                 "identity": json.dumps(identity.to_json()),
                 "canary": "",
                 "public": False,
+                "task": "multiclass",
             }
         elif sent.kind != "query.consent":
             assert re.fullmatch(r"\d+:[0-9a-f]{64}", words["receipt"])

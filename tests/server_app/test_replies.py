@@ -41,7 +41,7 @@ def told(*events: PrivacyEvent) -> str:
 def test_every_kind_of_reply_has_a_model_of_exactly_the_allowed_fields() -> None:
     charge = {"receipt", "seal", "charged"}
     allowed: dict[str, set[str]] = {
-        "hello": {"site", "position", "identity", "canary", "public"},
+        "hello": {"site", "position", "identity", "canary", "public", "task"},
         "consent": set(),
         "statistics": charge,
         "train": charge,

@@ -11,7 +11,7 @@ from torch import Tensor
 from client_app.place import Place
 from client_app.policy.request import RunRequest, short
 from client_app.records import check_matches, read_facts
-from common.errors import PolicyRefusal
+from common.errors import DataError, PolicyRefusal
 from common.methods import method_of
 from common.methods.base import RunContext
 from common.methods.shared_sums import assumptions_of
@@ -115,8 +115,13 @@ def fingerprint_of(place: Place, work: Work) -> str:
 
     Raises:
         DataError: the file is missing, has no patients where they are the unit, or holds another width or class set
-            than the run is about: nothing was charged.
+            than the run is about; or its records were to be counted where the run counts none of its set of findings.
+            Nothing was charged.
     """
-    facts = read_facts(place.records, place.cache_dir, work.context.config.privacy.unit)
+    facts, problem = read_facts(place.records, place.cache_dir, work.context.config.privacy.unit), work.context.problem
     check_matches(facts, work.context, work.index)
+    # a site that comes later is in no set, and is asked for rounds alone
+    counted = work.round_index < 0 or work.words.get("what") == "statistics"
+    if counted and problem.task == "multilabel" and problem.label_set_of(facts.class_names) < 0:
+        raise DataError("this site labels a set of findings that no site had when the run began: it can join the next")
     return facts.fingerprint if isinstance(place.records, Path) else f"demo/{place.records}"

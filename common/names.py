@@ -7,5 +7,7 @@ STATUS = "status.json"
 # multiclass: one class a record; multilabel: K findings, each present, absent or unknown; ordinal: one grade a record
 Task = Literal["multiclass", "multilabel", "ordinal"]
 TASKS: tuple[Task, ...] = ("multiclass", "multilabel", "ordinal")
+# a server may name findings that a site does not label, and each takes memory for each of the site's records
+MOST_FINDINGS = 512
 WORD = {"multiclass": "class", "multilabel": "finding", "ordinal": "grade"}  # what a label of a task is
 WORDS = {"multiclass": "classes", "multilabel": "findings", "ordinal": "grades"}

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from common.config.run import RunConfig
 from common.errors import ConfigError, MeetingError, WireError
-from common.names import Task
+from common.names import MOST_FINDINGS, Task
 from common.wire.agreement import all_findings, check_sites
 from common.wire.allow_list import REQUEST_FIELDS, SiteFacts
 from common.wire.identity import EncoderIdentity, compare
@@ -109,6 +109,8 @@ def meet(grid: Grid, config: RunConfig, printer: RoundPrinter, refusals: Refusal
     public = all(fact.public for fact in facts.values())
     by_name = {fact.site: fact for fact in facts.values()}
     names, label_sets = all_findings(facts[node].identity.class_names for node in order)
+    if federation.task != "multiclass" and len(names) > MOST_FINDINGS:
+        raise MeetingError(f"the sites label {len(names)} findings, expected at most {MOST_FINDINGS}: leave some out")
     identities = {site: replace(fact.identity, class_names=names) for site, fact in by_name.items()}
     shared = None if compare(identities) else replace(first, class_names=names)
     return Meeting(members, first.dimension, names, shared, public, by_name, label_sets)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common.config.generator import MMD_FEATURES
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.names import Task
+from common.names import MOST_FINDINGS, Task
 
 LONGEST_CONTEXT = 4_000_000  # characters: the names of 4,096 classes, and as many widths as sites
 MOST_CLASSES, MOST_DIM, MOST_SITES = 4096, 16_384, 100_000
@@ -53,6 +53,8 @@ class ProblemFields(_Fields):
             raise ValueError("label_sets must be different, and each ascending")
         if any(not one or one[-1] >= len(self.class_names) for one in sets) or (sets and self.task != "multilabel"):
             raise ValueError("label_sets must name findings of a multi-label run")
+        if self.task != "multiclass" and len(self.class_names) > MOST_FINDINGS:
+            raise ValueError(f"expected at most {MOST_FINDINGS} findings")
         if self.task == "ordinal" and len(self.class_names) < 2:
             raise ValueError("expected two grades or more")
         return self

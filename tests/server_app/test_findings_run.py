@@ -168,6 +168,18 @@ def test_what_can_not_learn_findings_ends_before_anything_is_charged(tmp_path: P
     assert_nothing_happened(refused)
 
 
+def test_more_findings_than_a_run_may_have_end_it_before_anything_is_charged(tmp_path: Path) -> None:
+    """Each site is within the limit, and all of them together are not."""
+    names = [f"finding {number}" for number in range(514)]
+    own = {0: tuple(names[:300]), 1: tuple(names[214:])}
+    sets = {site: make_set(30, task="multilabel", classes=named) for site, named in own.items()}
+    ran = Federation.create(tmp_path, 2, sets=sets)
+    with pytest.raises(SystemExit):
+        ran.run(task="multilabel")
+    assert "label 514 findings, expected at most 512" in ran.status()["error"]
+    assert_nothing_happened(ran)
+
+
 def test_a_site_holds_the_runs_task_against_its_own_file(tmp_path: Path) -> None:
     """Whatever its hello said: a file of another task is refused where it lies, and nothing is charged."""
     ran = federation(tmp_path, "multilabel", 2)

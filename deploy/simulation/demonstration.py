@@ -77,14 +77,15 @@ def present(output: Path, work_folder: Path) -> None:
     privacy = summary["privacy"]
     spent = max(privacy["epsilon_spent_per_site"].values())
     if summary["scores"]:
+        printed.print(_score_table(summary["scores"]))
+    else:
+        printed.print(f"no scores: {why_no_scores(summary)}")
+    if summary["scores"] and config.federation.task == "multiclass":  # findings and grades are scored in other ways
         rows, labels = _published(output)
         found = take_home(work_folder, config, (torch.tensor(rows), torch.tensor(labels)))
         write_atomically(output / "take_home.json", (json.dumps(as_records(found), indent=1) + "\n").encode())
-        printed.print(_score_table(summary["scores"]))
         printed.print(home_table(found))
         printed.print(in_words(found, len(np.unique(labels)), spent) + "\n")
-    else:
-        printed.print(f"no scores: {why_no_scores(summary)}")
     printed.print(
         f"epsilon spent {spent:.2f} of {privacy['epsilon_target']:g} at delta {privacy['delta']:g}, "
         f"{privacy['neighbouring']} ({privacy['unit']}); end to end: {'yes' if privacy['end_to_end'] else 'NO'}"

@@ -63,7 +63,7 @@ class HelloFields(_Fields):
     identity: Annotated[str, Field(max_length=_IDENTITY)]
     canary: Annotated[str, Field(max_length=_CANARY)]
     public: bool
-    task: Task = "multiclass"
+    task: Task
 
 
 class ReleaseFields(_Fields):

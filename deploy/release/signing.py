@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -54,7 +54,7 @@ def load_or_make_key(path: Path) -> tuple[Ed25519PrivateKey, bool]:
     try:
         content, mode = path.read_bytes(), path.stat().st_mode
         found = serialization.load_pem_private_key(content, None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"the signing key {path} can't be read ({type(error).__name__}): name another --key"
         ) from None
@@ -132,7 +132,7 @@ def check_signature(content: bytes, sums: bytes, signer: str | None, pinned: str
         signature = base64.b64decode(fields["signature"], validate=True)
         if base64.b64encode(signature).decode() != fields["signature"]:  # some texts decode to the same bytes
             raise ValueError
-    except (ValueError, TypeError, AttributeError, binascii.Error):
+    except (ValueError, TypeError, AttributeError, binascii.Error, UnsupportedAlgorithm):
         raise FedHypeVAEError("signature.json was changed: it is not as `fedhypevae release` writes it") from None
     try:
         key.verify(signature, sums)

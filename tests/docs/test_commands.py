@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
+from deploy.coordinator.templates import checklist
 from tests.docs.pages import PAGES, ROOT, commands
 
 FOUND = [(page, one) for page in PAGES for one in commands(page)]
@@ -17,6 +18,17 @@ FOUND = [(page, one) for page in PAGES for one in commands(page)]
 @pytest.mark.parametrize(("page", "line"), FOUND, ids=[f"{page.name}: {one}" for page, one in FOUND])
 def test_shown_command_exists_with_its_options(page: Path, line: str) -> None:
     parse(line)
+
+
+def test_checklist_shows_commands_that_exist_and_asks_both_sides_for_one_unit(tmp_path: Path) -> None:
+    page = tmp_path / "CHECKLIST.md"
+    page.write_text(checklist("study", ("st-anna",), "/srv/server", "/srv/site", "fl.example.org:9092"))
+    found = commands(page)
+    for line in found:
+        parse(line)
+    # without data there yet `site init` must be given a unit, and a policy refuses a run of another one
+    assert any("site init" in line and "--unit patient" in line for line in found)
+    assert any("fedhypevae run" in line and "unit=patient" in line for line in found)
 
 
 def test_pages_show_commands() -> None:

@@ -20,7 +20,7 @@ export FEDHYPEVAE_HOME ?= $(CURDIR)
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
-# the locks first, then torch, whose builds differ by machine, then the code; docs/coordinator.md says why `pip check` complains
+# the locks first, then torch, whose builds differ by machine, then the code; docs/install.md says why `pip check` complains
 $(STAMP): pyproject.toml deploy/locks/development.txt deploy/locks/torch.txt
 	@test -n "$(PYTHON)" || { echo "error: expected Python 3.11 to 3.14, found none; name one with PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -58,7 +58,7 @@ test-federation: $(STAMP)  ## real processes with TLS and node keys on this mach
 test-compose:  ## the compose demo on a real container engine (root and namespaces)
 	PYTHON="$(PYTHON)" bash tests/compose/run.sh
 
-# not part of `test`: each of some 380 bugs costs a start of pytest
+# not part of `test`: each of more than 400 bugs costs a start of pytest
 mutants: $(STAMP)  ## plant each privacy bug of the list and see which test finds it (half an hour on two cores)
 	$(BIN)/python -m tests.mutants --jobs 2 --write-table
 

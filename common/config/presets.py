@@ -29,7 +29,7 @@ PRESETS: Mapping[str, Mapping[str, Scalar]] = {
     # balanced accuracy of the synthetic set, means of three seeds, against the default's value.
     "demo": {
         "alpha": 0.3,  # hospitals see different patients: where they are alike, a set is worth little to any of them
-        "trust": "secagg",  # noise shared by four: see benchmarks/results/demo.json
+        "trust": "secagg",  # noise shared by all four
         "min-sites": 4,  # a demonstration shows all four
         "num-rounds": 25,  # two minutes: each round is seconds of Flower's, whatever is computed
         "learning-rate": 24.0,  # a quarter of the rounds needs larger steps: 1.0 and 0.9 points

@@ -69,8 +69,7 @@ def clear_output(output: Path) -> None:
 
 
 def present(output: Path, work_folder: Path) -> None:
-    """Draw the picture and print the table of a completed run."""
-
+    """Print a completed run's tables, and write take_home.json, the picture and the page beside its results."""
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     config = RunConfig.from_flat(summary["config"])
     printed = console()

@@ -112,9 +112,9 @@ class Link:
         )
         sites, left = self._context.config.federation.num_sites, len(self.members) - len(outcome.refused)
         if outcome.refused and left < sites:
-            told = "; ".join(f"{self.members[node].name} {outcome.missing[node]}" for node in sorted(outcome.refused))
+            why = "; ".join(f"{self.members[node].name} {outcome.missing[node]}" for node in sorted(outcome.refused))
             raise FederationError(
-                f"{told}: {left} sites are left of num-sites {sites}, and nobody was charged: mend the site or the "
+                f"{why}: {left} sites are left of num-sites {sites}, and nobody was charged: mend the site or the "
                 "setting and start again, or choose the other sites with --sites"
             )
 

@@ -115,8 +115,8 @@ def stop_run(server: ServerFolder) -> str:
     with suppress(FedHypeVAEError):  # it may not have written anything yet
         last = find_status(server.work)
         if last.values.get("status") in {"waiting", "running"}:
-            told = {**last.values, "status": "failed", "error": "stopped by the coordinator", "exit_code": 1}
-            write_json(last.folder / STATUS, told)
+            stopped = {**last.values, "status": "failed", "error": "stopped by the coordinator", "exit_code": 1}
+            write_json(last.folder / STATUS, stopped)
     return number
 
 

@@ -185,7 +185,7 @@ def watch_site(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thr
 def watch_refusals(folder: Path, stop: threading.Event, tell: Tell) -> threading.Thread:
     """Print what a site refused and why, in a thread, until it is stopped: the last line of each entry of its own log.
 
-    Of an error that is none of this program's own only the reference is told: its words are a library's, and may hold
+    Of an error that is none of this program's own only the reference is shown: its words are a library's, and may hold
     what a console's collector should not have.
     """
     log = folder / SITE_LOG

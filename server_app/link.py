@@ -83,34 +83,38 @@ class Link:
         messages = self._messages("train", params, f"round-{state.round + 1}", {"round": state.round})
         return Exchange("train", messages, shapes, check, take, partial(self._charges_of, "train"))
 
-    def read(self, exchange: Exchange, replies: Iterable[Message], what: str) -> Outcome:
+    def read(self, exchange: Exchange, replies: Iterable[Message], what: str, least: int | None = None) -> Outcome:
         """Read what the sites answered: count it, say who is missing, and see that enough answered.
 
         Raises:
-            FederationError: fewer than `min-sites` answered.
+            FederationError: fewer than `least` answered, by default `min-sites`.
         """
+        least = self._operation.min_sites if least is None else least
         outcome = exchange.read(replies)
         self._count(outcome)
         self._tell(outcome, what)
-        if len(outcome.replies) < self._operation.min_sites:
+        if len(outcome.replies) < least:
             reasons = "; ".join(f"{self.members[node].name} {why}" for node, why in outcome.missing.items())
             raise FederationError(
-                f"{what}: expected at least {self._operation.min_sites} sites, {len(outcome.replies)} answered "
+                f"{what}: expected at least {least} sites, {len(outcome.replies)} answered "
                 f"({reasons}); mend the sites, then resume the run"
             )
         return outcome
 
     def consent(self, grid: Grid) -> None:
-        """Ask every site whether it would take part, before any is charged.
+        """Ask every site that is not left out whether it would take part, before any is charged.
 
         Raises:
             FederationError: so many refuse that fewer than `num-sites` are left, or fewer than `min-sites` answered.
         """
+        out = self._faults.left_out(self.members)
         messages = self._messages("consent", lambda _: {}, "consent", {})
-        outcome = self.read(
-            Exchange("consent", messages), receive(grid, messages, self._operation.round_timeout), "consent"
-        )
-        sites, left = self._context.config.federation.num_sites, len(self.members) - len(outcome.refused)
+        asked = [message for message in messages if message.metadata.dst_node_id not in out]
+        # sums go on without those that are out, whatever `min-sites` is
+        least = min(self._operation.min_sites, len(asked))
+        replies = receive(grid, asked, self._operation.round_timeout)
+        outcome = self.read(Exchange("consent", asked), replies, "consent", least)
+        sites, left = self._context.config.federation.num_sites, len(asked) - len(outcome.refused)
         if outcome.refused and left < sites:
             why = "; ".join(f"{self.members[node].name} {outcome.missing[node]}" for node in sorted(outcome.refused))
             raise FederationError(

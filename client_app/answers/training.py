@@ -23,7 +23,7 @@ from common.wire.received import check_received
 def answer_consent(place: Place, work: Work) -> Answer:
     """Whether this site would take part: all that refuses a release is looked at, and nothing is charged or declared.
 
-    Every other site is asked before any is charged: a run that one of them refuses costs none of them its budget. The
+    Every site is asked before any is charged: a run that one of them refuses costs none of them its budget. The
     answer depends on the site's policy, its ledger and the head of its file, as that to the first release does; no
     record is read.
     """

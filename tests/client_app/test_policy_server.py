@@ -187,9 +187,9 @@ def test_nobody_is_charged_where_one_refuses_and_the_run_wants_all(tmp_path: Pat
     federation.sites[1].set_policy(max_clip_norm=0.01)
     with pytest.raises(SystemExit):
         federation.run(num_rounds=2)
-    told = federation.status()["error"]
-    assert "site-2 refused: policy:max_clip_norm" in told
-    assert "2 sites are left of num-sites 3, and nobody was charged" in told
+    line = federation.status()["error"]
+    assert "site-2 refused: policy:max_clip_norm" in line
+    assert "2 sites are left of num-sites 3, and nobody was charged" in line
     assert [site.entries() for site in federation.sites] == [1, 1, 1]
     assert {seen.kind for seen in federation.sent()} == {"query.hello", "query.consent"}
     federation.sites[1].set_policy()

@@ -149,7 +149,7 @@ def record_losses(
 
 def record_normals(training: TrainingConfig, latent_dim: int, records: int) -> int | None:
     """Normals that `record_losses` draws for so many records, in one draw; None where it draws more than once."""
-    if training.mmd == "per-example" and training.mmd_weight > 0:
+    if training.mmd == "per-example":
         return None
     return records * latent_dim if training.elbo_weight > 0 else 0
 

@@ -126,9 +126,8 @@ def client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[s
 
 def dp_client_step(context: RunContext, work: StepInput) -> tuple[SiteState, dict[str, Tensor]]:
     """As `client_step` without n_i, both changes clipped as one vector and noised: one Gaussian event."""
-    known = replace(
-        work, data=of_known_class(work.data, context.problem.num_classes)
-    )  # others would end the step of all
+    # a record of no class would end the step of all
+    known = replace(work, data=of_known_class(work.data, context.problem.num_classes))
     return work.site, noised_uploads(context, work, _changes(context, known))
 
 

@@ -204,7 +204,7 @@ def _schema() -> Any:
 
 
 def _mechanism(context: RunContext) -> dict[str, Any]:
-    privacy, plan, problem = context.config.privacy, context.plan, context.problem
+    privacy, plan = context.config.privacy, context.plan
     mechanism: dict[str, Any] = {
         "name": "Gaussian noise on sums of clipped contributions",
         "clip_norm": _finite(privacy.clip_norm),
@@ -219,11 +219,10 @@ def _mechanism(context: RunContext) -> dict[str, Any]:
         "sampling_assumed": "poisson",
         "sampling_done": _SAMPLING,
     }
-    if problem.findings:
-        grades = problem.task == "ordinal"
-        most, unknown = (problem.num_classes, 0) if grades else (privacy.max_positives, privacy.max_unknowns)
-        whole = f"a record with up to {most} findings present and {unknown} unknown; one with more is scaled down"
-        mechanism["findings"] = {"task": problem.task, "statistics_keep_whole": whole}
+    if context.problem.findings:
+        present, unknown = context.finding_caps
+        whole = f"a record with up to {present} findings present and {unknown} unknown; one with more is scaled down"
+        mechanism["findings"] = {"task": context.problem.task, "statistics_keep_whole": whole}
     return mechanism
 
 
@@ -253,9 +252,8 @@ def _epsilons(events: tuple[PrivacyEvent, ...], delta: float) -> tuple[float | N
 def _released(context: RunContext, public: bool) -> list[dict[str, Any]]:
     """Everything that leaves a site in the run, and what protects it."""
     method, plan = get_method(context.config.method), context.plan
-    released = [
-        _release("facts", "before the run", sorted(REPLY_FIELDS["hello"]), "public: says nothing of records"),
-    ]
+    facts = "public: says nothing of records"
+    released = [_release("facts", "before the run", sorted(REPLY_FIELDS["hello"]), facts)]
     shared = context.config.privacy.trust == "secagg"
     masked = "masked, the sum over the sites alone known; " if shared else ""
     if shared:

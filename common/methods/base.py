@@ -114,6 +114,16 @@ class RunContext:
     problem: Problem
     plan: PrivacyPlan
 
+    @property
+    def finding_caps(self) -> tuple[int, int]:
+        """How many findings of a record may be present, and unknown, before the statistics scale the record down.
+
+        Of grades all that are at most the record's own are present, and none is unknown.
+        """
+        if self.problem.task == "ordinal":
+            return self.problem.num_classes, 0
+        return self.config.privacy.max_positives, self.config.privacy.max_unknowns
+
 
 @dataclass(frozen=True)
 class ServerState:

@@ -26,17 +26,11 @@ def check_classes(config: RunConfig) -> None:
 
 
 def for_task(context: RunContext, spec: StatisticsSpec) -> StatisticsSpec:
-    """The release as the run's task has it: of findings with its public caps.
-
-    Of grades all that are at most the record's own are present, and none is unknown.
-    """
+    """The release as the run's task has it: of findings with its public caps and sets."""
     if not context.problem.findings:
         return spec
-    privacy = context.config.privacy
-    if context.problem.task == "ordinal":
-        return replace(spec, max_positives=context.problem.num_classes, max_unknowns=0)
-    caps = replace(spec, max_positives=privacy.max_positives, max_unknowns=privacy.max_unknowns)
-    return replace(caps, label_sets=context.problem.label_sets)
+    present, unknown = context.finding_caps
+    return replace(spec, max_positives=present, max_unknowns=unknown, label_sets=context.problem.label_sets)
 
 
 def label_tensors(context: RunContext, statistics: ReleasedStatistics | None) -> dict[str, Tensor]:

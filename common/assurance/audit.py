@@ -22,10 +22,10 @@ from common.assurance.audit_bounds import (
     two_world_mu,
     two_world_power,
 )
+from common.assurance.audit_canaries import audited_run, canary_records, some_records
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.methods import get_method
-from common.methods.base import Method, Problem, RunContext, ServerState, SiteState, StepInput
+from common.methods.base import Method, RunContext, ServerState, SiteState, StepInput
 from common.methods.site_release import site_statistics
 from common.privacy.combined import combine_statistics
 from common.privacy.composition import epsilon_pld
@@ -97,7 +97,7 @@ def two_world_audit(
 
     Source: Nasr et al. (2023). The canary's direction is known to the attacker, as there.
     """
-    method, context = _context(config, dim, num_classes, background + 1)
+    method, context = audited_run(config, dim, num_classes, background + 1)
     context = replace(context, config=context.config.replace(local_steps=1))
     noise = context.plan.training_noise
     if not method.private or noise is None or noise == 0.0:
@@ -167,7 +167,7 @@ def one_run_audit(
 
     Source: Steinke, Nasr, Jagielski (2023). Measured there and here, the bound of a correct run lies far below its ε.
     """
-    method, context = _context(config, dim, num_classes, canaries // 2)
+    method, context = audited_run(config, dim, num_classes, canaries // 2)
     plan = context.plan
     if not method.private or plan.training_noise is None or plan.training_noise == 0.0:
         raise ConfigError("an audit needs a private method with training noise; set epsilon to a finite number")
@@ -210,30 +210,6 @@ def one_run_audit(
     best = one_run_power(mu, canaries, plan.delta, confidence)
     power = f"{correct} of {guesses} guesses right; a correct run is expected to show ε of about {best:.2f} at most"
     return AuditResult("one-run", bound, claimed, plan.delta, confidence, canaries, power)
-
-
-def canary_records(count: int, dim: int, num_classes: int, seed: int, *, findings: bool = False) -> SiteData:
-    """Made-up records with nearly orthogonal gradients: axes of a random rotation, labels in turn; each a group.
-
-    Of findings each record has one, and all are known.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    axes, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator))
-    index = torch.arange(count)
-    labels = (index + index // dim) % num_classes
-    if findings:
-        labels = torch.nn.functional.one_hot(labels, num_classes).to(torch.int8)
-    return SiteData(axes[index % dim].contiguous(), labels, index)
-
-
-def _context(config: RunConfig, dim: int, num_classes: int, units: int) -> tuple[Method, RunContext]:
-    """One site, whose number of units is public here."""
-    config = config.replace(num_sites=1, min_sites=1, sleep_steps=0, public_total=max(units, 1))
-    method = get_method(config.method)
-    task = config.federation.task
-    names = tuple(f"class-{index}" for index in range(num_classes + (task == "ordinal")))
-    problem = Problem(dim, names, 1, task=task)
-    return method, RunContext(config, problem, method.plan(config))
 
 
 def _without_noise(context: RunContext) -> RunContext:
@@ -293,13 +269,6 @@ class _Evidence:
 
     def scores(self) -> FloatArray:
         return torch.linalg.solve(self.precision, self.pull).numpy()
-
-
-def some_records(records: SiteData, rows: list[int]) -> SiteData:
-    """The records in these rows."""
-    index = torch.tensor(rows, dtype=torch.long)
-    groups = None if records.groups is None else records.groups[index]
-    return replace(records, embeddings=records.embeddings[index], labels=records.labels[index], groups=groups)
 
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.assurance.audit import AuditResult, canary_records, some_records, two_world_result
+from common.assurance.audit import AuditResult, two_world_result
+from common.assurance.audit_canaries import audited_run, canary_records, some_records
 from common.config.run import RunConfig
 from common.errors import ConfigError
-from common.methods import get_method
-from common.methods.base import Problem, RunContext
 from common.methods.site_release import site_statistics
 from common.privacy.combined import combine_statistics
 from common.privacy.noise import NoiseSource, SecureNoise, TestNoise
@@ -45,11 +44,7 @@ def audit_statistics(
 
     Source: Nasr et al. (2023); the attacker knows the record, and weighs every part by its noise.
     """
-    config = config.replace(num_sites=1, min_sites=1, public_total=2)
-    method = get_method(config.method)
-    task = config.federation.task
-    names = tuple("abcd") if task == "ordinal" else tuple("abc")
-    context = RunContext(config, Problem(_DIM, names, 1, task=task), method.plan(config))
+    method, context = audited_run(config, _DIM, _CLASSES, 2)
     spec, noise = method.statistics(context), context.plan.statistics_noise
     if not method.private or spec is None or noise is None or noise == 0.0:
         raise ConfigError("an audit needs a private method that releases something with noise: set a finite epsilon")

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import common.methods.fedhypevae.site as method_module
-from common.assurance.audit import canary_records, one_run_audit, two_world_audit
+from common.assurance.audit import one_run_audit, two_world_audit
+from common.assurance.audit_canaries import canary_records
 from common.config.run import RunConfig
 from common.methods.base import Problem, RunContext, StepInput
 from common.methods.fedhypevae.server import METHOD

@@ -54,7 +54,7 @@ def fit_code(
         The code, (d_v,), within the run's radius. It depends on the records without noise: it stays at the site.
 
     Raises:
-        ConfigError: the generator has no code. DataError: there are no records.
+        ConfigError: the generator has no code, or learned findings or grades. DataError: there are no records.
 
     Source: Eq. 11 of the paper, with the site's own moments in place of the released ones.
     """

@@ -60,6 +60,8 @@ def in_own_folder(server: ServerFolder, config: RunConfig) -> RunConfig:
 def start_run(server: ServerFolder, app_folder: Path, config: RunConfig) -> str:
     """Send the app to the server and start it; returns the run's number.
 
+    A number that Flower printed is believed, though its command ends badly or not at all: that run goes on.
+
     Raises:
         ConfigError: the folder holds no app, or the run's folder is another run's; nothing was started.
         FederationError: the server can't be reached.
@@ -74,8 +76,8 @@ def start_run(server: ServerFolder, app_folder: Path, config: RunConfig) -> str:
         done = _ask(server, [tool("flwr"), "run", *words])
     answer = object_in(done.stdout)
     run_id = answer.get("run-id") or answer.get("run_id")
-    if done.returncode != 0 or run_id is None:
-        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if not answer.get("success", False) or run_id is None:
+        lines = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
         last = str(answer.get("error-message") or (lines[-1] if lines else "no word"))
         raise FederationError(
             f"the server took no run ({last}): is it started, and does its log say anything? (`fedhypevae doctor`)"
@@ -187,4 +189,5 @@ def _ask(server: ServerFolder, command: list[str]) -> subprocess.CompletedProces
             command, env=server.environment(), cwd=server.path, capture_output=True, text=True, check=False, timeout=180
         )
     except subprocess.TimeoutExpired as error:
-        return subprocess.CompletedProcess(command, 124, str(error.stdout or ""), "no answer within 3 minutes")
+        printed = (error.stdout or b"").decode(errors="replace")  # bytes, though text was asked for
+        return subprocess.CompletedProcess(command, 124, printed, "no answer within 3 minutes")

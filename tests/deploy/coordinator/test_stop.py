@@ -1,4 +1,4 @@
-"""Stopping a run: asked of Flower, and told to whoever looks at the run's status."""
+"""Stopping a run: asked of Flower, and written into the run's status."""
 
 from __future__ import annotations
 

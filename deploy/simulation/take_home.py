@@ -12,13 +12,12 @@ from torch import Tensor
 
 from common.config.run import RunConfig
 from common.evaluation.heads import fit_linear_head
-from common.evaluation.scores import balanced_accuracy, mix_probabilities
+from common.evaluation.scores import MIXING, balanced_accuracy, mix_probabilities
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _FOUND = 0.5  # a class is missed where a model names fewer than half of its images rightly
-_MIXING = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def take_home(work_folder: Path, config: RunConfig, synthetic: tuple[Tensor, Ten
                 balanced_accuracy(everybody[1], decisions(everybody[0], mixing)),
                 _missed(everybody[1], decisions(everybody[0], mixing), names),
             )
-            for mixing in (1.0, _MIXING)
+            for mixing in (1.0, MIXING)
         )
         found.append(TakeHome(f"site-{index + 1}", alone, with_set))
     return found

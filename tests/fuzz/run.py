@@ -27,6 +27,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from tests.fuzz.mutations import Mutation, mutate
+from tests.fuzz.session import MOST_GROWTH_MB, Failure
 from tests.harness import Exchanged, Federation, Handler, HarnessSite
 from tests.secagg_cases import keyed_federation
 
@@ -43,12 +44,7 @@ SETTINGS: dict[str, Any] = {
 POLICY: dict[str, Any] = {"data_is_public": True, "metrics_may_leave": True}
 POLICY |= {"lifetime_epsilon": 100.0, "lifetime_delta": 1e-2}
 _RUNS_WITH_ONE_FEDERATION = 15  # a ledger is read whole at each message
-_MOST_GROWTH_MB = 400
 _SECAGG_EVERY = 12  # of the runs
-
-
-class Failure(AssertionError):
-    """A property that did not hold; the text has all that is needed to see it again."""
 
 
 @dataclass
@@ -232,7 +228,7 @@ def fuzz(mutations: int, seed: int, *, tell: bool = False, secagg: bool = True) 
                     run_secagg(session, shared)
                 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 before = before or used
-                check(used - before < _MOST_GROWTH_MB, session, f"memory grew by {used - before:.0f} MB")
+                check(used - before < MOST_GROWTH_MB, session, f"memory grew by {used - before:.0f} MB")
                 if session.mutations >= mutations:
                     break
         if tell:

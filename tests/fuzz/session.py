@@ -1,4 +1,4 @@
-"""What the fuzzers of files and texts share: counts from one seed, a loop that no input may break, a command line."""
+"""What fuzzers share: counts from one seed, a loop that no input may break, a command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 _SECONDS = 60  # that one folder may take; a file takes milliseconds
-_MOST_GROWTH_MB = 400
+MOST_GROWTH_MB = 400
 
 
 class Failure(AssertionError):
@@ -74,14 +74,14 @@ def feed(inputs: int, seed: int, one: Callable[[Session, Path], None], *, tell: 
             except (Failure, KeyboardInterrupt):
                 raise
             except BaseException as error:
-                told = f"seed {seed}, after {session.inputs} inputs: {type(error).__name__}: {error}"
-                raise Failure(told) from error
+                what = f"seed {seed}, after {session.inputs} inputs: {type(error).__name__}: {error}"
+                raise Failure(what) from error
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 shutil.rmtree(folder, ignore_errors=True)
             used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             before = before or used
-            session.check(used - before < _MOST_GROWTH_MB, f"memory grew by {used - before:.0f} MB")
+            session.check(used - before < MOST_GROWTH_MB, f"memory grew by {used - before:.0f} MB")
             if tell and session.inputs - shown >= 500:
                 shown = session.inputs
                 print(f"{shown} inputs, {shown / (time.monotonic() - start):.0f} a second", flush=True)

@@ -49,10 +49,6 @@ class Columns:
     path: Path
     work: Path
 
-    def has(self, name: str) -> bool:
-        """Whether there is a column of this name."""
-        return name in self._schema().names
-
     def read(self, name: str) -> NDArray[Any]:
         """One column; a list's numbers are written to the working folder and mapped from there.
 

@@ -112,7 +112,7 @@ def read_ready(path: Path, work: Path, names: ReadyNames, form: LabelForm) -> Re
 
 def _labels(source: Archive | Columns, names: ReadyNames, form: LabelForm, rows: int) -> ArrayLabels:
     own = None
-    if source.has(names.class_names) and isinstance(source, Archive):  # a column of a table is no list
+    if isinstance(source, Archive) and source.has(names.class_names):  # a column of a table is no list
         listed = _column(source, names.class_names, None)
         own = [listed[row] for row in range(len(listed.places))]
     if form.findings:

@@ -56,9 +56,9 @@ def ham_items(rows: int) -> Set:
         about = {row["image_id"]: row for row in csv.DictReader(file)}
     with tarfile.open(data_folder() / "ham10000_200x150_jpg.tar") as archive:
         files = {
-            Path(member.name).stem: archive.extractfile(member).read()  # type: ignore[union-attr]
+            Path(member.name).stem: picture.read()
             for member in archive
-            if member.name.endswith(".jpg")
+            if member.name.endswith(".jpg") and (picture := archive.extractfile(member)) is not None
         }
     names = sorted(files)
     chosen = [names[at] for at in np.random.default_rng(0).permutation(len(names))[:rows]]

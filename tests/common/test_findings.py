@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from common.config.run import RunConfig
 from common.errors import ConfigError
 from common.findings import label_losses, residuals
-from common.loop import SiteData, problem_of, run_loop
+from common.loop import problem_of, run_loop
 from common.methods import get_method, method_names
 from common.methods.base import RunContext, StepInput
 from common.methods.constants import TOTAL
 from common.methods.published import draw_published
 from common.privacy.noise import TestNoise
-from common.records import cumulative
+from common.records import SiteData, cumulative
 
 NAMES = ("a", "b", "c")
 WITHOUT = {"dp_cgan"}
@@ -35,8 +36,8 @@ def site(count: int, seed: int, dim: int = 8, grades: bool = False) -> SiteData:
     return SiteData(embeddings, labels, torch.arange(count) // 2)
 
 
-def config(method: str, **settings: object) -> RunConfig:
-    told = {
+def config(method: str, **settings: Any) -> RunConfig:
+    flat = {
         "method": method,
         "task": "multilabel",
         "noise": "test",
@@ -46,7 +47,7 @@ def config(method: str, **settings: object) -> RunConfig:
         "synthetic-rows": 50,
         **settings,
     }
-    return RunConfig.from_flat(told)  # type: ignore[arg-type]
+    return RunConfig.from_flat(flat)
 
 
 def test_an_unknown_finding_has_no_part_in_loss_and_gradient() -> None:

@@ -99,9 +99,10 @@ def test_predict_gives_a_probability_to_each_finding_or_grade(
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "scan.png")
     names, found = ("a", "b", "c"), {}
-    for task, outputs in (("multilabel", 3), ("ordinal", 2)):
+    kinds: tuple[tuple[Task, int], ...] = (("multilabel", 3), ("ordinal", 2))
+    for task, outputs in kinds:
         head = LinearHead(torch.zeros(outputs, 1280), torch.tensor([1.0, -1.0, 0.5])[:outputs], findings=True)
-        save_head(tmp_path / task, TrainedHead(head, names, offline_identity(names), "r", task=task))  # type: ignore[arg-type]
+        save_head(tmp_path / task, TrainedHead(head, names, offline_identity(names), "r", task=task))
         assert command("predict", tmp_path / task, tmp_path / "scan.png", "--json") == 0
         found[task] = json.loads(capsys.readouterr().out)
     first, second, third = torch.sigmoid(torch.tensor([1.0, -1.0, 0.5])).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,8 @@ FINDINGS, DIM = 5, 3
 _SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
-def spec(**changes: object) -> StatisticsSpec:
-    told = {"count_weight": 0.6, "max_positives": 2, "max_unknowns": 1, **changes}
-    return StatisticsSpec(DIM, FINDINGS, **told)  # type: ignore[arg-type]
+def spec(**changes: Any) -> StatisticsSpec:
+    return StatisticsSpec(DIM, FINDINGS, **{"count_weight": 0.6, "max_positives": 2, "max_unknowns": 1, **changes})
 
 
 def batch_of(labels: Tensor, embeddings: Tensor, rows: int = 1, groups: Tensor | None = None) -> UnitBatch:

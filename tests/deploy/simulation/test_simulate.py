@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,10 +45,10 @@ def test_two_at_once_are_two_and_a_broken_database_of_flowers_own_harms_neither(
     started: list[int] = []
     real = subprocess.Popen
 
-    def note(*words: object, **options: object) -> subprocess.Popen[bytes]:
-        process = real(*words, **options)  # type: ignore[call-overload]
+    def note(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = real(*words, **options)
         started.append(process.pid)
-        return process  # type: ignore[no-any-return]
+        return process
 
     with monkeypatch.context() as patch:
         patch.setattr(superlink.subprocess, "Popen", note)

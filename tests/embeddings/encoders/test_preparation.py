@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from embeddings.canary import draw
+from embeddings.encoders.backbones import TransformersEncoder
 from embeddings.encoders.base import EncoderOptions
 from embeddings.encoders.load import load_encoder
 from embeddings.encoders.preparation import Preparation, as_numbers
@@ -103,7 +104,8 @@ def test_processor_that_knows_no_bytes_is_asked_for_its_numbers(tmp_path: Path) 
 def test_preparation_travels_without_torch_and_the_network(tmp_path: Path) -> None:
     """As to a process that reads pictures: it starts in a quarter of the time."""
     encoder = load_encoder(str(save_model(tmp_path / "m", "dinov2")), EncoderOptions())
-    assert not encoder.prepare.needs_torch  # type: ignore[attr-defined]
+    assert isinstance(encoder, TransformersEncoder)
+    assert not encoder.prepare.needs_torch
     (tmp_path / "p").write_bytes(pickle.dumps(encoder.prepare))
     assert (tmp_path / "p").stat().st_size < 10_000
     program = (

@@ -47,8 +47,6 @@ from embeddings.readers.images import read_image
 _HELD = 4_096  # images whose inputs are held
 # Dense bfloat16 peak of the card that the GPU figures are for, in floating-point operations a second.
 PEAK_BF16 = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
-
-
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 # What is timed on a GPU: size and arithmetic.
 ON_GPU: tuple[tuple[str, Precision], ...] = (
@@ -128,9 +126,7 @@ def throughput(encoder: Encoder, files: list[Path], turns: int) -> dict[str, Any
     files = files[: len(files) // size * size]
     prepared = [encoder.prepare(read_image(path, path.name)) for path in files[: _HELD // size * size or size]]
     batches = [np.stack(prepared[start : start + size]) for start in range(0, len(prepared), size)]
-    ways: dict[str, Callable[[], int]] = {
-        "pipeline": partial(pipeline, encoder, files),
-    }
+    ways: dict[str, Callable[[], int]] = {"pipeline": partial(pipeline, encoder, files)}
     if encoder.device == "cpu":
         ways["bare_per_core"] = partial(bare_per_core, encoder, batches, cpu_count())
         ways["bare_all_threads"] = partial(bare_all_threads, encoder, batches)
@@ -204,18 +200,16 @@ def child(files: Path, count: int, folder: Path, encoder: str) -> None:
     wall, cpu = time.perf_counter(), processor_seconds()
     listing = Listing(items, (), ("a", "b"))
     outcome = extract(listing, network, folder / "out.parquet", bytes(32), processes=cpu_count())
-    print(
-        json.dumps(
-            {
-                "images": outcome.rows,
-                "seconds": round(time.perf_counter() - wall, 2),
-                "cpu_seconds": round(processor_seconds() - cpu, 2),
-                "images_per_second": round(outcome.rows / (time.perf_counter() - wall), 2),
-                "peak_mebibytes": peak_memory(),
-                "peak_mebibytes_before": memory_before,
-            }
-        )
-    )
+    wall, cpu = time.perf_counter() - wall, processor_seconds() - cpu
+    found = {
+        "images": outcome.rows,
+        "seconds": round(wall, 2),
+        "cpu_seconds": round(cpu, 2),
+        "images_per_second": round(outcome.rows / wall, 2),
+        "peak_mebibytes": peak_memory(),
+        "peak_mebibytes_before": memory_before,
+    }
+    print(json.dumps(found))
 
 
 def peak_memory() -> float:

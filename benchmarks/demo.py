@@ -99,7 +99,7 @@ def _memory(pid: int) -> float:
 
 
 def main() -> None:
-    """Run, collect, write the JSON and the picture of the last run."""
+    """Run, collect, and write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="runs, each with another seed; the first embeds the images")
     parser.add_argument("--out", type=Path, default=RESULTS / "demo.json")
@@ -126,7 +126,7 @@ def main() -> None:
         "balanced_accuracy": gain(homes),
         "epsilon_spent": spread(spent),
         "seconds_with_embedding": runs[0][1],
-        "seconds": spread([seconds for _, seconds, _ in runs[1:]]),
+        "seconds": spread([seconds for _, seconds, _ in runs[1:] or runs]),
         "peak_memory_mib": spread([peak for _, _, peak in runs]),
         "bytes_up_per_site": summaries[-1]["bytes_up_per_site"],
         "bytes_down_per_site": summaries[-1]["bytes_down_per_site"],

@@ -1,4 +1,4 @@
-"""The numbers that clinicians ask for: of each finding, of all, and how far probabilities can be taken at their word.
+"""The numbers that clinicians ask for: of each finding, of all, and how well probabilities are calibrated.
 
 A finding is one yes/no question of a record: each class against the rest, or a finding of a multi-label set. Computed
 on a site's records, these numbers are not private: they stay where the records are.

@@ -21,7 +21,7 @@ _ROWS = 2**13  # a prevalence of 1 % then errs by a tenth of it
 def score_offsets(law: RowLaw, tree: LabelTree) -> Tensor:
     """What brings the share of rows whose posterior finds each finding to its prevalence: (K,) float32.
 
-    A row gets the findings whose score is above 0. Where boundaries lie the scores alone say badly: each is trained by
+    A row gets the findings whose score is above 0. The scores alone place its boundary badly: each is trained by
     itself, and their noise makes them too sure. How often a finding occurs is released, so that the share of rows with
     it is right by construction, and the order of rows by their score is kept.
 
@@ -35,7 +35,7 @@ def score_offsets(law: RowLaw, tree: LabelTree) -> Tensor:
     above = (tree.prevalence * _ROWS).round().long().clamp(0, _ROWS - 1)
     at = _ROWS - above  # so many rows lie above the middle between the two rows there
     columns = torch.arange(scores.shape[1])
-    upper, lower = scores[at.clamp(max=_ROWS - 1), columns], scores[(at - 1).clamp(min=0), columns]
+    upper, lower = scores[at.clamp(max=_ROWS - 1), columns], scores[at - 1, columns]
     middle = torch.where(above == 0, scores[-1] + 1e-6, 0.5 * (upper + lower))
     return (-middle).float()
 

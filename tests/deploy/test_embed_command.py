@@ -153,14 +153,14 @@ def test_data_check_problem_is_exit_code_1(
         file.write("copy.jpg,b,p9,x\n")
     assert _embed(monkeypatch, home) == 0
     assert _run(monkeypatch, "data", "check", home / "site.parquet") == 1
-    told = capsys.readouterr().out
-    assert "1 pairs of equal or nearly equal rows have different labels" in told
-    assert "1 pairs of equal or nearly equal rows belong to different patients" in told
-    assert "--images FOLDER" in told
+    shown = capsys.readouterr().out
+    assert "1 pairs of equal or nearly equal rows have different labels" in shown
+    assert "1 pairs of equal or nearly equal rows belong to different patients" in shown
+    assert "--images FOLDER" in shown
     assert _run(monkeypatch, "data", "check", home / "site.parquet", "--images", home / "images") == 1
-    told = capsys.readouterr().out
-    assert "(0.jpg) = " in told
-    assert "(copy.jpg)" in told
+    shown = capsys.readouterr().out
+    assert "(0.jpg) = " in shown
+    assert "(copy.jpg)" in shown
     assert _run(monkeypatch, "data", "check", home / "site.parquet", "--images", home / "no") == 2
     assert _run(monkeypatch, "data", "check", home / "none.parquet") == 2
 
@@ -209,9 +209,9 @@ def test_findings_from_a_table_to_its_report(
     ]
     table += ["--path-column", "id", "--path-suffix", ".jpg", "--findings", "effusion,mass"]
     assert _run(monkeypatch, *table) == 1
-    told = capsys.readouterr().err
-    assert "2 findings: effusion 8, mass 12" in told
-    assert "rejected: 24.jpg: effusion is '9'; expected 1 (present)" in told
+    shown = capsys.readouterr().err
+    assert "2 findings: effusion 8, mass 12" in shown
+    assert "rejected: 24.jpg: effusion is '9'; expected 1 (present)" in shown
     assert read_store(home / "site.parquet").metadata.task == "multilabel"
     assert _run(monkeypatch, *table, "--task", "ordinal") == 2
     assert "--findings name a column for each finding" in capsys.readouterr().err
@@ -236,12 +236,12 @@ def test_stores_hold_their_findings_against_each_other(
         )
     capsys.readouterr()
     assert _run(monkeypatch, "data", "compare", home / "a.parquet", home / "b.parquet") == 0
-    told = capsys.readouterr().out
-    assert "effusion: a.parquet 25.0% of 4, b.parquet 25.0% of 4" in told
-    assert "mass: a.parquet 50.0% of 4, b.parquet -" in told
-    assert "Mass: a.parquet -, b.parquet 33.3% of 3" in told
-    assert "not labelled everywhere, and unknown where not: Mass, mass" in told
-    assert "'Mass' and 'mass' differ only in case" in told
+    shown = capsys.readouterr().out
+    assert "effusion: a.parquet 25.0% of 4, b.parquet 25.0% of 4" in shown
+    assert "mass: a.parquet 50.0% of 4, b.parquet -" in shown
+    assert "Mass: a.parquet -, b.parquet 33.3% of 3" in shown
+    assert "not labelled everywhere, and unknown where not: Mass, mass" in shown
+    assert "'Mass' and 'mass' differ only in case" in shown
 
 
 def test_embed_makes_no_salt_before_its_words_are_checked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,9 @@ def test_rows_names_and_prevalence_of_findings_are_right(findings: Released) -> 
     assert table.schema.field("label").type == pa.list_(pa.int8(), 3)
     assert table["label"].to_pylist() == labels.tolist()
     assert np.isin(labels.numpy(), (0, 1)).all()
-    told = json.loads((findings.bundle / "bundle.json").read_text())
+    about = json.loads((findings.bundle / "bundle.json").read_text())
     counts = labels.sum(0).tolist()
-    assert (told["task"], told["class_names"], told["class_counts"]) == ("multilabel", list(NAMES), counts)
+    assert (about["task"], about["class_names"], about["class_counts"]) == ("multilabel", list(NAMES), counts)
     card = (findings.bundle / "README.md").read_text()
     assert f"{len(embeddings)} synthetic embeddings of width 12 in 3 findings" in card
     for place, (name, count) in enumerate(zip(NAMES, counts, strict=True)):
@@ -76,9 +76,9 @@ print([[int(one) for one in row["synthetic/label"]] for row in dataset.records("
 @pytest.mark.parametrize(
     ("change", "check"),
     [
-        (lambda told: told.update(task="ordinal"), "descriptions"),
-        (lambda told: told.pop("task"), "descriptions"),
-        (lambda told: told["class_counts"].reverse(), "synthetic set"),
+        (lambda about: about.update(task="ordinal"), "descriptions"),
+        (lambda about: about.pop("task"), "descriptions"),
+        (lambda about: about["class_counts"].reverse(), "synthetic set"),
     ],
 )
 def test_a_bundle_that_says_other_of_its_findings_is_found(
@@ -100,8 +100,8 @@ def _turned(bundle: Path) -> None:
     encoder = None if run.encoder is None else replace(run.encoder, class_names=NAMES[::-1])
     write_generator(bundle / GENERATOR, context, run.artifact, encoder, run.not_private)
     _relabelled(bundle, torch.clone)
-    change_json(bundle, "bundle.json", lambda told: told["class_names"].reverse())
-    change_json(bundle, "bundle.json", lambda told: told["encoder"]["class_names"].reverse())
+    change_json(bundle, "bundle.json", lambda about: about["class_names"].reverse())
+    change_json(bundle, "bundle.json", lambda about: about["encoder"]["class_names"].reverse())
 
 
 def _relabelled(bundle: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -111,7 +111,7 @@ def _relabelled(bundle: Path, change: Callable[[torch.Tensor], torch.Tensor]) ->
     labels = change(labels)
     notes = {**set_notes(run.context, run.not_private)}
     write_rows(path, [(embeddings, labels)], dim=run.dim, class_names=run.class_names, notes=notes, task="multilabel")
-    change_json(bundle, "bundle.json", lambda told: told.update(class_counts=labels.sum(0).tolist()))
+    change_json(bundle, "bundle.json", lambda about: about.update(class_counts=labels.sum(0).tolist()))
 
 
 def _one_label(labels: torch.Tensor) -> torch.Tensor:

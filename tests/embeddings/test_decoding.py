@@ -109,7 +109,7 @@ def end_while_large() -> np.ndarray:
         return end_process(signal.SIGKILL)
 
 
-def _told(answer: Answer) -> tuple[bytes, str, bool]:
+def _content(answer: Answer) -> tuple[bytes, str, bool]:
     return b"" if answer.row is None else answer.row.tobytes(), answer.reason, answer.shallow
 
 
@@ -126,7 +126,7 @@ def test_answers_of_processes_are_those_of_this_one(tmp_path: Path) -> None:
     with Decoders(same, 1) as here, Decoders(same, 2) as there, ThreadPoolExecutor(2) as pool:
         expected = here.read(loads)
         for answers in pool.map(there.read, [loads] * 4):
-            assert list(map(_told, answers)) == list(map(_told, expected))
+            assert list(map(_content, answers)) == list(map(_content, expected))
     assert sum(answer.shallow for answer in expected) == 1
     assert 5 <= sum(answer.row is None for answer in expected) < len(expected) - 5
     assert not any(isinstance(answer.row, Shallow) for answer in expected)
@@ -187,7 +187,7 @@ def test_names_of_any_bytes_travel(tmp_path: Path) -> None:
     good: list[Load] = [partial(read_image, tmp_path / name, name) for name in names]
     bad: list[Load] = [partial(read_image, tmp_path / f"{name}.gone", name) for name in names]
     with Decoders(same, 1) as here, Decoders(same, 2) as there:
-        assert list(map(_told, there.read(good + bad))) == list(map(_told, here.read(good + bad)))
+        assert list(map(_content, there.read(good + bad))) == list(map(_content, here.read(good + bad)))
         assert all(answer.row is not None for answer in there.read(good))
 
 

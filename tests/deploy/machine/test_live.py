@@ -140,17 +140,17 @@ def test_a_site_tells_its_refusals_in_its_own_words(tmp_path: Path, monkeypatch:
     federation = Federation.create(tmp_path, 1)
     site, stop = federation.sites[0], threading.Event()
     site.set_policy(max_clip_norm=0.01)
-    told: list[str] = []
-    thread = watch_refusals(site.folder, stop, told.append)
+    shown: list[str] = []
+    thread = watch_refusals(site.folder, stop, shown.append)
     with pytest.raises(SystemExit):
         federation.run(num_rounds=1)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not told:
+    while time.monotonic() < deadline and not shown:
         time.sleep(0.02)
     stop.set()
     thread.join()
-    assert "policy rule max_clip_norm allows 0.01" in told[0]
+    assert "policy rule max_clip_norm allows 0.01" in shown[0]
     (line,) = refusals_in(site.log())
-    assert told[0].endswith(line)
+    assert shown[0].endswith(line)
     failed = "2026-01-01T00:00:00+00:00 reference 0123abcd\nTraceback\nValueError: row 17 is \x1b[2J\n\n"
     assert refusals_in(failed) == ["refused (reference 0123abcd in site.log): it failed: its whole error is there"]

@@ -116,11 +116,11 @@ def test_inspect_counts_findings(findings: EmbeddingSet, rng: np.random.Generato
     assert sum(facts_of.a_record) == 600
     assert isinstance(quality.probe, FindingProbe)
     assert quality.probe.auroc > 0.9
-    told = dict(facts(quality))
-    assert told["findings"] == "3 of 3 present"
-    assert told["unknown"] == "8.3% of all; most of d: 25.0%"
-    assert f"a<b + c {facts_of.together[0, 1]}" in told["found together"]
-    assert told["findings a record"].startswith("none ")
+    lines = dict(facts(quality))
+    assert lines["findings"] == "3 of 3 present"
+    assert lines["unknown"] == "8.3% of all; most of d: 25.0%"
+    assert f"a<b + c {facts_of.together[0, 1]}" in lines["found together"]
+    assert lines["findings a record"].startswith("none ")
     page = render_page("x", findings, quality, rng)
     assert page.count('src="data:image/png;base64,') == 4
     assert "Found together" in page

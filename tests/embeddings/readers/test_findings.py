@@ -326,8 +326,8 @@ def test_cells_are_in_lower_case_and_only_those_of_the_documentation() -> None:
     shown = (Path(__file__).parents[3] / "docs" / "files.md").read_text(encoding="utf-8")
     for value, what in ((1, "present"), (0, "absent"), (-1, "unknown")):
         line = next(line for line in shown.splitlines() if line.startswith(f"| {what} |"))
-        told = {cell.strip(" `") for cell in line.split("|")[2].split(",")}
-        assert told == {text or "an empty cell" for text, meant in CELLS.items() if meant == value}
+        cells = {cell.strip(" `") for cell in line.split("|")[2].split(",")}
+        assert cells == {text or "an empty cell" for text, meant in CELLS.items() if meant == value}
 
 
 @settings(max_examples=60, deadline=None)

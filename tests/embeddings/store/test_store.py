@@ -294,13 +294,13 @@ def test_findings_of_another_kind_are_refused(tmp_path: Path, kind: pa.DataType)
 def test_store_without_a_task_has_classes_and_its_old_fingerprint(tmp_path: Path) -> None:
     fingerprint = write_store(tmp_path / "a.parquet", _set())
     table = pq.read_table(tmp_path / "a.parquet")
-    told = json.loads(table.schema.metadata[b"fedhypevae"])
-    assert told.pop("task") == "multiclass"
-    pq.write_table(table.replace_schema_metadata({b"fedhypevae": json.dumps(told)}), tmp_path / "old.parquet")
+    about = json.loads(table.schema.metadata[b"fedhypevae"])
+    assert about.pop("task") == "multiclass"
+    pq.write_table(table.replace_schema_metadata({b"fedhypevae": json.dumps(about)}), tmp_path / "old.parquet")
     read = read_store(tmp_path / "old.parquet")
     assert (read.metadata.task, read.metadata.fingerprint) == ("multiclass", fingerprint)
     for task in ("ordinal", "multilabel", "regression", 1, None):
-        text = json.dumps({**told, "task": task})
+        text = json.dumps({**about, "task": task})
         pq.write_table(table.replace_schema_metadata({b"fedhypevae": text}), tmp_path / "other.parquet")
         with pytest.raises(DataError, match=r"fingerprint|column label|expected a task|can't be read"):
             read_store(tmp_path / "other.parquet")

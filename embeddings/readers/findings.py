@@ -232,7 +232,10 @@ def _listed_names(form: LabelForm, texts: Sequence[str]) -> Names:
         for part in parts(str(text)):
             name = part if part in index else neat(part.removesuffix("?"))
             if name in index:
-                values[index[name]] = 1 if name == part else -1
+                value = 1 if name == part else -1
+                if values[index[name]] not in (0, value):
+                    raise DataError(f"{text!r} names {name} as present and as unknown")
+                values[index[name]] = value
             elif part.casefold() in NO_FINDING:
                 nothing = True
             else:

@@ -85,7 +85,7 @@ def test_two_rows_of_a_picture_with_other_findings_reject_it(tmp_path: Path) -> 
 def test_table_with_one_column_of_names(tmp_path: Path) -> None:
     table = (
         "path,label\n0.png,Effusion\n1.png,No Finding|Mass?\n2.png,Mass? | Effusion?\n3.png,Mass|Effusion\n"
-        "4.png,no finding\n5.png,Mass|No Finding\n6.png,\n7.png,|\n"
+        "4.png,no finding\n5.png,Mass|No Finding\n6.png,\n7.png,|\n8.png,Mass|Effusion|Mass?\n9.png,Mass?|Mass\n"
     )
     with pytest.raises(DataError, match=r"does not depend on who has one: .* Found in the labels: Effusion, Mass$"):
         _listed(tmp_path, table, MANY)
@@ -96,6 +96,8 @@ def test_table_with_one_column_of_names(tmp_path: Path) -> None:
         "5.png": "'Mass|No Finding' names a finding beside No Finding",
         "6.png": "the label file has no label in line 8",
         "7.png": "no finding in '|'; where there is none expected No Finding",
+        "8.png": "'Mass|Effusion|Mass?' names Mass as present and as unknown",
+        "9.png": "'Mass?|Mass' names Mass as present and as unknown",
     }
 
 
